@@ -1,0 +1,139 @@
+"""What stages hand to each other: files with a known meaning, and how a file is written safely."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_qat.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class CheckpointArtifact:
+    """A trt_qat checkpoint: ``*.safetensors``, weights and quantizer state, no code."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class OnnxArtifact:
+    """An exported ONNX file."""
+
+    path: Path
+    precision: str
+
+
+@dataclass(frozen=True)
+class EngineArtifact:
+    """A plain serialized TensorRT plan and the JSON that describes it."""
+
+    path: Path
+    sidecar: Path
+    flavor: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per forward pass, warm-up apart."""
+
+    median: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One measured model. mAP as fractions (0.418), never percent."""
+
+    model: str
+    precision: str
+    runtime: str
+    map50_95: float
+    map50: float
+    images: int
+    size_bytes: int
+    latency_ms: Latency
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object of the documented ``--json`` contract."""
+        return asdict(self)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it becomes ``path``, on failure nothing is left.
+
+    Raises:
+        ArtifactError: the folder cannot be created or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as exc:
+        raise ArtifactError(f"Cannot write '{path}': {exc.strerror or exc}. Choose another --out.") from exc
+    try:
+        temporary = folder / path.name
+        yield temporary
+        try:
+            os.replace(temporary, path)
+        except OSError as exc:
+            raise ArtifactError(f"Cannot write '{path}': {exc.strerror or exc}. Choose another --out.") from exc
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def writable_folder(path: Path) -> Path:
+    """Create the folder and prove that it can be written, before any long work starts.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as exc:
+        raise ArtifactError(f"Cannot write to folder '{path}': {exc.strerror or exc}. Choose another --out.") from exc
+    return path
+
+
+def existing_file(path: Path, what: str) -> Path:
+    """Return ``path`` if it is a readable, non-empty file.
+
+    Raises:
+        ArtifactError: it is missing, a folder, or empty.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{what} '{path}' does not exist. Check the path.")
+    if not path.is_file():
+        raise ArtifactError(f"{what} '{path}' is not a file.")
+    if path.stat().st_size == 0:
+        raise ArtifactError(f"{what} '{path}' is empty (0 bytes). Create it again.")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

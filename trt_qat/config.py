@@ -1,0 +1,244 @@
+"""Configuration: one frozen, strict section per stage.
+
+YAML files (``--config``, repeatable) and ``--set section.key=value`` are merged over the defaults
+below and validated once. No dictionary travels past this module: stages take their section.
+Every key is documented where it stands in ``configs/*.yaml``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trt_qat.errors import ConfigError
+
+Calibrator = Literal["max", "entropy", "percentile", "mse"]
+Precision = Literal["int8+fp32", "int8+fp16", "fp32", "fp16"]
+Flavor = Literal["tensorrt", "tensorrt-rtx"]
+RuntimeName = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
+Residual = Literal["none", "skip", "both"]
+ToolkitName = Literal["modelopt", "pytorch-quantization"]
+Role = Literal["first_conv", "head_last", "dfl"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """How the network sees an image."""
+
+    imgsz: int = Field(default=640, ge=32, description="Square input side in pixels, a multiple of 32")
+
+    @field_validator("imgsz")
+    @classmethod
+    def _multiple_of_stride(cls, value: int) -> int:
+        if value % 32:
+            raise ValueError(f"must be a multiple of 32, the nearest is {max(32, round(value / 32) * 32)}")
+        return value
+
+
+class DataSection(Section):
+    """Which images are read and how many at a time."""
+
+    calibration_images: int = Field(default=512, ge=1)
+    batch: int = Field(default=8, ge=1)
+    workers: int = Field(default=0, ge=0)
+
+
+class TrainSection(Section):
+    """FP32 training (``trt-qat train``), handed to Ultralytics' trainer."""
+
+    epochs: int = Field(default=100, ge=1)
+    batch: int = Field(default=16, ge=1)
+    lr0: float = Field(default=0.01, gt=0)
+    optimizer: Literal["auto", "SGD", "AdamW"] = "auto"
+    seed: int = 0
+
+
+class QuantizationSection(Section):
+    """Which tensors become INT8 and how their ranges are found."""
+
+    toolkit: ToolkitName = "modelopt"
+    calibrator: Calibrator = "percentile"
+    percentile: float = Field(default=99.999, gt=50, le=100)
+    histogram_bins: int = Field(default=2048, ge=128)
+    residual: Residual = "skip"
+    float_roles: tuple[Role, ...] = ("head_last", "dfl")
+    exclude: tuple[str, ...] = ()
+
+
+class QatSection(Section):
+    """Quantization-aware fine-tuning."""
+
+    epochs: int = Field(default=2, ge=1)
+    batch: int = Field(default=8, ge=1)
+    lr0: float = Field(default=1e-5, gt=0)
+    lrf: float = Field(default=0.1, gt=0, le=1)
+    optimizer: Literal["AdamW", "SGD"] = "AdamW"
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0)
+    hsv: float = Field(default=0.3, ge=0, le=1)
+    scale: float = Field(default=0.1, ge=0, lt=1)
+    translate: float = Field(default=0.05, ge=0, lt=1)
+    fliplr: float = Field(default=0.0, ge=0, le=1)
+    seed: int = 0
+
+
+class ExportSection(Section):
+    """The ONNX file."""
+
+    precision: Precision = "int8+fp32"
+    opset: int = Field(default=19, ge=19, le=23)
+    batch: int = Field(default=1, ge=1)
+    dynamic_batch: bool = False
+
+
+class EngineSection(Section):
+    """The TensorRT build."""
+
+    flavor: Flavor = "tensorrt-rtx"
+    workspace_mib: int = Field(default=2048, ge=16)
+    min_batch: int = Field(default=1, ge=1)
+    opt_batch: int = Field(default=1, ge=1)
+    max_batch: int = Field(default=8, ge=1)
+    timing_cache: str = ""
+    compute_capabilities: tuple[int, ...] = ()
+
+
+class EvaluationSection(Section):
+    """mAP and latency."""
+
+    runtime: RuntimeName = "openvino"
+    conf: float = Field(default=0.001, ge=0, lt=1)
+    iou: float = Field(default=0.7, gt=0, le=1)
+    max_det: int = Field(default=300, ge=1)
+    latency_iterations: int = Field(default=50, ge=3)
+    latency_warmup: int = Field(default=10, ge=0)
+    threads: int = Field(default=0, ge=0)
+
+
+class InferSection(Section):
+    """Images and videos in, annotated files out."""
+
+    conf: float = Field(default=0.25, ge=0, lt=1)
+    iou: float = Field(default=0.45, gt=0, le=1)
+    max_det: int = Field(default=300, ge=1)
+
+
+class Config(Section):
+    """All sections. Frozen: make a changed copy with :meth:`load` or ``model_copy``."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    quantization: QuantizationSection = QuantizationSection()
+    qat: QatSection = QatSection()
+    export: ExportSection = ExportSection()
+    engine: EngineSection = EngineSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    infer: InferSection = InferSection()
+
+    @classmethod
+    def load(cls, files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
+        """Defaults, then each YAML file, then each ``section.key=value``.
+
+        Raises:
+            ConfigError: unreadable file, unknown key (the nearest known one is suggested), bad value.
+        """
+        merged: dict[str, dict[str, Any]] = {}
+        for file in files:
+            _merge(merged, _read_yaml(Path(file)), str(file))
+        for override in overrides:
+            _merge(merged, _parse_override(override), f"--set {override}")
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as exc:
+            raise ConfigError(_explain(exc, merged)) from exc
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"Cannot read config file '{path}': {exc.strerror or exc}.") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        where = " ".join(str(exc).split())
+        raise ConfigError(f"Config file '{path}' is not valid YAML: {where}.") from exc
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"Config file '{path}' must hold sections (a mapping), found {type(content).__name__}.")
+    return content
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    name, separator, raw = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (separator and dot and section and key):
+        raise ConfigError(f"--set {text!r} is not of the form section.key=value, e.g. --set qat.epochs=5.")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"--set {text!r}: the value is not valid YAML.") from exc
+    # YAML 1.1 reads '1e-5' (no dot) as a string; users mean the number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    return {section: {key: value}}
+
+
+def _merge(into: dict[str, dict[str, Any]], new: Mapping[str, Any], source: str) -> None:
+    for section, values in new.items():
+        if section not in Config.model_fields:
+            raise ConfigError(_unknown(str(section), list(Config.model_fields), source))
+        if values is None:
+            continue
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"Section '{section}' in {source} must be a mapping of keys, found {values!r}.")
+        known = list(_section_class(section).model_fields)
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(_unknown(f"{section}.{key}", [f"{section}.{name}" for name in known], source))
+            into.setdefault(section, {})[key] = value
+
+
+def _section_class(section: str) -> type[Section]:
+    annotation = Config.model_fields[section].annotation
+    assert isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation
+
+
+def _unknown(key: str, known: list[str], source: str) -> str:
+    section, _, leaf = key.rpartition(".")
+    close = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in known], n=1, cutoff=0.5)
+    if not close and section:  # the key may stand in the wrong section
+        for name, field in Config.model_fields.items():
+            del field
+            if leaf in _section_class(name).model_fields:
+                return f"Unknown key '{key}' in {source}. It belongs to another section: '{name}.{leaf}'."
+    hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."
+    return f"Unknown key '{key}' in {source}. {hint}"
+
+
+def _explain(exc: ValidationError, merged: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = []
+    for error in exc.errors():
+        key = ".".join(str(part) for part in error["loc"])
+        message = error["msg"].removeprefix("Value error, ")
+        lines.append(f"{key} = {error['input']!r}: {message}")
+    return "Invalid configuration: " + "; ".join(lines) + "."
+
+
+def choices(alias: Any) -> tuple[str, ...]:
+    """The strings a ``Literal`` alias of this module allows, for command-line options."""
+    return get_args(alias)

@@ -1,0 +1,52 @@
+"""Every error a user can meet, as one tree.
+
+TrtQatError                 caught in cli.py only: one line on stderr, exit code 1
+├── ConfigError             a configuration key or value is wrong
+├── DatasetError            images, labels or data.yaml are wrong
+├── ArtifactError           a file (weights, checkpoint, ONNX, plan) cannot be read or written
+├── MissingDependency       an optional package or a driver is not there
+├── QuantizationError       quantizers cannot be placed or calibrated
+├── ExportError             the ONNX graph cannot be made or cleaned
+├── EngineError             the TensorRT build failed
+└── RunnerError             a model cannot run on the chosen runtime
+
+A message says what was given, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class TrtQatError(Exception):
+    """Base class of every expected failure."""
+
+
+class ConfigError(TrtQatError):
+    """A configuration key or value is wrong."""
+
+
+class DatasetError(TrtQatError):
+    """Images, labels or the data.yaml are wrong."""
+
+
+class ArtifactError(TrtQatError):
+    """A weights, checkpoint, ONNX or plan file cannot be read or written."""
+
+
+class MissingDependency(TrtQatError):
+    """An optional package or a driver is not installed."""
+
+
+class QuantizationError(TrtQatError):
+    """Quantizers cannot be placed, calibrated or loaded."""
+
+
+class ExportError(TrtQatError):
+    """The ONNX graph cannot be exported or cleaned."""
+
+
+class EngineError(TrtQatError):
+    """TensorRT could not build the engine."""
+
+
+class RunnerError(TrtQatError):
+    """A model cannot run on the chosen runtime."""
