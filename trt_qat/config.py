@@ -23,6 +23,7 @@ Flavor = Literal["tensorrt", "tensorrt-rtx"]
 RuntimeName = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
+QatLoss = Literal["detection", "distill", "both"]
 Role = Literal["first_conv", "head_last", "dfl"]
 
 
@@ -49,6 +50,7 @@ class DataSection(Section):
     """Which images are read and how many at a time."""
 
     calibration_images: int = Field(default=512, ge=1)
+    calibration_cache: str = "calib"
     batch: int = Field(default=8, ge=1)
     workers: int = Field(default=0, ge=0)
 
@@ -89,6 +91,9 @@ class QatSection(Section):
     scale: float = Field(default=0.1, ge=0, lt=1)
     translate: float = Field(default=0.05, ge=0, lt=1)
     fliplr: float = Field(default=0.0, ge=0, le=1)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    loss: QatLoss = "distill"
+    distill_weight: float = Field(default=1.0, gt=0)
     seed: int = 0
 
 

@@ -1,0 +1,1 @@
+"""Datasets: reading, checking, converting, and the generated demo set."""

@@ -1,0 +1,1 @@
+"""TensorRT engines: build a plan from an ONNX file, look into it."""

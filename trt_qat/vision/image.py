@@ -33,9 +33,13 @@ def check_image(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: the file is missing, truncated or not an image.
     """
+    # asked first because Ultralytics replaces Pillow's open by one that installs packages for unknown formats
+    if path.is_file() and not cv2.haveImageReader(str(path)):
+        raise DatasetError(f"Image '{path}' is not an image. Replace or remove it.")
     try:
         with Image.open(path) as image:
             image.load()
-            return image.size
+            width, height = image.size
+            return width, height
     except (OSError, SyntaxError, ValueError) as exc:
         raise DatasetError(f"Image '{path}' cannot be read: {exc}. Replace or remove it.") from exc

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from tiny_onnx import NAMES, write_tiny_detector, write_unknown_operator
+
+from trt_qat.artifacts import file_sha256
+from trt_qat.config import EngineSection
+from trt_qat.engine import build
+from trt_qat.engine.build import build_engine, read_sidecar, ultralytics_engine_from_plan
+from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+
+def test_plan_and_sidecar_of_a_dynamic_model(tmp_path: Path) -> None:
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx", batch=None)
+    section = EngineSection(max_batch=4, compute_capabilities=(89, 120), timing_cache=str(tmp_path / "t" / "t.cache"))
+    artifact = build_engine(onnx, tmp_path / "out" / "tiny.plan", section)
+    described = json.loads(artifact.sidecar.read_text())
+    assert artifact.path.stat().st_size == described["size_bytes"] > 1000
+    assert described["onnx"] == "tiny.onnx"
+    assert described["onnx_sha256"] == file_sha256(onnx)
+    assert described["flavor"] == artifact.flavor == "tensorrt-rtx"
+    assert described["inputs"] == [{"name": "images", "dtype": "float32", "shape": [-1, 3, 64, 64]}]
+    assert described["outputs"] == [{"name": "output0", "dtype": "float32", "shape": [-1, 7, 64]}]
+    shapes = {"min": [1, 3, 64, 64], "opt": [1, 3, 64, 64], "max": [4, 3, 64, 64]}
+    assert described["profiles"] == [{"images": shapes}]
+    assert described["compute_capabilities"] == [89, 120]
+    assert described["metadata"]["names"] == str(NAMES)
+    assert described["build_seconds"] > 0
+    assert (tmp_path / "t" / "t.cache").is_file()
+    assert sorted(path.name for path in artifact.path.parent.iterdir()) == ["tiny.json", "tiny.plan"]
+
+
+def test_static_model_has_no_profile_and_converts_to_ultralytics(tmp_path: Path) -> None:
+    artifact = build_engine(
+        write_tiny_detector(tmp_path / "tiny.onnx"), tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,))
+    )
+    assert read_sidecar(artifact.path)["profiles"] == []
+    engine = ultralytics_engine_from_plan(artifact.path, artifact.sidecar, tmp_path / "tiny.engine").read_bytes()
+    (length,) = struct.unpack("<i", engine[:4])
+    assert json.loads(engine[4 : 4 + length])["names"] == str(NAMES)
+    assert engine[4 + length :] == artifact.path.read_bytes()
+
+
+def test_parser_error_names_the_node(tmp_path: Path) -> None:
+    onnx = write_unknown_operator(tmp_path / "unknown.onnx")
+    with pytest.raises(EngineError, match=r"cannot parse 'unknown.onnx': node 'strange_node' \(Mystery\): .*Plugin"):
+        build_engine(onnx, tmp_path / "out.plan", EngineSection())
+    assert [path.name for path in tmp_path.iterdir()] == ["unknown.onnx"]
+
+
+def test_unknown_compute_capability_lists_the_known_ones(tmp_path: Path) -> None:
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    with pytest.raises(ConfigError, match=r"11 is unknown.*Known: \[75, 80"):
+        build_engine(onnx, tmp_path / "out.plan", EngineSection(compute_capabilities=(11,)))
+
+
+def test_missing_and_truncated_onnx(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        build_engine(tmp_path / "none.onnx", tmp_path / "out.plan", EngineSection())
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    onnx.write_bytes(onnx.read_bytes()[:300])
+    with pytest.raises(ArtifactError, match="truncated"):
+        build_engine(onnx, tmp_path / "out.plan", EngineSection())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_batch": 3}, "ascending order"),
+        ({"timing_cache": "model.onnx"}, r"named \*.cache"),
+        ({"flavor": "tensorrt", "compute_capabilities": (89,)}, "tensorrt-rtx only"),
+    ],
+)
+def test_wrong_section(tmp_path: Path, values: dict[str, object], message: str) -> None:
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    with pytest.raises(ConfigError, match=message):
+        build_engine(onnx, tmp_path / "out.plan", EngineSection(**values))
+
+
+def test_only_plan_files_are_written(tmp_path: Path) -> None:
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    with pytest.raises(EngineError, match=r"named \*.plan"):
+        build_engine(onnx, onnx, EngineSection())
+
+
+def test_flavor_tensorrt_without_package_or_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx, section = write_tiny_detector(tmp_path / "tiny.onnx"), EngineSection(flavor="tensorrt")
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match="pip install tensorrt, or use --flavor tensorrt-rtx"):
+        build_engine(onnx, tmp_path / "out.plan", section)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(build, "gpu_names", tuple)
+    with pytest.raises(EngineError, match="No NVIDIA GPU found"):
+        build_engine(onnx, tmp_path / "out.plan", section)
+
+
+@pytest.mark.parametrize(("code", "message"), [("raise SystemExit(3)", "exit code 3"), ("os.abort()", "SIGABRT")])
+def test_crash_of_the_build_process_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    (tmp_path / "crashing_child.py").write_text(f"import os\nprint('last words', flush=True)\n{code}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(build, "_CHILD_MODULE", "crashing_child")
+    with pytest.raises(EngineError, match=f"{message}. Its last words: last words$"):
+        build_engine(onnx, tmp_path / "out" / "out.plan", EngineSection())
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"flavor": "other"}'])
+def test_broken_sidecar(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tiny.json").write_text(content)
+    with pytest.raises(ArtifactError, match="Build the engine again"):
+        read_sidecar(tmp_path / "tiny.plan")

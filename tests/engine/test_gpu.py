@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pytest
+
+from trt_qat.engine import flavor, gpu
+from trt_qat.errors import EngineError, MissingDependency
+
+
+class FakeDriver:
+    """Two devices, as libcuda reports them."""
+
+    names = (b"NVIDIA GeForce RTX 4090", b"Tesla T4")
+
+    def __init__(self, init_status: int = 0) -> None:
+        self.init_status = init_status
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.init_status
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.names)
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        device._obj.value = index
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        name.value = self.names[device.value]
+        return 0
+
+
+def test_names_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
+    assert gpu.gpu_names() == ("NVIDIA GeForce RTX 4090", "NVIDIA Tesla T4")
+
+
+def test_no_driver_and_no_device_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert gpu.gpu_names() == ()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(init_status=100))
+    assert gpu.gpu_names() == ()
+
+
+def test_missing_tensorrt_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flavor.MODULES, "tensorrt", "no_such_module")
+    with pytest.raises(MissingDependency, match="pip install tensorrt, or use --flavor tensorrt-rtx"):
+        flavor.import_tensorrt("tensorrt")
+    with pytest.raises(EngineError, match="Unknown TensorRT flavor"):
+        flavor.import_tensorrt("other")
+
+
+def test_logger_collects_errors_only() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    logger, errors = flavor.tensorrt_logger(trt)
+    logger.log(trt.ILogger.ERROR, "two\n lines")
+    logger.log(trt.ILogger.WARNING, "not this")
+    assert errors == ["two lines"]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_onnx import NAMES, write_tiny_detector, write_unknown_operator
+
+from trt_qat.errors import ArtifactError, RunnerError
+from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
+from trt_qat.runtime.openvino import OpenVinoRunner
+from trt_qat.runtime.runner import Runner, class_names, image_size
+
+OPENERS: list[Callable[[Path], Runner]] = [
+    OpenVinoRunner,
+    OnnxRuntimeRunner,
+    lambda path: OnnxRuntimeRunner(path, threads=1, optimize=False),
+]
+
+
+@pytest.fixture(params=OPENERS, ids=["openvino", "onnxruntime", "onnxruntime-unoptimized"])
+def opener(request: pytest.FixtureRequest) -> Callable[[Path], Runner]:
+    return request.param
+
+
+def _batch(count: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).random((count, 3, 64, 64), dtype=np.float32)
+
+
+def test_attributes_and_result(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:
+    with opener(write_tiny_detector(tmp_path / "tiny.onnx")) as runner:
+        assert isinstance(runner, Runner)
+        assert runner.input_shape == (1, 3, 64, 64)
+        assert class_names(runner.metadata) == NAMES
+        assert image_size(runner.metadata, runner.input_shape) == 64
+        assert runner.device
+        red = np.zeros((1, 3, 64, 64), np.float32)
+        red[0, 0, 8:16, 16:24] = 1
+        (output,) = runner.infer(red)
+        assert output.dtype == np.float32
+        assert output.shape == (1, 7, 64)
+        np.testing.assert_allclose(output[0, :, 8 + 2], [20, 12, 8, 8, 1, 0, 0], atol=1e-5)
+
+
+def test_results_of_two_calls_do_not_share_memory(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:
+    with opener(write_tiny_detector(tmp_path / "tiny.onnx")) as runner:
+        first = runner.infer(np.zeros((1, 3, 64, 64), np.float32))[0]
+        before = first.copy()
+        runner.infer(_batch())
+        np.testing.assert_array_equal(first, before)
+
+
+def test_dynamic_batch(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:
+    with opener(write_tiny_detector(tmp_path / "tiny.onnx", batch=None)) as runner:
+        assert runner.input_shape == (None, 3, 64, 64)
+        batch = _batch(3)
+        together = runner.infer(batch)[0]
+        assert together.shape == (3, 7, 64)
+        np.testing.assert_allclose(together[1], runner.infer(batch[1:2])[0][0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (_batch(2), r"takes shape \(1, 3, 64, 64\), found \(2, 3, 64, 64\)"),
+        (_batch()[0], r"found \(3, 64, 64\)"),
+        (_batch()[:0], r"found \(0, 3"),
+        (_batch().astype(np.float64), "float32 array, found float64"),
+        ([1.0], "float32 array, found list"),
+    ],
+)
+def test_wrong_batch(tmp_path: Path, opener: Callable[[Path], Runner], batch: np.ndarray, message: str) -> None:
+    with opener(write_tiny_detector(tmp_path / "tiny.onnx")) as runner, pytest.raises(RunnerError, match=message):
+        runner.infer(batch)
+
+
+def test_use_after_exit(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:
+    with opener(write_tiny_detector(tmp_path / "tiny.onnx")) as runner:
+        pass
+    with pytest.raises(RunnerError, match="closed"):
+        runner.infer(_batch())
+    with pytest.raises(RunnerError, match="closed"), runner:
+        pass
+
+
+def test_broken_files(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:
+    whole = write_tiny_detector(tmp_path / "tiny.onnx").read_bytes()
+    for content in (whole[: len(whole) // 2], b"hello world\n" * 20, b"\x00\x01"):
+        (tmp_path / "broken.onnx").write_bytes(content)
+        with pytest.raises(ArtifactError, match="not an ONNX file"):
+            opener(tmp_path / "broken.onnx")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        opener(tmp_path / "none.onnx")
+    with pytest.raises(RunnerError, match=r"cannot run .*Mystery") as caught:
+        opener(write_unknown_operator(tmp_path / "unknown.onnx"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["nonsense(", "12", "{0: 'a'", "{'a': 'b'}"])
+def test_class_names_that_are_none(text: str) -> None:
+    with pytest.raises(RunnerError, match="names"):
+        class_names({"names": text})
+
+
+def test_class_names_forms() -> None:
+    assert class_names({}) == {}
+    assert class_names({"names": "['a', 'b']"}) == {0: "a", 1: "b"}
+
+
+def test_image_size_rules() -> None:
+    assert image_size({"imgsz": "[640, 640]"}, (1, 3, 320, 320)) == 320
+    assert image_size({"imgsz": "[416, 416]"}, (None, 3, None, None)) == 416
+    assert image_size({"imgsz": "416"}, (None, 3, None, None)) == 416
+    assert image_size({}, (None, 3, None, None)) == 640
+    for shape in ((1, 3, 320, 640), (1, 3, 640), (1, 1, 640, 640), (1, 3, None, 640)):
+        with pytest.raises(RunnerError, match="The model's input must"):
+            image_size({}, shape)
+    with pytest.raises(RunnerError, match="imgsz"):
+        image_size({"imgsz": "big"}, (1, 3, None, None))

@@ -1,0 +1,287 @@
+"""Where the images are: an Ultralytics ``data.yaml``, or a folder in YOLO layout, as one frozen value.
+
+Paths are resolved here once; Ultralytics is handed absolute ones, because it resolves relative paths
+against its own settings and not against the YAML.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trt_qat.errors import DatasetError
+from trt_qat.vision.image import IMAGE_SUFFIXES
+
+_YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A detection dataset.
+
+    Args:
+        source: the data.yaml or the folder it was read from.
+        train: sorted absolute image files.
+        val: sorted absolute image files; equal to ``train`` if the dataset has one split only.
+        names: class id to name, ids 0 to n - 1.
+        train_entries: absolute folders or .txt lists that ``train`` came from.
+        val_entries: absolute folders or .txt lists that ``val`` came from.
+    """
+
+    source: Path
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    names: Mapping[int, str]
+    train_entries: tuple[str, ...]
+    val_entries: tuple[str, ...]
+
+
+def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
+    """Read a dataset description and list its images.
+
+    Args:
+        path: a data.yaml, a folder that holds exactly one YAML file, or a folder with ``images/`` and ``labels/``.
+        names: the model's class names, used where the dataset brings none.
+
+    Raises:
+        DatasetError: missing path, broken YAML, no names, no split, or a split without images.
+    """
+    if not path.exists():
+        raise DatasetError(f"Dataset '{path}' does not exist. Give a data.yaml or a folder with images/ and labels/.")
+    path = path.absolute()
+    if path.is_file():
+        return _from_yaml(path, names)
+    yamls = sorted(file for file in path.iterdir() if file.suffix.lower() in _YAML_SUFFIXES and file.is_file())
+    if len(yamls) == 1:
+        return _from_yaml(yamls[0], names)
+    if not (path / "images").is_dir():
+        found = f"{len(yamls)} YAML files, give one of them" if yamls else "neither a data.yaml nor a folder images/"
+        raise DatasetError(f"Dataset folder '{path}' holds {found}.")
+    if names is None:
+        raise DatasetError(f"Dataset folder '{path}' has no class names. Add a data.yaml with 'names'.")
+    train, val = _layout_splits(path / "images")
+    return _assemble(path, train, val, _named(names, path))
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: the last ``/images/`` becomes ``/labels/``, the suffix ``.txt``."""
+    head, separator, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{head}{os.sep}labels{os.sep}{tail}" if separator else tail
+    return Path(moved).with_suffix(".txt")
+
+
+def check_class_count(dataset: Dataset, names: Mapping[int, str]) -> None:
+    """Refuse a dataset whose number of classes is not the model's.
+
+    Raises:
+        DatasetError: the numbers differ.
+    """
+    if len(dataset.names) != len(names):
+        raise DatasetError(
+            f"'{dataset.source}' has {_count(dataset.names)}, the model {_count(names)}. "
+            "Use weights trained on these classes, or the dataset the model was trained on."
+        )
+
+
+def calibration_images(dataset: Dataset, count: int) -> list[Path]:
+    """``count`` training images, evenly spaced over the sorted list; all of them if there are fewer.
+
+    Raises:
+        DatasetError: ``count`` is below 1.
+    """
+    if count < 1:
+        raise DatasetError(f"{count} calibration images are not possible. Ask for 1 or more.")
+    total = len(dataset.train)
+    if count >= total:
+        return list(dataset.train)
+    return [dataset.train[index * total // count] for index in range(count)]
+
+
+def ultralytics_data(dataset: Dataset) -> dict[str, Any]:
+    """The dictionary that ``ultralytics.data.utils.check_det_dataset`` would return, all paths absolute."""
+    root = dataset.source if dataset.source.is_dir() else dataset.source.parent
+    return {
+        "path": str(root),
+        "train": list(dataset.train_entries),
+        "val": list(dataset.val_entries),
+        "names": dict(dataset.names),
+        "nc": len(dataset.names),
+        "channels": 3,
+        "yaml_file": str(dataset.source),
+    }
+
+
+def dataset_sha256(images: Iterable[Path]) -> str:
+    """Hex SHA-256 over names (relative to the common folder) and contents; the order given does not matter.
+
+    Raises:
+        DatasetError: an image cannot be read.
+    """
+    files = [Path(image).absolute() for image in images]
+    digest = hashlib.sha256()
+    common = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
+    for name, file in sorted((file.relative_to(common).as_posix(), file) for file in files):
+        try:
+            content = file.read_bytes()
+        except OSError as exc:
+            raise DatasetError(f"Image '{file}' cannot be read: {exc.strerror or exc}.") from exc
+        # lengths keep two neighbouring fields from being read as one
+        digest.update(f"{len(name.encode())}:{len(content)}:{name}".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _from_yaml(path: Path, names: Mapping[int, str] | None) -> Dataset:
+    content = _read_yaml(path)
+    root = _root(path, content.get("path"))
+    train, val = content.get("train"), content.get("val") or content.get("validation")
+    if not (train or val):
+        raise DatasetError(
+            f"'{path}' has neither 'train' nor 'val'. Add the folder of images, e.g. train: images/train."
+        )
+    entries = {key: _entries(path, root, key, value) for key, value in (("train", train), ("val", val)) if value}
+    return _assemble(
+        path,
+        entries.get("train") or entries["val"],
+        entries.get("val") or entries["train"],
+        _yaml_names(path, content, names),
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() not in _YAML_SUFFIXES:
+        raise DatasetError(f"Dataset '{path}' is neither a .yaml file nor a folder.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise DatasetError(f"Cannot read '{path}': {exc.strerror or exc}.") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise DatasetError(f"'{path}' is not valid YAML: {' '.join(str(exc).split())}.") from exc
+    if not isinstance(content, dict):
+        raise DatasetError(f"'{path}' must hold the keys path, train, val and names, found {type(content).__name__}.")
+    return content
+
+
+def _root(path: Path, given: Any) -> Path:
+    if given is None or given == "":
+        return path.parent
+    if not isinstance(given, str):
+        raise DatasetError(f"'path: {given}' in '{path}' must be a folder.")
+    candidates = [path.parent / given, Path.cwd() / given]  # an absolute path overrides the first part
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate.resolve()
+    tried = " nor ".join(f"'{candidate}'" for candidate in dict.fromkeys(candidates))
+    raise DatasetError(f"'path: {given}' in '{path}' does not exist: neither {tried}. Correct or remove 'path'.")
+
+
+def _entries(path: Path, root: Path, key: str, value: Any) -> list[Path]:
+    items = value if isinstance(value, list) else [value]
+    resolved = []
+    for item in items:
+        if not isinstance(item, str):
+            raise DatasetError(f"'{key}: {value}' in '{path}' must be a folder, a .txt list, or a list of them.")
+        entry = (root / item).resolve()
+        if not entry.exists() and item.startswith("../"):  # Roboflow writes '../train/images' for './train/images'
+            entry = (root / item[3:]).resolve()
+        if not entry.exists():
+            raise DatasetError(f"'{key}: {item}' in '{path}' does not exist: '{entry}'. Correct 'path' or '{key}'.")
+        resolved.append(entry)
+    return resolved
+
+
+def _yaml_names(path: Path, content: Mapping[str, Any], fallback: Mapping[int, str] | None) -> dict[int, str]:
+    given, count = content.get("names"), content.get("nc")
+    if given is None and count is None:
+        if fallback is None:
+            raise DatasetError(f"'{path}' has no class names. Add 'names', e.g. names: [car, sign].")
+        return _named(fallback, path)
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise DatasetError(f"'nc: {count}' in '{path}' must be a number of classes, 1 or more.")
+    if given is None:
+        return {index: f"class_{index}" for index in range(count or 0)}
+    if isinstance(given, list):
+        given = dict(enumerate(given))
+    if not isinstance(given, dict):
+        raise DatasetError(f"'names: {given}' in '{path}' must be a list, or a mapping of class id to name.")
+    named = _named(given, path)
+    if count is not None and count != len(named):
+        raise DatasetError(f"'{path}' says nc: {count} but names {len(named)} classes. Correct one of them.")
+    return named
+
+
+def _named(names: Mapping[Any, Any], path: Path) -> dict[int, str]:
+    try:
+        named = {int(key): str(value) for key, value in names.items()}
+    except (TypeError, ValueError) as exc:
+        raise DatasetError(f"The class ids of 'names' for '{path}' must be whole numbers: {exc}.") from exc
+    if not named or sorted(named) != list(range(len(names))):
+        raise DatasetError(
+            f"The class ids of 'names' for '{path}' must run from 0 without a gap, found {sorted(named)}."
+        )
+    return dict(sorted(named.items()))
+
+
+def _layout_splits(images: Path) -> tuple[list[Path], list[Path]]:
+    folders = sorted(entry for entry in images.iterdir() if entry.is_dir())
+    train = [folder for folder in folders if folder.name.startswith("train")]
+    val = [folder for folder in folders if folder.name.startswith("val")]
+    if not (train or val):
+        train = [images]
+    return train or val, val or train
+
+
+def _assemble(source: Path, train: Sequence[Path], val: Sequence[Path], names: dict[int, str]) -> Dataset:
+    return Dataset(
+        source=source,
+        train=_images(train, "train", source),
+        val=_images(val, "val", source),
+        names=names,
+        train_entries=tuple(str(entry) for entry in train),
+        val_entries=tuple(str(entry) for entry in val),
+    )
+
+
+def _images(entries: Sequence[Path], split: str, source: Path) -> tuple[Path, ...]:
+    files: set[str] = set()
+    for entry in entries:
+        if entry.is_dir():
+            # Ultralytics' own walk: it follows linked folders and skips hidden files, Path.rglob does neither
+            files.update(glob.glob(f"{glob.escape(str(entry))}/**/*.*", recursive=True))  # noqa: PTH207
+        elif entry.suffix.lower() == ".txt":
+            files.update(_listed(entry))
+        else:
+            raise DatasetError(f"Split '{split}' of '{source}' must be a folder or a .txt list, found '{entry}'.")
+    images = sorted(file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        where = ", ".join(f"'{entry}'" for entry in entries)
+        raise DatasetError(
+            f"Split '{split}' of '{source}' has no image in {where}. Allowed: {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return tuple(Path(image) for image in images)
+
+
+def _listed(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DatasetError(f"Cannot read the image list '{file}': {exc}. It must be UTF-8 text.") from exc
+    # './' means beside the list, everything else the working folder: Ultralytics' rule.
+    # Links stay links: a label lies beside the link, not beside its target.
+    return [
+        os.path.abspath(file.parent / line[2:] if line.startswith("./") else line)  # noqa: PTH100
+        for line in (raw.strip() for raw in lines)
+        if line
+    ]
+
+
+def _count(names: Mapping[int, str]) -> str:
+    shown = ", ".join(list(names.values())[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shown})"

@@ -1,0 +1,169 @@
+"""The child process of a build: a request on stdin, a plan and a report on disk.
+
+``python -m trt_qat.engine.build_process``, with POLYGRAPHY_USE_TENSORRT_RTX set by the parent.
+Request: {"onnx", "plan", "report", "section"}. Report: what the side-car says about the network, or
+{"error", "kind"} for an expected failure. Unexpected failures keep their traceback on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from trt_qat.config import EngineSection
+from trt_qat.engine.flavor import import_tensorrt
+from trt_qat.engine.onnx_file import onnx_metadata
+from trt_qat.errors import ConfigError, EngineError, TrtQatError
+
+
+def main() -> None:
+    """Answer the one request on stdin."""
+    request = json.load(sys.stdin)
+    try:
+        report = _build(Path(request["onnx"]), Path(request["plan"]), EngineSection(**request["section"]))
+    except TrtQatError as exc:
+        report = {"error": str(exc), "kind": type(exc).__name__}
+    Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+
+
+def _build(onnx: Path, plan: Path, section: EngineSection) -> dict[str, Any]:
+    metadata = onnx_metadata(onnx)
+    trt = import_tensorrt(section.flavor)  # first, for its better message; Polygraphy imports it lazily
+    from polygraphy.backend.trt import engine_bytes_from_network
+    from polygraphy.exception import PolygraphyException
+
+    logged = _collect_polygraphy_errors()
+    builder, network, _parser = _parse(onnx, trt)
+    profiles = _profiles(network, section)
+    config = _create_config(builder, network, profiles, section, trt)
+    cache = section.timing_cache or None
+    try:
+        plan_bytes = engine_bytes_from_network((builder, network), config=config, save_timing_cache=cache)
+    except PolygraphyException as exc:
+        raise EngineError(f"TensorRT could not build '{onnx.name}': {_reason(logged, exc)}") from exc
+    plan.write_bytes(plan_bytes)
+    return {
+        "tensorrt_version": trt.__version__,
+        "inputs": [_tensor(network.get_input(index), trt) for index in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(index), trt) for index in range(network.num_outputs)],
+        "profiles": [_profile_dict(profile) for profile in profiles],
+        "compute_capabilities": list(section.compute_capabilities),
+        "metadata": metadata,
+    }
+
+
+def _parse(onnx: Path, trt: Any) -> tuple[Any, Any, Any]:
+    from polygraphy.backend.trt import network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        built: tuple[Any, Any, Any] = network_from_onnx_path(str(onnx), strongly_typed=True)
+    except PolygraphyException as exc:
+        raise EngineError(f"TensorRT cannot parse '{onnx.name}': {_parser_complaint(onnx, trt)}.") from exc
+    return built
+
+
+def _parser_complaint(onnx: Path, trt: Any) -> str:
+    # Polygraphy logs the parser's errors and drops them: parse once more to name the node
+    from polygraphy.backend.trt import create_network, get_trt_logger
+
+    _builder, network = create_network(strongly_typed=True)
+    parser = trt.OnnxParser(network, get_trt_logger())
+    parser.parse_from_file(str(onnx))
+    if parser.num_errors == 0:
+        return "the parser gave no reason"
+    error = parser.get_error(0)
+    message = " ".join(error.desc().split()).rstrip(".")
+    if not error.node_name():
+        return message
+    return f"node '{error.node_name()}' ({error.node_operator()}): {message}"
+
+
+def _profiles(network: Any, section: EngineSection) -> list[Any]:
+    """One profile over the batch axis, or none for a static network."""
+    from polygraphy.backend.trt import Profile
+
+    profile = Profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape[1:]:
+            raise EngineError(f"Input '{tensor.name}' has shape {shape}: only the batch axis may be dynamic.")
+        if shape and shape[0] == -1:
+            batches = section.min_batch, section.opt_batch, section.max_batch
+            smallest, usual, largest = ((batch, *shape[1:]) for batch in batches)
+            profile.add(tensor.name, min=smallest, opt=usual, max=largest)
+    return [profile] if profile else []
+
+
+def _create_config(builder: Any, network: Any, profiles: list[Any], section: EngineSection, trt: Any) -> Any:
+    from polygraphy.backend.tensorrt_rtx import create_config_rtx
+    from polygraphy.backend.trt import create_config
+    from polygraphy.exception import PolygraphyException
+
+    options: dict[str, Any] = {
+        "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: section.workspace_mib << 20},
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        "profiles": profiles,
+    }
+    if section.timing_cache and Path(section.timing_cache).is_file():
+        options["load_timing_cache"] = section.timing_cache
+    try:
+        if section.flavor == "tensorrt-rtx":
+            return create_config_rtx(builder, network, compute_capabilities=_capabilities(section, trt), **options)
+        # Polygraphy would switch TF32 off; this keeps TensorRT's default for the float layers
+        return create_config(builder, network, tf32=True, **options)
+    except PolygraphyException as exc:
+        raise EngineError(f"TensorRT refuses the build configuration: {' '.join(str(exc).split())}") from exc
+
+
+def _capabilities(section: EngineSection, trt: Any) -> list[tuple[int, int]] | None:
+    known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    for capability in section.compute_capabilities:
+        if capability not in known:
+            raise ConfigError(
+                f"engine.compute_capabilities: {capability} is unknown to this TensorRT-RTX. Known: {known}."
+            )
+    return [divmod(capability, 10) for capability in section.compute_capabilities] or None
+
+
+def _tensor(tensor: Any, trt: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": _dtype_name(tensor.dtype, trt), "shape": list(tensor.shape)}
+
+
+def _dtype_name(dtype: Any, trt: Any) -> str:
+    try:
+        return str(trt.nptype(dtype).__name__)
+    except TypeError:  # NumPy has no bfloat16 or fp8
+        return str(dtype.name).lower()
+
+
+def _profile_dict(profile: Any) -> dict[str, dict[str, list[int]]]:
+    return {
+        name: {"min": list(shapes.min), "opt": list(shapes.opt), "max": list(shapes.max)}
+        for name, shapes in profile.items()
+    }
+
+
+def _collect_polygraphy_errors() -> list[str]:
+    from polygraphy.logger import G_LOGGER
+
+    collected: list[str] = []
+    log_error = G_LOGGER.error
+
+    def error(message: Any, *args: Any, **kwargs: Any) -> None:
+        collected.append(" ".join(str(message).split()))
+        log_error(message, *args, **kwargs)
+
+    G_LOGGER.error = error
+    return collected
+
+
+def _reason(logged: list[str], exc: Exception) -> str:
+    return logged[-1] if logged else " ".join(str(exc).split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The result table, as Markdown and as JSON rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trt_qat.artifacts import ResultRow
+
+HEADER = ("model", "precision", "runtime", "mAP50-95", "mAP50", "images", "size (MB)", "latency median / p90 / p99 (ms)")
+
+
+def cells(row: ResultRow) -> tuple[str, ...]:
+    """One row as text, in the order of :data:`HEADER`."""
+    latency = row.latency_ms
+    return (
+        row.model,
+        row.precision,
+        row.runtime,
+        f"{row.map50_95:.4f}",
+        f"{row.map50:.4f}",
+        str(row.images),
+        f"{row.size_bytes / 1e6:.2f}",
+        f"{latency.median:.1f} / {latency.p90:.1f} / {latency.p99:.1f}",
+    )
+
+
+def markdown_table(rows: Sequence[ResultRow]) -> str:
+    """A GitHub-flavoured Markdown table, one line per model."""
+    lines = [HEADER, tuple("---" for _ in HEADER), *(cells(row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

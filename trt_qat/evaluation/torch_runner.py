@@ -1,0 +1,40 @@
+"""PyTorch as a Runner: the float network or the fake-quantized one, to compare exported files with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ultralytics.nn.tasks import DetectionModel
+
+from trt_qat.model.loading import raw_output
+
+
+class TorchRunner:
+    """A :class:`~trt_qat.runtime.runner.Runner` over a detector in memory."""
+
+    name: str = "torch"
+
+    def __init__(self, network: DetectionModel, names: Mapping[int, str], imgsz: int, threads: int = 0) -> None:
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        self._network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.input_shape: tuple[int | None, ...] = (None, 3, imgsz, imgsz)
+        self.metadata: Mapping[str, str] = {"names": str(dict(names)), "imgsz": str([imgsz, imgsz])}
+        self.device: str = str(next(self._network.parameters()).device)
+
+    def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
+        output = raw_output(self._network, torch.from_numpy(batch).to(self.device))
+        return [output.cpu().numpy()]
+
+    def __enter__(self) -> TorchRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to release: the network belongs to the caller."""

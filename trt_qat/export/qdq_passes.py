@@ -1,0 +1,153 @@
+"""graphsurgeon passes on the raw exporter's graph, from "one Q/DQ per consumer" to "one per tensor, at its source".
+
+Each pass changes the graph in place and keeps its result bit for bit: Q/DQ commutes with operators that only move values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+# Operators that move values; the tuple says which inputs carry them (the rest are shapes, indices, sizes).
+COPY_LIKE_INPUTS: dict[str, slice] = {
+    "Concat": slice(None),
+    "Flatten": slice(0, 1),
+    "Identity": slice(0, 1),
+    "MaxPool": slice(0, 1),
+    "Reshape": slice(0, 1),
+    "Resize": slice(0, 1),
+    "Slice": slice(0, 1),
+    "Split": slice(0, 1),
+    "Squeeze": slice(0, 1),
+    "Transpose": slice(0, 1),
+    "Unsqueeze": slice(0, 1),
+}
+
+
+def clean_(graph: gs.Graph) -> None:
+    """Fold constants, drop dead nodes, sort."""
+    graph.cleanup().toposort().fold_constants().cleanup().toposort()
+
+
+def drop_idle_casts_(graph: gs.Graph) -> None:
+    """Remove casts to the type a tensor has already; ModelOpt puts one before a quantizer of a split's output."""
+    for node in graph.nodes:
+        if node.op == "Cast" and node.inputs[0].dtype is not None:
+            source = node.inputs[0]
+            if node.attrs["to"] == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(source.dtype)):
+                _redirect(node.outputs[0], source)
+    clean_(graph)
+
+
+def fold_weights_(graph: gs.Graph) -> None:
+    """Float weight -> QuantizeLinear becomes an int8 initializer, a quarter of the size."""
+    for node in graph.nodes:
+        if node.op != "QuantizeLinear" or not isinstance(node.inputs[0], gs.Constant):
+            continue
+        weight, scale, zero_point = (tensor.values for tensor in node.inputs[:3])
+        axis = node.attrs.get("axis", 1)
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if scale.ndim else []
+        limits = np.iinfo(zero_point.dtype)
+        levels = np.rint(weight / scale.reshape(shape)) + zero_point.reshape(shape).astype(np.float64)
+        quantized = np.clip(levels, limits.min, limits.max).astype(zero_point.dtype)
+        folded = gs.Constant(f"{node.inputs[0].name}.int8", quantized)
+        for consumer in list(node.outputs[0].outputs):
+            consumer.inputs[0] = folded
+        node.outputs.clear()
+    clean_(graph)
+
+
+def merge_equal_quantizers_(graph: gs.Graph) -> None:
+    """One tensor quantized several times with the same scale keeps one Q and one DQ."""
+    for tensor in list(graph.tensors().values()):
+        first: dict[bytes, gs.Node] = {}
+        for quantize in _quantizers_of(tensor):
+            kept = first.setdefault(_scale_key(quantize), quantize)
+            if kept is not quantize:
+                _redirect(_dequantize_of(quantize).outputs[0], _dequantize_of(kept).outputs[0])
+                quantize.inputs.clear()
+    clean_(graph)
+
+
+def quantize_at_source_(graph: gs.Graph) -> None:
+    """Move Q/DQ from behind copy-like operators to their inputs, as far up as every reader agrees.
+
+    A concat whose result is read in INT8 then joins INT8 tensors of one scale: a pointer move in an engine.
+    """
+    graph.toposort()
+    for node in reversed(list(graph.nodes)):
+        if node.op not in COPY_LIKE_INPUTS or not is_copy(node):
+            continue
+        quantize = _common_quantizer(graph, node)
+        if quantize is None:
+            continue
+        for index in range(len(node.inputs))[COPY_LIKE_INPUTS[node.op]]:
+            if not isinstance(node.inputs[index], gs.Constant):
+                node.inputs[index] = _quantized(graph, node.inputs[index], quantize)
+        for output in node.outputs:  # values are on the grid already
+            for reader in list(output.outputs):
+                _redirect(_dequantize_of(reader).outputs[0], output)
+                reader.inputs.clear()
+    merge_equal_quantizers_(graph)
+
+
+def is_copy(node: gs.Node) -> bool:
+    """Whether this node only moves values (a Resize only does in nearest mode)."""
+    return node.op in COPY_LIKE_INPUTS and (node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest")
+
+
+def _common_quantizer(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
+    """The quantizer that all readers of all outputs are equal to; None if anything reads a float."""
+    readers = [reader for output in node.outputs for reader in output.outputs]
+    if not readers or any(output in graph.outputs for output in node.outputs):
+        return None
+    if any(reader.op != "QuantizeLinear" or not _per_tensor(reader) for reader in readers):
+        return None
+    return readers[0] if len({_scale_key(reader) for reader in readers}) == 1 else None
+
+
+def _quantized(graph: gs.Graph, tensor: gs.Tensor, like: gs.Node) -> gs.Tensor:
+    """``tensor`` behind a Q/DQ with the scale of ``like``; an equal one that is there already is used."""
+    for reader in _quantizers_of(tensor):
+        if _scale_key(reader) == _scale_key(like):
+            return _dequantize_of(reader).outputs[0]
+    if tensor.inputs and tensor.inputs[0].op == "DequantizeLinear" and _scale_key(tensor.inputs[0]) == _scale_key(like):
+        return tensor
+    scale, zero_point = like.inputs[1], like.inputs[2]
+    quantized = gs.Variable(f"{tensor.name}.q", dtype=zero_point.dtype, shape=tensor.shape)
+    restored = gs.Variable(f"{tensor.name}.dq", dtype=scale.dtype, shape=tensor.shape)
+    source = tensor.inputs[0].name if tensor.inputs else tensor.name
+    graph.nodes.append(gs.Node("QuantizeLinear", f"{source}/QuantizeLinear", {}, [tensor, scale, zero_point], [quantized]))
+    graph.nodes.append(gs.Node("DequantizeLinear", f"{source}/DequantizeLinear", {}, [quantized, scale, zero_point], [restored]))
+    return restored
+
+
+def _quantizers_of(tensor: gs.Tensor) -> list[gs.Node]:
+    """QuantizeLinear nodes that quantize this tensor (and do not merely use it as their scale)."""
+    return [node for node in tensor.outputs if node.op == "QuantizeLinear" and node.inputs[0] is tensor]
+
+
+def _dequantize_of(quantize: gs.Node) -> gs.Node:
+    return quantize.outputs[0].outputs[0]
+
+
+def _redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+    for consumer in list(old.outputs):
+        for index, tensor in enumerate(consumer.inputs):
+            if tensor is old:
+                consumer.inputs[index] = new
+
+
+def _per_tensor(node: gs.Node) -> bool:
+    return isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.size == 1
+
+
+def _scale_key(node: gs.Node) -> bytes:
+    """Equal for Q and DQ nodes with equal scale, zero point and axis."""
+    scale, zero_point = node.inputs[1], node.inputs[2]
+    if not isinstance(scale, gs.Constant):
+        return scale.name.encode()
+    values: NDArray[np.float32] = np.asarray(scale.values)
+    return values.tobytes() + zero_point.values.tobytes() + str(values.shape and node.attrs.get("axis", 1)).encode()

@@ -1,0 +1,159 @@
+"""The network as a graph of tensors, from ``torch.export``.
+
+torch.export was chosen over torch.fx (Ultralytics iterates over ``chunk`` results, which symbolic tracing refuses) and
+over the ONNX graph (exporting comes after quantization, and ONNX names have to be mapped back to modules): it runs the
+real forward code and every node says which module it came from.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from ultralytics.nn.tasks import DetectionModel
+
+from trt_qat.errors import QuantizationError
+from trt_qat.model.loading import export_mode
+
+# Operators that move values without changing them, so that Q/DQ commutes with them: rounding before or after is the
+# same. Max-pooling belongs here because quantization is monotone.
+COPY_LIKE = frozenset(
+    {
+        "alias",
+        "cat",
+        "chunk",
+        "clone",
+        "concat",
+        "contiguous",
+        "detach",
+        "expand",
+        "flatten",
+        "index_select",
+        "max_pool2d",
+        "narrow",
+        "permute",
+        "repeat",
+        "reshape",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "stack",
+        "transpose",
+        "unsqueeze",
+        "upsample_nearest2d",
+        "view",
+    }
+)
+# Of those, the ones that may drop values: their output does not show every value of their input.
+DROPS_VALUES = frozenset({"chunk", "index_select", "max_pool2d", "narrow", "select", "slice", "split", "split_with_sizes"})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One node of the graph and the tensor it produces.
+
+    Args:
+        name: unique name of the node and its tensor.
+        operator: name without overload, e.g. ``conv2d``, ``add``; ``input`` for the image.
+        inputs: names of the tensors it reads; parameters are left out.
+        module: dotted name of the innermost module whose code ran it.
+        parameter_module: for a convolution, the module that owns its weight.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    module: str
+    parameter_module: str = ""
+
+
+@dataclass(frozen=True)
+class TensorGraph:
+    """Operations in execution order."""
+
+    operations: tuple[Operation, ...]
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self.operations)
+
+    def consumers(self) -> dict[str, list[Operation]]:
+        """Tensor name to the operations that read it."""
+        found: dict[str, list[Operation]] = {operation.name: [] for operation in self.operations}
+        for operation in self.operations:
+            for name in dict.fromkeys(operation.inputs):
+                found[name].append(operation)
+        return found
+
+
+def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
+    """Trace the deployed forward pass of a folded detector.
+
+    Args:
+        network: left untouched (a copy is traced: tracing leaves fake tensors in the head's anchor cache).
+        imgsz: side of the traced image; placement does not depend on it.
+
+    Raises:
+        QuantizationError: the network cannot be traced; the message names the operator.
+    """
+    copied = copy.deepcopy(network)
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    try:
+        with export_mode(copied), torch.no_grad():
+            images = torch.zeros(1, 3, imgsz, imgsz)
+            copied(images)  # fills the head's anchor cache, which must not happen while tracing
+            program = torch.export.export(copied, (images,), strict=False)
+    except Exception as exc:  # noqa: BLE001  torch.export raises many types; all mean the same to the user
+        reason = " ".join(str(exc).split())[:300]
+        raise QuantizationError(f"The network cannot be traced by torch.export: {type(exc).__name__}: {reason}") from exc
+    return TensorGraph(tuple(_operations(program)))
+
+
+def _operations(program: torch.export.ExportedProgram) -> Iterator[Operation]:
+    signature = program.graph_signature
+    parameter_names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    user_inputs = set(signature.user_inputs)
+    tensors: set[str] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in user_inputs:
+            tensors.add(node.name)
+            yield Operation(node.name, "input", (), "")
+        elif node.op == "call_function":
+            inputs = tuple(n.name for n in node.all_input_nodes if n.name in tensors)
+            tensors.add(node.name)
+            owner = ""
+            if _operator_name(node).startswith("conv"):
+                owner = _weight_owner(node, parameter_names)
+            yield Operation(node.name, _operator_name(node), inputs, _module_path(node), owner)
+
+
+def _operator_name(node: fx.Node) -> str:
+    if node.target is operator.getitem:
+        return "getitem"
+    name = str(getattr(node.target, "_opname", getattr(node.target, "__name__", node.target)))
+    return name.rstrip("_")  # in-place variants compute the same
+
+
+def _module_path(node: fx.Node) -> str:
+    # later calls of a shared module carry an "@1" suffix
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]).partition("@")[0] if stack else ""
+
+
+def _weight_owner(node: fx.Node, parameter_names: dict[str, str]) -> str:
+    weight = node.args[1]
+    while isinstance(weight, fx.Node) and weight.name not in parameter_names and weight.all_input_nodes:
+        weight = weight.all_input_nodes[0]
+    name = parameter_names.get(weight.name, "") if isinstance(weight, fx.Node) else ""
+    return name.rpartition(".")[0]
+
+
+def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
+    """Every ``nn.Conv2d`` of the network by dotted name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}

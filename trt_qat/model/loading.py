@@ -1,0 +1,189 @@
+"""Load a YOLOv8 detector and fold its BatchNorm, proving that nothing changed on the way.
+
+Three sources: an Ultralytics ``*.pt``, an architecture ``*.yaml`` (random weights), and trt_qat's own
+``*.safetensors`` (see :mod:`trt_qat.model.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+
+from trt_qat.artifacts import existing_file
+from trt_qat.errors import ArtifactError
+
+FOLD_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A detector ready for quantization: eval mode, float32, on the CPU, BatchNorm folded."""
+
+    network: DetectionModel
+    names: Mapping[int, str]
+    source: Path
+
+
+def load_model(weights: Path) -> LoadedModel:
+    """Load ``*.pt`` or ``*.yaml`` and fold BatchNorm.
+
+    Raises:
+        ArtifactError: missing file, not a checkpoint, not a detector, or rebuilding/folding changed the output.
+    """
+    network = build_network(weights) if weights.suffix in {".yaml", ".yml"} else _unpickle(weights)
+    network = network.float().eval()
+    # Ultralytics leaves its heads' cached anchors and export switches in whatever state they were saved
+    folded = fold_batchnorm(rebuild(network))
+    check_same_output(network, folded, f"'{weights}' rebuilt from its architecture with BatchNorm folded")
+    return LoadedModel(folded, class_names(network), weights)
+
+
+def build_network(architecture: Path) -> DetectionModel:
+    """A detector with random weights from an Ultralytics architecture YAML (a name such as ``yolov8n.yaml`` works)."""
+    try:
+        return DetectionModel(yaml_model_load(str(architecture)), verbose=False)
+    except (FileNotFoundError, KeyError, TypeError, AttributeError) as exc:
+        raise ArtifactError(f"'{architecture}' is not an Ultralytics architecture YAML: {exc!r}.") from exc
+
+
+def _unpickle(weights: Path) -> DetectionModel:
+    existing_file(weights, "Weights file")
+    if not zipfile.is_zipfile(weights):
+        raise ArtifactError(
+            f"'{weights}' is not a PyTorch checkpoint (or it is truncated). "
+            "Give an Ultralytics .pt, an architecture .yaml or a trt_qat .safetensors."
+        )
+    try:
+        network, _ = load_checkpoint(str(weights))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError, OSError) as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtifactError(f"'{weights}' is not an Ultralytics checkpoint: {reason}.") from exc
+    if not isinstance(network, DetectionModel):
+        raise ArtifactError(
+            f"'{weights}' holds a {type(network).__name__}; trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
+        )
+    return network
+
+
+def rebuild(network: DetectionModel) -> DetectionModel:
+    """The same detector built anew from its architecture dictionary, with the weights copied over.
+
+    A checkpoint that trt_qat writes is later built the same way, so a difference shows here and not after training.
+    """
+    fresh = network_from_architecture(network.yaml, class_names(network))
+    load_weights_(fresh, network.state_dict())
+    return fresh.float().eval()
+
+
+def network_from_architecture(architecture: Mapping[str, Any], names: Mapping[int, str]) -> DetectionModel:
+    """An unfolded detector with random weights from an architecture dictionary and its class names."""
+    fresh = DetectionModel(copy.deepcopy(dict(architecture)), nc=len(names), verbose=False)
+    fresh.names = dict(names)
+    return fresh.float().eval()
+
+
+def load_weights_(network: DetectionModel, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state`` into the network in place, resizing layers whose width differs from the architecture's.
+
+    A detector fine-tuned for other classes keeps the head width of its old class count, and a pruned one is narrower;
+    the architecture dictionary says neither.
+
+    Raises:
+        ArtifactError: a tensor is missing or left over.
+    """
+    for name, module in list(network.named_modules()):
+        weight = state.get(f"{name}.weight")
+        if weight is None or weight.shape == getattr(module, "weight", weight).shape:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, _resized(module, weight, name))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtifactError(f"The weights do not fit the architecture they came with: {reason}.") from exc
+
+
+def _resized(module: nn.Module, weight: Tensor, name: str) -> nn.Module:
+    if isinstance(module, nn.Conv2d):
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        groups = weight.shape[0] if depthwise else module.groups
+        return nn.Conv2d(
+            weight.shape[1] * groups,
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            groups=groups,
+            bias=module.bias is not None,
+        )
+    if isinstance(module, nn.BatchNorm2d):
+        return nn.BatchNorm2d(weight.shape[0], eps=module.eps, momentum=module.momentum)
+    raise ArtifactError(f"Layer '{name}' ({type(module).__name__}) has another size than its architecture says.")
+
+
+def fold_batchnorm(network: DetectionModel) -> DetectionModel:
+    """Fold every BatchNorm into its convolution, in place; returns the network for chaining."""
+    network.fuse(verbose=False)
+    left = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    if left:
+        raise ArtifactError(f"BatchNorm '{left[0]}' does not follow a convolution and cannot be folded.")
+    return network
+
+
+def class_names(network: DetectionModel) -> dict[int, str]:
+    """Class id to name, as the network carries them."""
+    names = network.names
+    return {int(k): str(v) for k, v in (names.items() if isinstance(names, Mapping) else enumerate(names))}
+
+
+@contextlib.contextmanager
+def export_mode(network: DetectionModel) -> Iterator[None]:
+    """Within: the head decodes into one tensor, shape (batch, 4 + classes, anchors), as deployed."""
+    head = network.model[-1]
+    before = {key: getattr(head, key) for key in ("export", "format", "dynamic", "shape", "anchors", "strides")}
+    head.export, head.format, head.dynamic, head.shape = True, "onnx", False, None
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+        for key, value in before.items():
+            setattr(head, key, value)
+
+
+@torch.no_grad()
+def raw_output(network: DetectionModel, images: Tensor) -> Tensor:
+    """The deployed output for images (batch, 3, h, w) in [0, 1]: float32, shape (batch, 4 + classes, anchors)."""
+    with export_mode(network):
+        output = network(images)
+    tensor = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(tensor, Tensor):
+        raise ArtifactError(f"The network returned a {type(tensor).__name__} instead of one tensor.")
+    return tensor
+
+
+def check_same_output(before: DetectionModel, after: DetectionModel, what: str, imgsz: int = 64) -> float:
+    """Compare two networks on fixed noise; return the largest difference relative to the output's range.
+
+    Raises:
+        ArtifactError: it exceeds 1e-4.
+    """
+    images = torch.rand(2, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
+    expected, found = raw_output(before, images), raw_output(after, images)
+    difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if not difference <= FOLD_TOLERANCE:
+        raise ArtifactError(f"{what}: output differs by {difference:.2e}, allowed {FOLD_TOLERANCE:.0e}.")
+    return difference

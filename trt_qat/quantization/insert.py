@@ -1,0 +1,100 @@
+"""Put the quantizers of a placement into a network, in place, and find them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator
+
+from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel
+
+from trt_qat.config import QuantizationSection
+from trt_qat.model.graph import trace
+from trt_qat.quantization.placement import Placement, place
+from trt_qat.quantization.residual import quantize_adds_
+from trt_qat.quantization.toolkits.choose import toolkit_from_name
+from trt_qat.quantization.toolkits.protocol import Toolkit
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A folded detector whose convolutions are QuantConv2d, with the placement that put the quantizers there.
+
+    ``network`` may be swapped for a copy (an EMA): quantizers are looked up by name each time.
+    """
+
+    network: DetectionModel
+    names: Mapping[int, str]
+    placement: Placement
+    toolkit: Toolkit
+
+    def activation_quantizers(self) -> dict[str, nn.Module]:
+        """Group name to the one quantizer of that group."""
+        return {
+            group.name: self.toolkit.input_quantizer(self.network.get_submodule(group.convs[0]))
+            for group in self.placement.groups
+        }
+
+    def weight_quantizers(self) -> dict[str, nn.Module]:
+        """QuantConv2d name to its weight quantizer."""
+        return {
+            name: self.toolkit.weight_quantizer(module)
+            for name, module in self.network.named_modules()
+            if self.toolkit.is_quant_conv(module)
+        }
+
+    def amax(self) -> dict[str, Tensor]:
+        """Every range: ``activation.<group>`` (scalar) and ``weight.<conv>`` (out_channels, 1, 1, 1)."""
+        activations = {f"activation.{k}": self.toolkit.amax(q) for k, q in self.activation_quantizers().items()}
+        return activations | {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
+
+    def load_amax_(self, amax: Mapping[str, Tensor]) -> None:
+        """Set every range that is given, in place, and switch those quantizers on."""
+        for kind, quantizers in (("activation", self.activation_quantizers()), ("weight", self.weight_quantizers())):
+            for name, quantizer in quantizers.items():
+                value = amax.get(f"{kind}.{name}")
+                if value is not None:
+                    self.toolkit.set_amax(quantizer, value.float())
+                    self.toolkit.set_enabled(quantizer, True)
+
+    @contextmanager
+    def quantizers_off(self) -> Iterator[None]:
+        """Within: the network computes in float."""
+        quantizers = [*self.activation_quantizers().values(), *self.weight_quantizers().values()]
+        for quantizer in quantizers:
+            self.toolkit.set_enabled(quantizer, False)
+        try:
+            yield
+        finally:
+            for quantizer in quantizers:
+                self.toolkit.set_enabled(quantizer, True)
+
+
+def quantize_model(network: DetectionModel, names: Mapping[int, str], section: QuantizationSection) -> QuantizedModel:
+    """Trace, place and insert. ``network`` is changed in place; its activation ranges are still to be calibrated.
+
+    Raises:
+        QuantizationError: the network cannot be traced or nothing is left to quantize.
+    """
+    placement = place(network, trace(network), section)
+    toolkit = toolkit_from_name(section.toolkit)
+    insert_quantizers_(network, placement, toolkit)
+    return QuantizedModel(network, names, placement, toolkit)
+
+
+def insert_quantizers_(network: nn.Module, placement: Placement, toolkit: Toolkit) -> None:
+    """Monkey-patch each placed convolution to a QuantConv2d and each placed add, in place."""
+    adds: dict[str, dict[tuple[int, int], nn.Module]] = {}
+    for group in placement.groups:
+        quantizer = toolkit.activation_quantizer()
+        for name in group.convs:
+            conv = network.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d)
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, toolkit.quantize_conv(conv, quantizer))
+        for add in group.adds:
+            adds.setdefault(add.module, {})[add.call, add.operand] = quantizer
+    for name, quantizers in adds.items():
+        quantize_adds_(network.get_submodule(name), quantizers, name)

@@ -1,0 +1,219 @@
+"""Where quantizers go, decided on tensors: every tensor that an INT8 consumer reads gets ONE scale.
+
+1. Every convolution that is not float by role or by name reads its input in INT8.
+2. Tensors connected through copy-like operators (concat, split, max-pool, nearest upsample, reshape, ...) form a
+   group; a group shares one quantizer, so that a concat is a pointer move and no tensor is quantized twice.
+3. A residual add follows ``residual``: ``none`` reads floats; ``skip`` reads the INT8 form of an operand that an INT8
+   consumer reads anyway; ``both`` puts both operands into one group and reads both in INT8.
+
+No rule names a class of module. Source of the rules: NVIDIA's "Working with quantized types" (TensorRT documentation).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from trt_qat.config import QuantizationSection, Residual
+from trt_qat.errors import QuantizationError
+from trt_qat.model.graph import COPY_LIKE, DROPS_VALUES, Operation, TensorGraph, convolutions
+from trt_qat.model.roles import roles
+
+
+@dataclass(frozen=True)
+class AddOperand:
+    """One operand of a residual add that is read in INT8.
+
+    Args:
+        module: dotted name of the module whose forward adds.
+        call: which add of that forward, from 0.
+        operand: 0 for the left, 1 for the right.
+    """
+
+    module: str
+    call: int
+    operand: int
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Tensors that share one quantizer.
+
+    Args:
+        name: the first tensor's name in the traced graph.
+        convs: convolutions that read a member in INT8.
+        adds: residual operands that are members.
+        observed: the convolutions whose inputs together show every value of the group once, for calibration.
+    """
+
+    name: str
+    convs: tuple[str, ...]
+    adds: tuple[AddOperand, ...]
+    observed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The quantizers of a network: groups, and the convolutions left float with the reason."""
+
+    groups: tuple[ScaleGroup, ...]
+    float_convs: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON form for checkpoints; :meth:`from_dict` is its inverse."""
+        return {
+            "groups": [
+                {
+                    "name": group.name,
+                    "convs": list(group.convs),
+                    "adds": [[a.module, a.call, a.operand] for a in group.adds],
+                    "observed": list(group.observed),
+                }
+                for group in self.groups
+            ],
+            "float_convs": dict(self.float_convs),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Placement:
+        """Read what :meth:`as_dict` wrote."""
+        groups = tuple(
+            ScaleGroup(
+                name=str(group["name"]),
+                convs=tuple(group["convs"]),
+                adds=tuple(AddOperand(str(m), int(c), int(o)) for m, c, o in group["adds"]),
+                observed=tuple(group["observed"]),
+            )
+            for group in content["groups"]
+        )
+        return cls(groups, dict(content["float_convs"]))
+
+
+def place(network: nn.Module, graph: TensorGraph, section: QuantizationSection) -> Placement:
+    """Decide the quantizers of a traced network.
+
+    Raises:
+        QuantizationError: an ``exclude`` pattern matches no convolution, or nothing is left to quantize.
+    """
+    float_convs = _float_convolutions(network, graph, section)
+    reads = [op for op in graph if op.parameter_module and op.parameter_module in convolutions(network)]
+    int8_reads = [op for op in reads if op.parameter_module not in float_convs]
+    if not int8_reads:
+        raise QuantizationError("No convolution is left to quantize: 'float_roles' and 'exclude' cover them all.")
+
+    sets = _UnionFind(op.name for op in graph)
+    _union_copies(graph, sets)
+    for conv in {op.parameter_module for op in int8_reads}:  # one module has one input quantizer, however often it runs
+        for first, second in _neighbours([op.inputs[0] for op in int8_reads if op.parameter_module == conv]):
+            sets.union(first, second)
+    adds = _residual_operands(graph, sets, {op.inputs[0] for op in int8_reads}, section.residual)
+    return Placement(_groups(graph, sets, int8_reads, adds), float_convs)
+
+
+def _float_convolutions(network: nn.Module, graph: TensorGraph, section: QuantizationSection) -> dict[str, str]:
+    role_of = roles(network, graph)
+    run = {op.parameter_module for op in graph}
+    reasons: dict[str, str] = {}
+    for name in convolutions(network):
+        if role_of.get(name) in section.float_roles:
+            reasons[name] = f"role {role_of[name]}"
+        elif name not in run:
+            reasons[name] = "not part of the deployed graph"
+    for pattern in section.exclude:
+        matched = [name for name in convolutions(network) if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+        if not matched:
+            raise QuantizationError(
+                f"quantization.exclude pattern '{pattern}' matches no convolution. "
+                "Give a module name or a glob such as 'model.22.*'."
+            )
+        reasons.update({name: f"excluded by '{pattern}'" for name in matched})
+    return reasons
+
+
+class _UnionFind:
+    def __init__(self, items: Any) -> None:
+        self._parent: dict[str, str] = {item: item for item in items}
+
+    def find(self, item: str) -> str:
+        while self._parent[item] != item:
+            self._parent[item] = self._parent[self._parent[item]]
+            item = self._parent[item]
+        return item
+
+    def union(self, first: str, second: str) -> None:
+        self._parent[self.find(second)] = self.find(first)
+
+
+def _neighbours(items: list[str]) -> list[tuple[str, str]]:
+    return list(zip(items, items[1:], strict=False))
+
+
+def is_copy_like(operation: Operation) -> bool:
+    """Whether the operation only moves values (picking one output of a split included)."""
+    return operation.operator in COPY_LIKE or operation.operator == "getitem"
+
+
+def _union_copies(graph: TensorGraph, sets: _UnionFind) -> None:
+    for operation in graph:
+        if is_copy_like(operation):
+            for name in operation.inputs:
+                sets.union(name, operation.name)
+
+
+def _residual_operands(
+    graph: TensorGraph, sets: _UnionFind, int8_tensors: set[str], residual: Residual
+) -> list[tuple[str, AddOperand]]:
+    """Add operands to quantize, as (tensor, operand); ``both`` also unites the operands' groups."""
+    if residual == "none":
+        return []
+    found: list[tuple[str, AddOperand]] = []
+    calls: dict[str, int] = {}
+    for operation in graph:
+        if operation.operator != "add":
+            continue
+        call = calls.get(operation.module, 0)
+        calls[operation.module] = call + 1
+        if len(operation.inputs) != 2:
+            continue  # adds a constant or itself
+        roots = {sets.find(name) for name in int8_tensors}
+        in_int8 = [sets.find(name) in roots for name in operation.inputs]
+        if residual == "both" and any(in_int8):
+            sets.union(*operation.inputs)
+            in_int8 = [True, True]
+        for operand, (tensor, wanted) in enumerate(zip(operation.inputs, in_int8, strict=True)):
+            if wanted:
+                found.append((tensor, AddOperand(operation.module, call, operand)))
+    return found
+
+
+def _groups(
+    graph: TensorGraph, sets: _UnionFind, int8_reads: list[Operation], adds: list[tuple[str, AddOperand]]
+) -> tuple[ScaleGroup, ...]:
+    by_root: dict[str, list[Operation]] = {}
+    for read in int8_reads:
+        by_root.setdefault(sets.find(read.inputs[0]), []).append(read)
+    groups = []
+    for root, reads in by_root.items():
+        convs = tuple(dict.fromkeys(read.parameter_module for read in reads))
+        members = tuple(operand for tensor, operand in adds if sets.find(tensor) == root)
+        groups.append(ScaleGroup(reads[0].inputs[0], convs, members, _observed(graph, reads)))
+    return tuple(groups)
+
+
+def _observed(graph: TensorGraph, reads: list[Operation]) -> tuple[str, ...]:
+    """One reading convolution per tensor, without tensors whose values all appear in a later read tensor."""
+    read_tensors = {read.inputs[0]: read.parameter_module for read in reversed(reads)}
+    consumers = graph.consumers()
+
+    def covered(tensor: str) -> bool:
+        return any(
+            op.name in read_tensors or covered(op.name)
+            for op in consumers[tensor]
+            if is_copy_like(op) and op.operator not in DROPS_VALUES
+        )
+
+    return tuple(dict.fromkeys(conv for tensor, conv in read_tensors.items() if not covered(tensor)))

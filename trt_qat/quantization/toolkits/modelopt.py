@@ -1,0 +1,72 @@
+"""NVIDIA Model Optimizer (nvidia-modelopt), the maintained successor of pytorch-quantization."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from trt_qat.config import ToolkitName
+from trt_qat.errors import MissingDependency
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its import warns about CUDA extensions that are not needed here
+    try:
+        from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
+    except ImportError as exc:
+        raise MissingDependency(
+            f"quantization.toolkit=modelopt needs nvidia-modelopt ({exc}). Run: pip install nvidia-modelopt huggingface_hub"
+        ) from exc
+
+
+class ModelOptToolkit:
+    """Adapter over ``modelopt.torch.quantization.nn``."""
+
+    name: ToolkitName = "modelopt"
+
+    def activation_quantizer(self) -> nn.Module:
+        """See :class:`~trt_qat.quantization.toolkits.protocol.Toolkit`."""
+        quantizer: nn.Module = TensorQuantizer()
+        self.set_enabled(quantizer, False)
+        return quantizer
+
+    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module) -> nn.Module:
+        """See the protocol. ModelOpt changes the class of the very same object."""
+        converted: nn.Module = QuantModuleRegistry.convert(conv)
+        converted.input_quantizer = input_quantizer
+        self.set_amax(self.weight_quantizer(converted), conv.weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True))
+        return converted
+
+    def weight_quantizer(self, conv: nn.Module) -> nn.Module:
+        """See the protocol."""
+        quantizer = conv.weight_quantizer
+        return quantizer  # type: ignore[return-value]
+
+    def input_quantizer(self, conv: nn.Module) -> nn.Module:
+        """See the protocol."""
+        quantizer = conv.input_quantizer
+        return quantizer  # type: ignore[return-value]
+
+    def is_quant_conv(self, module: nn.Module) -> bool:
+        """See the protocol."""
+        return isinstance(module, nn.Conv2d) and hasattr(module, "weight_quantizer")
+
+    def set_amax(self, quantizer: nn.Module, amax: Tensor) -> None:
+        """See the protocol."""
+        quantizer.amax = amax
+
+    def amax(self, quantizer: nn.Module) -> Tensor:
+        """See the protocol."""
+        value: Tensor = quantizer.amax  # type: ignore[assignment]
+        return value
+
+    def set_enabled(self, quantizer: nn.Module, enabled: bool) -> None:
+        """See the protocol."""
+        (quantizer.enable if enabled else quantizer.disable)()  # type: ignore[operator]
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """See the protocol. ModelOpt's symbolic functions are always registered."""
+        yield

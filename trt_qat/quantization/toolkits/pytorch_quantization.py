@@ -1,0 +1,98 @@
+"""NVIDIA pytorch-quantization: no longer developed, still a working choice for those who have it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from trt_qat.config import ToolkitName
+from trt_qat.errors import MissingDependency
+
+try:
+    from pytorch_quantization.nn import QuantConv2d, TensorQuantizer
+    from pytorch_quantization.tensor_quant import QuantDescriptor
+except ImportError as exc:
+    raise MissingDependency(
+        f"quantization.toolkit=pytorch-quantization needs NVIDIA's package ({exc}). "
+        "Run: pip install nvidia-pyindex && pip install pytorch-quantization (it needs a CUDA build of torch), "
+        "or keep the default quantization.toolkit=modelopt."
+    ) from exc
+
+_ACTIVATION = QuantDescriptor(num_bits=8, axis=None)
+_WEIGHT = QuantDescriptor(num_bits=8, axis=(0,))
+
+
+class PytorchQuantizationToolkit:
+    """Adapter over ``pytorch_quantization.nn``."""
+
+    name: ToolkitName = "pytorch-quantization"
+
+    def activation_quantizer(self) -> nn.Module:
+        """See :class:`~trt_qat.quantization.toolkits.protocol.Toolkit`."""
+        quantizer: nn.Module = TensorQuantizer(_ACTIVATION)
+        self.set_enabled(quantizer, False)
+        return quantizer
+
+    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module) -> nn.Module:
+        """See the protocol. The package makes a new module, which takes over weights and settings."""
+        converted: nn.Module = QuantConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            quant_desc_input=_ACTIVATION,
+            quant_desc_weight=_WEIGHT,
+        )
+        converted.weight, converted.bias = conv.weight, conv.bias
+        converted._input_quantizer = input_quantizer
+        self.set_amax(self.weight_quantizer(converted), conv.weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True))
+        return converted.train(conv.training)
+
+    def weight_quantizer(self, conv: nn.Module) -> nn.Module:
+        """See the protocol."""
+        quantizer = conv._weight_quantizer
+        return quantizer  # type: ignore[return-value]
+
+    def input_quantizer(self, conv: nn.Module) -> nn.Module:
+        """See the protocol."""
+        quantizer = conv._input_quantizer
+        return quantizer  # type: ignore[return-value]
+
+    def is_quant_conv(self, module: nn.Module) -> bool:
+        """See the protocol."""
+        return isinstance(module, QuantConv2d)
+
+    def set_amax(self, quantizer: nn.Module, amax: Tensor) -> None:
+        """See the protocol."""
+        if getattr(quantizer, "_amax", None) is not None:
+            quantizer._amax.data.copy_(amax)  # type: ignore[union-attr,operator]
+        else:
+            quantizer.amax = amax
+
+    def amax(self, quantizer: nn.Module) -> Tensor:
+        """See the protocol."""
+        value: Tensor = quantizer.amax  # type: ignore[assignment]
+        return value
+
+    def set_enabled(self, quantizer: nn.Module, enabled: bool) -> None:
+        """See the protocol."""
+        (quantizer.enable if enabled else quantizer.disable)()  # type: ignore[operator]
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """See the protocol. Its own symbolic needs PyTorch's fake-quantize operators."""
+        before = TensorQuantizer.use_fb_fake_quant
+        TensorQuantizer.use_fb_fake_quant = True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            TensorQuantizer.use_fb_fake_quant = before

@@ -1,0 +1,95 @@
+"""ONNX Runtime on the CPU: the reference that other runtimes are compared with.
+
+With ``optimize=False`` it computes the graph exactly as written, Q/DQ nodes included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_qat.engine.onnx_file import onnx_metadata
+from trt_qat.errors import MissingDependency, RunnerError
+from trt_qat.runtime.runner import check_batch, closed_error
+
+_INPUT_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+_FATAL_ONLY = 4
+
+
+class OnnxRuntimeRunner:
+    """A :class:`~trt_qat.runtime.runner.Runner` over ONNX Runtime's CPU provider.
+
+    Args:
+        onnx: the ONNX file, static or dynamic batch.
+        threads: 0 leaves the number to ONNX Runtime.
+        optimize: False switches every graph optimization off.
+
+    Raises:
+        ArtifactError: the file is missing, truncated or not ONNX.
+        MissingDependency: ONNX Runtime is not installed.
+        RunnerError: ONNX Runtime cannot run this graph.
+    """
+
+    name: str = "onnxruntime"
+
+    def __init__(self, onnx: Path, threads: int = 0, optimize: bool = True) -> None:
+        self.metadata: Mapping[str, str] = onnx_metadata(onnx)
+        self.device: str = "CPU"
+        try:
+            import onnxruntime
+        except ImportError as exc:
+            raise MissingDependency(
+                f"Runtime 'onnxruntime' cannot be imported ({exc}): pip install onnxruntime."
+            ) from exc
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY  # failures arrive as exceptions
+        options.intra_op_num_threads = threads
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # its exceptions share no base class below Exception
+            raise RunnerError(f"ONNX Runtime cannot run '{onnx}': {_one_line(exc)}") from exc
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type not in _INPUT_DTYPES:
+            found = ", ".join(f"{entry.name}: {entry.type}" for entry in inputs)
+            raise RunnerError(f"'{onnx}' must have one float input, the images; found {found or 'none'}.")
+        self._input_name = inputs[0].name
+        self._input_dtype = _INPUT_DTYPES[inputs[0].type]
+        self.input_shape: tuple[int | None, ...] = tuple(
+            axis if isinstance(axis, int) else None for axis in inputs[0].shape
+        )
+
+    def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
+        if self._session is None:
+            raise closed_error(self.name)
+        check_batch(batch, self.input_shape, self.name)
+        feed = {self._input_name: batch.astype(self._input_dtype, copy=False)}
+        try:
+            outputs = self._session.run(None, feed)
+        except Exception as exc:  # as above
+            raise RunnerError(f"ONNX Runtime failed to run the model: {_one_line(exc)}") from exc
+        return [np.asarray(output, dtype=np.float32) for output in outputs]
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        if self._session is None:
+            raise closed_error(self.name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split())

@@ -1,0 +1,123 @@
+"""The one interface behind which TensorRT, OpenVINO and ONNX Runtime are the same thing.
+
+A runner is open from construction to the end of its ``with`` block; use after that is an error.
+Every runner takes and returns float32, whatever the file computes in.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_qat.errors import RunnerError
+
+DEFAULT_IMAGE_SIZE = 640
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A model that is loaded and ready.
+
+    Attributes:
+        name: "openvino", "onnxruntime" or "tensorrt".
+        input_shape: (batch, 3, height, width); None stands for an axis that may be any size.
+        metadata: what the exporter wrote into the file (names, imgsz, ...).
+        device: what it runs on, for reports.
+    """
+
+    name: str
+    input_shape: tuple[int | None, ...]
+    metadata: Mapping[str, str]
+    device: str
+
+    def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Run one batch.
+
+        Args:
+            batch: float32, shape as ``input_shape``, values in [0, 1].
+
+        Returns:
+            All outputs in the file's order, float32.
+
+        Raises:
+            RunnerError: wrong shape or dtype, the runner is closed, or the library failed.
+        """
+        ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def check_batch(batch: NDArray[np.float32], input_shape: Sequence[int | None], name: str) -> None:
+    """Refuse an array that does not fit.
+
+    Raises:
+        RunnerError: not float32, or a shape other than ``input_shape``.
+    """
+    if not isinstance(batch, np.ndarray) or batch.dtype != np.float32:
+        found = getattr(batch, "dtype", type(batch).__name__)
+        raise RunnerError(f"{name}: the batch must be a float32 array, found {found}.")
+    fits = batch.ndim == len(input_shape) and all(
+        wanted is None or wanted == found for wanted, found in zip(input_shape, batch.shape, strict=True)
+    )
+    if not fits or 0 in batch.shape:
+        wanted_text = ", ".join("any" if axis is None else str(axis) for axis in input_shape)
+        raise RunnerError(f"{name}: the model takes shape ({wanted_text}), found {batch.shape}.")
+
+
+def closed_error(name: str) -> RunnerError:
+    """The error for a runner that is used after its ``with`` block."""
+    return RunnerError(f"{name}: the runner is closed. Use it inside its 'with' block, or open it again.")
+
+
+def class_names(metadata: Mapping[str, str]) -> dict[int, str]:
+    """Class id to name from the metadata; empty if there are none.
+
+    Ultralytics writes the text of a Python dict (``{0: 'car', 1: 'bus'}``) or list.
+
+    Raises:
+        RunnerError: ``names`` is there but is neither.
+    """
+    text = metadata.get("names")
+    if text is None:
+        return {}
+    try:
+        names = ast.literal_eval(text)
+        pairs = enumerate(names) if isinstance(names, list | tuple) else names.items()
+        return {int(class_id): str(name) for class_id, name in pairs}
+    except (ValueError, SyntaxError, TypeError, AttributeError) as exc:
+        raise RunnerError(f"The model's metadata 'names' is not a dict of class names: {text[:80]!r}.") from exc
+
+
+def image_size(metadata: Mapping[str, str], input_shape: Sequence[int | None]) -> int:
+    """Side of the square network input in pixels: the input shape decides, then ``imgsz``, then 640.
+
+    Raises:
+        RunnerError: the input is not a square image.
+    """
+    if len(input_shape) != 4 or input_shape[1] not in (3, None):
+        raise RunnerError(f"The model's input must be (batch, 3, height, width), found {tuple(input_shape)}.")
+    height, width = input_shape[2:]
+    if height is None and width is None:
+        height, width = _metadata_size(metadata)
+    if height is None or height != width:
+        raise RunnerError(f"The model's input must be square, found height {height} and width {width}.")
+    return height
+
+
+def _metadata_size(metadata: Mapping[str, str]) -> tuple[int, int]:
+    text = metadata.get("imgsz", str(DEFAULT_IMAGE_SIZE))
+    try:
+        size = ast.literal_eval(text)
+        sides = tuple(int(side) for side in size) if isinstance(size, list | tuple) else (int(size),)
+        return sides[0], sides[-1]
+    except (ValueError, SyntaxError, TypeError, IndexError) as exc:
+        raise RunnerError(f"The model's metadata 'imgsz' is not a size: {text[:80]!r}.") from exc

@@ -1,0 +1,170 @@
+"""TensorRT and TensorRT-RTX on the GPU: set_tensor_address and execute_async_v3, nothing older.
+
+Everything that holds GPU memory is released in the order context, engine, runtime, buffers, stream,
+CUDA context: each needs the ones after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_qat.artifacts import existing_file
+from trt_qat.engine.build import read_sidecar
+from trt_qat.engine.flavor import import_tensorrt, tensorrt_logger
+from trt_qat.engine.gpu import gpu_names
+from trt_qat.errors import RunnerError
+from trt_qat.runtime.device_memory import DeviceMemory, open_device_memory
+from trt_qat.runtime.runner import check_batch, closed_error
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """One tensor of the engine, in page-locked host memory and on the device."""
+
+    host: NDArray[Any]
+    device: int
+
+
+class TensorRtRunner:
+    """A :class:`~trt_qat.runtime.runner.Runner` over a plan that ``build_engine`` wrote.
+
+    Args:
+        plan: the plan; the side-car beside it names the flavor and the metadata.
+
+    Raises:
+        ArtifactError: the plan or its side-car is missing.
+        MissingDependency: the TensorRT package, or both pycuda and cuda-python, are missing.
+        RunnerError: no GPU, or TensorRT refuses the plan (built for another GPU or version).
+    """
+
+    name: str = "tensorrt"
+
+    def __init__(self, plan: Path) -> None:
+        existing_file(plan, "Plan")
+        description = read_sidecar(plan)
+        gpus = gpu_names()
+        if not gpus:
+            raise RunnerError(
+                "No NVIDIA GPU found: a TensorRT plan cannot run here. Use --runtime openvino on the ONNX file."
+            )
+        self._trt: Any = import_tensorrt(description["flavor"])
+        self.metadata: Mapping[str, str] = description.get("metadata", {})
+        self.device: str = gpus[0]
+        self._buffers: dict[str, _Buffer] = {}
+        self._bound_shape: tuple[int, ...] | None = None
+        with contextlib.ExitStack() as cleanup:
+            self._memory: DeviceMemory = cleanup.enter_context(contextlib.closing(open_device_memory()))
+            cleanup.callback(self._drop_engine)
+            self._load(plan, description)
+            self._resources: contextlib.ExitStack | None = cleanup.pop_all()
+
+    def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
+        if self._resources is None:
+            raise closed_error(self.name)
+        check_batch(batch, self.input_shape, self.name)
+        if batch.shape != self._bound_shape:
+            self._bind(batch.shape)
+        source = self._buffers[self._input]
+        np.copyto(source.host, batch, casting="same_kind")
+        self._memory.copy_to_device(source.device, source.host)
+        if not self._context.execute_async_v3(self._memory.stream):
+            raise RunnerError(f"TensorRT failed to run the engine{self._reason()}.")
+        results = [self._buffers[name] for name in self._outputs]
+        for result in results:
+            self._memory.copy_to_host(result.host, result.device)
+        self._memory.synchronize()
+        # a copy: the next call writes into the same host memory
+        return [np.array(result.host, dtype=np.float32) for result in results]
+
+    def __enter__(self) -> TensorRtRunner:
+        if self._resources is None:
+            raise closed_error(self.name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            resources.close()
+
+    def _load(self, plan: Path, description: Mapping[str, Any]) -> None:
+        trt = self._trt
+        self._logger, self._errors = tensorrt_logger(trt)
+        self._runtime: Any = trt.Runtime(self._logger)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            built = f"{description['flavor']} {description.get('tensorrt_version', 'of unknown version')}"
+            raise RunnerError(
+                f"TensorRT {trt.__version__} on {self.device} cannot load '{plan}', "
+                f"built with {built}{self._reason()}. Build the engine again on this machine."
+            )
+        self._context: Any = self._engine.create_execution_context()
+        if self._context is None:
+            raise RunnerError(f"TensorRT cannot prepare '{plan}' for {self.device}{self._reason()}.")
+        self._read_tensors(plan)
+
+    def _read_tensors(self, plan: Path) -> None:
+        engine, trt = self._engine, self._trt
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        if len(inputs) != 1:
+            raise RunnerError(f"'{plan}' has {len(inputs)} inputs; a detector has one, the images.")
+        self._input: str = inputs[0]
+        self._outputs: list[str] = [name for name in names if name != self._input]
+        shape = tuple(engine.get_tensor_shape(self._input))
+        self.input_shape: tuple[int | None, ...] = tuple(None if axis == -1 else int(axis) for axis in shape)
+        self._batch_range: tuple[int, int] = (1, 1)
+        if self.input_shape[0] is None:
+            smallest, _, largest = engine.get_tensor_profile_shape(self._input, 0)
+            self._batch_range = int(smallest[0]), int(largest[0])
+
+    def _bind(self, shape: tuple[int, ...]) -> None:
+        """Fresh buffers of the right size for this input shape."""
+        smallest, largest = self._batch_range
+        if self.input_shape[0] is None and not smallest <= shape[0] <= largest:
+            raise RunnerError(
+                f"The engine takes batches of {smallest} to {largest}, found {shape[0]}. "
+                "Build it with another engine.max_batch."
+            )
+        self._unbind()
+        if not self._context.set_input_shape(self._input, shape):
+            raise RunnerError(f"TensorRT refuses input shape {shape}{self._reason()}.")
+        for name in (self._input, *self._outputs):
+            self._buffers[name] = self._new_buffer(name)
+            if not self._context.set_tensor_address(name, self._buffers[name].device):
+                raise RunnerError(f"TensorRT refuses the buffer of tensor '{name}'{self._reason()}.")
+        self._bound_shape = shape
+
+    def _new_buffer(self, name: str) -> _Buffer:
+        try:
+            dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        except TypeError as exc:
+            raise RunnerError(f"Tensor '{name}' has a type that NumPy lacks. Export it as float32.") from exc
+        host = self._memory.host_array(tuple(self._context.get_tensor_shape(name)), dtype)
+        return _Buffer(host, self._memory.alloc(host.nbytes))
+
+    def _unbind(self) -> None:
+        self._bound_shape = None
+        while self._buffers:
+            _, buffer = self._buffers.popitem()
+            self._memory.free(buffer.device)
+            self._memory.free_host(buffer.host)
+
+    def _drop_engine(self) -> None:
+        self._context = None
+        self._engine = None
+        self._runtime = None
+        self._buffers.clear()  # the memory itself is freed by DeviceMemory.close
+
+    def _reason(self) -> str:
+        return f": {self._errors[-1].rstrip('.')}" if self._errors else ""
