@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -83,7 +82,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary = folder / path.name
         yield temporary
         try:
-            os.replace(temporary, path)
+            temporary.replace(path)
         except OSError as exc:
             raise ArtifactError(f"Cannot write '{path}': {exc.strerror or exc}. Choose another --out.") from exc
     finally:

@@ -7,6 +7,7 @@ Every key is documented where it stands in ``configs/*.yaml``.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,8 +70,8 @@ class QuantizationSection(Section):
     """Which tensors become INT8 and how their ranges are found."""
 
     toolkit: ToolkitName = "modelopt"
-    calibrator: Calibrator = "percentile"
-    percentile: float = Field(default=99.999, gt=50, le=100)
+    calibrator: Calibrator = "mse"
+    percentile: float = Field(default=99.99, gt=50, le=100)
     histogram_bins: int = Field(default=2048, ge=128)
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
@@ -195,10 +196,8 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML.") from exc
     # YAML 1.1 reads '1e-5' (no dot) as a string; users mean the number.
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     return {section: {key: value}}
 
 
@@ -218,17 +217,14 @@ def _merge(into: dict[str, dict[str, Any]], new: Mapping[str, Any], source: str)
 
 
 def _section_class(section: str) -> type[Section]:
-    annotation = Config.model_fields[section].annotation
-    assert isinstance(annotation, type) and issubclass(annotation, Section)
-    return annotation
+    return type(getattr(Config(), section))
 
 
 def _unknown(key: str, known: list[str], source: str) -> str:
     section, _, leaf = key.rpartition(".")
     close = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in known], n=1, cutoff=0.5)
     if not close and section:  # the key may stand in the wrong section
-        for name, field in Config.model_fields.items():
-            del field
+        for name in Config.model_fields:
             if leaf in _section_class(name).model_fields:
                 return f"Unknown key '{key}' in {source}. It belongs to another section: '{name}.{leaf}'."
     hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."

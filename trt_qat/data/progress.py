@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -19,3 +19,12 @@ def silent(items: Sequence[Item], description: str, /) -> Iterable[Item]:
     """The wrapper that shows nothing."""
     del description
     return items
+
+
+# How a loop that is not ours reports: description, steps done, steps in total.
+Report = Callable[[str, int, int], None]
+
+
+def no_report(description: str, done: int, total: int) -> None:
+    """The reporter that shows nothing."""
+    del description, done, total

@@ -1,0 +1,1 @@
+"""mAP, latency and size of exported files."""

@@ -1,4 +1,4 @@
-"""mAP of an exported file: Ultralytics' DetectionValidator does the loading, matching and metrics, a Runner the inference."""
+"""mAP of an exported file: Ultralytics' DetectionValidator matches and counts, a Runner infers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, check_class_count, ultralytics_data
 from trt_qat.data.progress import Progress, silent
 from trt_qat.runtime.runner import Runner, class_names, image_size
+from trt_qat.training.detection_trainer import quiet_ultralytics
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class Accuracy:
 
 
 def measure_accuracy(
-    runner: Runner, dataset: Dataset, section: EvaluationSection, batch: int = 8, progress: Progress = silent, label: str = ""
+    runner: Runner,
+    dataset: Dataset,
+    section: EvaluationSection,
+    batch: int = 8,
+    progress: Progress = silent,
+    label: str = "",
 ) -> Accuracy:
     """Evaluate on the dataset's val split, letterboxed to the model's square input exactly as in deployment.
 
@@ -45,7 +51,7 @@ def measure_accuracy(
     names = class_names(runner.metadata) or dict(dataset.names)
     check_class_count(dataset, names)
     fixed = runner.input_shape[0]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
         validator = _validator(dataset, section, imgsz, fixed or batch, names, Path(folder))
         for images in progress(validator.dataloader, f"evaluating {label or runner.name}"):
             content = validator.preprocess(images)

@@ -13,7 +13,9 @@ from trt_qat.data.progress import Progress, silent
 from trt_qat.runtime.runner import Runner, image_size
 
 
-def measure_latency(runners: Sequence[Runner], section: EvaluationSection, progress: Progress = silent) -> list[Latency]:
+def measure_latency(
+    runners: Sequence[Runner], section: EvaluationSection, progress: Progress = silent
+) -> list[Latency]:
     """Time one forward pass of each runner in turn, round after round, in milliseconds.
 
     The input is fixed noise of batch 1 (or the model's static batch); the warm-up rounds are not counted.

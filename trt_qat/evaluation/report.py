@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from trt_qat.artifacts import ResultRow
 
-HEADER = ("model", "precision", "runtime", "mAP50-95", "mAP50", "images", "size (MB)", "latency median / p90 / p99 (ms)")
+HEADER = (
+    "model",
+    "precision",
+    "runtime",
+    "mAP50-95",
+    "mAP50",
+    "images",
+    "MB",
+    "ms median",
+    "p90",
+    "p99",
+)
 
 
 def cells(row: ResultRow) -> tuple[str, ...]:
@@ -20,7 +31,9 @@ def cells(row: ResultRow) -> tuple[str, ...]:
         f"{row.map50:.4f}",
         str(row.images),
         f"{row.size_bytes / 1e6:.2f}",
-        f"{latency.median:.1f} / {latency.p90:.1f} / {latency.p99:.1f}",
+        f"{latency.median:.1f}",
+        f"{latency.p90:.1f}",
+        f"{latency.p99:.1f}",
     )
 
 

@@ -91,9 +91,7 @@ def _cast_inputs(graph: gs.Graph, body: list[gs.Node]) -> None:
             for index, read in enumerate(node.inputs):
                 if read is tensor:
                     node.inputs[index] = half
-        graph.nodes.append(
-            gs.Node("Cast", f"{tensor.name}/Cast", {"to": onnx.TensorProto.FLOAT16}, [tensor], [half])
-        )
+        graph.nodes.append(gs.Node("Cast", f"{tensor.name}/Cast", {"to": onnx.TensorProto.FLOAT16}, [tensor], [half]))
 
 
 def _cast_into_decoding(graph: gs.Graph, decoding: set[int]) -> None:
@@ -106,6 +104,8 @@ def _cast_into_decoding(graph: gs.Graph, decoding: set[int]) -> None:
                 continue
             if tensor.name not in full:
                 full[tensor.name] = gs.Variable(f"{tensor.name}.fp32", dtype=np.float32, shape=tensor.shape)
-                cast = gs.Node("Cast", f"{tensor.name}/Cast", {"to": onnx.TensorProto.FLOAT}, [tensor], [full[tensor.name]])
+                cast = gs.Node(
+                    "Cast", f"{tensor.name}/Cast", {"to": onnx.TensorProto.FLOAT}, [tensor], [full[tensor.name]]
+                )
                 graph.nodes.append(cast)
             node.inputs[index] = full[tensor.name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,16 +12,25 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 import torch
+from onnx_graphsurgeon.logger import G_LOGGER
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.artifacts import OnnxArtifact, atomic_path
 from trt_qat.config import ExportSection
 from trt_qat.errors import ExportError
 from trt_qat.export.half import to_float16_
-from trt_qat.export.qdq_passes import clean_, drop_idle_casts_, fold_weights_, merge_equal_quantizers_, quantize_at_source_
+from trt_qat.export.qdq_passes import (
+    clean_,
+    drop_idle_casts_,
+    fold_weights_,
+    merge_equal_quantizers_,
+    quantize_at_source_,
+)
 from trt_qat.model.loading import export_mode
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.checkpoint import Checkpoint
+
+G_LOGGER.severity = G_LOGGER.ERROR  # it warns on stdout about an optional package for coloured text
 
 
 def export_onnx(checkpoint: Checkpoint, out: Path, section: ExportSection, imgsz: int) -> OnnxArtifact:
@@ -56,25 +65,27 @@ def export_onnx(checkpoint: Checkpoint, out: Path, section: ExportSection, imgsz
     return OnnxArtifact(out, section.precision)
 
 
-def _raw_onnx(network: DetectionModel, quantized: QuantizedModel | None, section: ExportSection, imgsz: int) -> onnx.ModelProto:
+def _raw_onnx(
+    network: DetectionModel, quantized: QuantizedModel | None, section: ExportSection, imgsz: int
+) -> onnx.ModelProto:
     """The exporter's own graph. The TorchScript exporter is used: it knows the toolkits' Q/DQ symbolics."""
     device = next(network.parameters()).device
     images = torch.zeros(section.batch, 3, imgsz, imgsz, device=device)
-    buffer = io.BytesIO()
     exporting = quantized.toolkit.exporting() if quantized else contextlib.nullcontext()
-    with exporting, export_mode(network), _split_once(network), warnings.catch_warnings():
+    folder = tempfile.TemporaryDirectory()
+    with exporting, export_mode(network), _split_once(network), warnings.catch_warnings(), folder as scratch:
         warnings.simplefilter("ignore")  # tracer notes about shapes that are constant here
         torch.onnx.export(
             network,
             (images,),
-            buffer,
+            Path(scratch) / "raw.onnx",
             dynamo=False,
             opset_version=section.opset,
             input_names=["images"],
             output_names=["output0"],
             dynamic_axes={"images": {0: "batch"}, "output0": {0: "batch"}} if section.dynamic_batch else None,
         )
-    return onnx.load_model_from_string(buffer.getvalue())
+        return onnx.load(Path(scratch) / "raw.onnx")
 
 
 @contextlib.contextmanager

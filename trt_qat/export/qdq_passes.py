@@ -1,6 +1,7 @@
 """graphsurgeon passes on the raw exporter's graph, from "one Q/DQ per consumer" to "one per tensor, at its source".
 
-Each pass changes the graph in place and keeps its result bit for bit: Q/DQ commutes with operators that only move values.
+Each pass changes the graph in place and keeps its result bit for bit: Q/DQ commutes with operators that only move
+values.
 """
 
 from __future__ import annotations
@@ -119,8 +120,12 @@ def _quantized(graph: gs.Graph, tensor: gs.Tensor, like: gs.Node) -> gs.Tensor:
     quantized = gs.Variable(f"{tensor.name}.q", dtype=zero_point.dtype, shape=tensor.shape)
     restored = gs.Variable(f"{tensor.name}.dq", dtype=scale.dtype, shape=tensor.shape)
     source = tensor.inputs[0].name if tensor.inputs else tensor.name
-    graph.nodes.append(gs.Node("QuantizeLinear", f"{source}/QuantizeLinear", {}, [tensor, scale, zero_point], [quantized]))
-    graph.nodes.append(gs.Node("DequantizeLinear", f"{source}/DequantizeLinear", {}, [quantized, scale, zero_point], [restored]))
+    graph.nodes.append(
+        gs.Node("QuantizeLinear", f"{source}/QuantizeLinear", {}, [tensor, scale, zero_point], [quantized])
+    )
+    graph.nodes.append(
+        gs.Node("DequantizeLinear", f"{source}/DequantizeLinear", {}, [quantized, scale, zero_point], [restored])
+    )
     return restored
 
 
@@ -148,6 +153,8 @@ def _scale_key(node: gs.Node) -> bytes:
     """Equal for Q and DQ nodes with equal scale, zero point and axis."""
     scale, zero_point = node.inputs[1], node.inputs[2]
     if not isinstance(scale, gs.Constant):
-        return scale.name.encode()
+        return str(scale.name).encode()
     values: NDArray[np.float32] = np.asarray(scale.values)
-    return values.tobytes() + zero_point.values.tobytes() + str(values.shape and node.attrs.get("axis", 1)).encode()
+    zeros: NDArray[np.int8] = np.asarray(zero_point.values)
+    axis = node.attrs.get("axis", 1) if values.ndim else None
+    return values.tobytes() + zeros.tobytes() + f"{values.dtype}{zeros.dtype}{axis}".encode()

@@ -1,0 +1,1 @@
+"""Load a YOLOv8 detector, trace it, name its critical layers."""

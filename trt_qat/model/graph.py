@@ -51,7 +51,9 @@ COPY_LIKE = frozenset(
     }
 )
 # Of those, the ones that may drop values: their output does not show every value of their input.
-DROPS_VALUES = frozenset({"chunk", "index_select", "max_pool2d", "narrow", "select", "slice", "split", "split_with_sizes"})
+DROPS_VALUES = frozenset(
+    {"chunk", "index_select", "max_pool2d", "narrow", "select", "slice", "split", "split_with_sizes"}
+)
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,11 @@ def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
             images = torch.zeros(1, 3, imgsz, imgsz)
             copied(images)  # fills the head's anchor cache, which must not happen while tracing
             program = torch.export.export(copied, (images,), strict=False)
-    except Exception as exc:  # noqa: BLE001  torch.export raises many types; all mean the same to the user
+    except Exception as exc:
         reason = " ".join(str(exc).split())[:300]
-        raise QuantizationError(f"The network cannot be traced by torch.export: {type(exc).__name__}: {reason}") from exc
+        raise QuantizationError(
+            f"The network cannot be traced by torch.export: {type(exc).__name__}: {reason}"
+        ) from exc
     return TensorGraph(tuple(_operations(program)))
 
 

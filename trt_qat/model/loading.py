@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from yaml import YAMLError
 
 from trt_qat.artifacts import existing_file
 from trt_qat.errors import ArtifactError
@@ -42,7 +43,6 @@ def load_model(weights: Path) -> LoadedModel:
     """
     network = build_network(weights) if weights.suffix in {".yaml", ".yml"} else _unpickle(weights)
     network = network.float().eval()
-    # Ultralytics leaves its heads' cached anchors and export switches in whatever state they were saved
     folded = fold_batchnorm(rebuild(network))
     check_same_output(network, folded, f"'{weights}' rebuilt from its architecture with BatchNorm folded")
     return LoadedModel(folded, class_names(network), weights)
@@ -50,10 +50,34 @@ def load_model(weights: Path) -> LoadedModel:
 
 def build_network(architecture: Path) -> DetectionModel:
     """A detector with random weights from an Ultralytics architecture YAML (a name such as ``yolov8n.yaml`` works)."""
+    content = _architecture(architecture)
+    return network_from_architecture(content, {i: str(i) for i in range(int(content.get("nc", 80)))})
+
+
+def _architecture(path: Path) -> dict[str, Any]:
     try:
-        return DetectionModel(yaml_model_load(str(architecture)), verbose=False)
-    except (FileNotFoundError, KeyError, TypeError, AttributeError) as exc:
-        raise ArtifactError(f"'{architecture}' is not an Ultralytics architecture YAML: {exc!r}.") from exc
+        content: dict[str, Any] = yaml_model_load(str(path))
+    except (FileNotFoundError, KeyError, TypeError, AttributeError, YAMLError) as exc:
+        raise ArtifactError(f"'{path}' is not an Ultralytics architecture YAML: {exc!r}.") from exc
+    if not {"backbone", "head"} <= content.keys():
+        raise ArtifactError(f"'{path}' is not an Ultralytics architecture YAML: it has no 'backbone' and 'head'.")
+    return content
+
+
+def trainable_network(weights: Path, names: Mapping[int, str]) -> DetectionModel:
+    """An unfolded detector for the given classes: weights from ``*.pt`` where shapes fit, else random.
+
+    Raises:
+        ArtifactError: not an Ultralytics ``*.pt`` or architecture ``*.yaml``, or its BatchNorm is folded already.
+    """
+    if weights.suffix in {".yaml", ".yml"}:
+        return network_from_architecture(_architecture(weights), names)
+    start = _unpickle(weights).float()
+    if start.is_fused():
+        raise ArtifactError(f"'{weights}' has its BatchNorm folded and cannot be trained. Give the original .pt.")
+    fresh = network_from_architecture(start.yaml, names)
+    fresh.load(start, verbose=False)
+    return fresh
 
 
 def _unpickle(weights: Path) -> DetectionModel:
@@ -121,16 +145,20 @@ def _resized(module: nn.Module, weight: Tensor, name: str) -> nn.Module:
         return nn.Conv2d(
             weight.shape[1] * groups,
             weight.shape[0],
-            tuple(weight.shape[2:]),
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
+            (weight.shape[2], weight.shape[3]),
+            stride=_pair(module.stride),
+            padding=module.padding if isinstance(module.padding, str) else _pair(module.padding),
+            dilation=_pair(module.dilation),
             groups=groups,
             bias=module.bias is not None,
         )
     if isinstance(module, nn.BatchNorm2d):
         return nn.BatchNorm2d(weight.shape[0], eps=module.eps, momentum=module.momentum)
     raise ArtifactError(f"Layer '{name}' ({type(module).__name__}) has another size than its architecture says.")
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    return values[0], values[1]
 
 
 def fold_batchnorm(network: DetectionModel) -> DetectionModel:

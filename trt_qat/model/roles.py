@@ -22,7 +22,9 @@ def roles(network: nn.Module, graph: TensorGraph) -> dict[str, Role]:
     for operation in conv_ops:
         if is_fixed(modules[operation.parameter_module]):
             found[operation.parameter_module] = "dfl"
-    learned_ahead = _reaches_learned_convolution(graph, {op.name for op in conv_ops if op.parameter_module not in found})
+    learned_ahead = _reaches_learned_convolution(
+        graph, {op.name for op in conv_ops if op.parameter_module not in found}
+    )
     inputs = {op.name for op in graph if op.operator == "input"}
     for operation in conv_ops:
         name = operation.parameter_module

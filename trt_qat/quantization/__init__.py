@@ -1,0 +1,1 @@
+"""Where quantizers go, and how their ranges are found."""

@@ -3,8 +3,8 @@
 ``max``         the largest value seen
 ``percentile``  clips the given share of the largest values
 ``mse``         the range with the least expected squared error
-``entropy``     the range whose quantized histogram has the least Kullback-Leibler divergence (TensorRT's method, Migacz,
-                "8-bit Inference with TensorRT", GTC 2017)
+``entropy``     the range whose quantized histogram has the least Kullback-Leibler divergence (TensorRT's method;
+                Migacz, "8-bit Inference with TensorRT", GTC 2017)
 """
 
 from __future__ import annotations

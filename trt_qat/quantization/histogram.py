@@ -28,8 +28,8 @@ class ActivationHistogram:
 class HistogramCollector:
     """Collects a histogram batch by batch without knowing the range beforehand.
 
-    When a value exceeds the limit, the limit doubles and neighbouring bins merge, so that nothing already counted is lost
-    and the bin count stays.
+    When a value exceeds the limit, the limit doubles and neighbouring bins merge, so that nothing already counted is
+    lost and the bin count stays.
     """
 
     def __init__(self, bins: int) -> None:

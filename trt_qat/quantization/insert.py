@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator
 
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.config import QuantizationSection
+from trt_qat.errors import QuantizationError
 from trt_qat.model.graph import trace
 from trt_qat.quantization.placement import Placement, place
 from trt_qat.quantization.residual import quantize_adds_
@@ -91,7 +91,8 @@ def insert_quantizers_(network: nn.Module, placement: Placement, toolkit: Toolki
         quantizer = toolkit.activation_quantizer()
         for name in group.convs:
             conv = network.get_submodule(name)
-            assert isinstance(conv, nn.Conv2d)
+            if not isinstance(conv, nn.Conv2d):
+                raise QuantizationError(f"'{name}' is a {type(conv).__name__}, the placement expects a convolution.")
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, toolkit.quantize_conv(conv, quantizer))
         for add in group.adds:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -108,7 +109,7 @@ def place(network: nn.Module, graph: TensorGraph, section: QuantizationSection) 
     sets = _UnionFind(op.name for op in graph)
     _union_copies(graph, sets)
     for conv in {op.parameter_module for op in int8_reads}:  # one module has one input quantizer, however often it runs
-        for first, second in _neighbours([op.inputs[0] for op in int8_reads if op.parameter_module == conv]):
+        for first, second in pairwise([op.inputs[0] for op in int8_reads if op.parameter_module == conv]):
             sets.union(first, second)
     adds = _residual_operands(graph, sets, {op.inputs[0] for op in int8_reads}, section.residual)
     return Placement(_groups(graph, sets, int8_reads, adds), float_convs)
@@ -124,13 +125,17 @@ def _float_convolutions(network: nn.Module, graph: TensorGraph, section: Quantiz
         elif name not in run:
             reasons[name] = "not part of the deployed graph"
     for pattern in section.exclude:
-        matched = [name for name in convolutions(network) if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+        matched = [
+            name
+            for name in convolutions(network)
+            if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+        ]
         if not matched:
             raise QuantizationError(
                 f"quantization.exclude pattern '{pattern}' matches no convolution. "
                 "Give a module name or a glob such as 'model.22.*'."
             )
-        reasons.update({name: f"excluded by '{pattern}'" for name in matched})
+        reasons.update(dict.fromkeys(matched, f"excluded by '{pattern}'"))
     return reasons
 
 
@@ -146,10 +151,6 @@ class _UnionFind:
 
     def union(self, first: str, second: str) -> None:
         self._parent[self.find(second)] = self.find(first)
-
-
-def _neighbours(items: list[str]) -> list[tuple[str, str]]:
-    return list(zip(items, items[1:], strict=False))
 
 
 def is_copy_like(operation: Operation) -> bool:

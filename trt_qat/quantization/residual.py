@@ -1,14 +1,14 @@
 """Residual adds that read INT8: the operands chosen by the placement go through their group's quantizer.
 
-An add is an operator in the middle of some module's ``forward``, so there is no submodule to patch. The module's class is
-replaced by a subclass that runs the very same ``forward`` while watching for additions made directly in it.
+An add is an operator in the middle of some module's ``forward``, so there is no submodule to patch. The module's class
+is replaced by a subclass that runs the very same ``forward`` while watching for additions made directly in it.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class _WatchAdds(TorchFunctionMode):
         if func in _ADDITIONS and sys._getframe(1).f_locals.get("self") is self._owner:  # not in a child's forward
             call, self._call = self._call, self._call + 1
             if all(isinstance(arg, Tensor) for arg in args[:2]) and len(args) >= 2:
-                quantizers: _OperandQuantizers = self._owner.residual_quantizers  # type: ignore[assignment]
+                quantizers = cast(_OperandQuantizers, self._owner.residual_quantizers)
                 args = (quantizers.quantized(call, 0, args[0]), quantizers.quantized(call, 1, args[1]), *args[2:])
                 func = torch.add  # an in-place add would write into the quantized copy
         return func(*args, **(kwargs or {}))
@@ -53,8 +53,8 @@ class _QuantizedAdds:
     """Mixin put in front of a module's own class."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _WatchAdds(self):  # type: ignore[arg-type]
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with _WatchAdds(cast(nn.Module, self)):
+            return cast(Any, super()).forward(*args, **kwargs)
 
 
 def quantize_adds_(module: nn.Module, quantizers: Mapping[tuple[int, int], nn.Module], name: str) -> None:

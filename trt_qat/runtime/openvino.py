@@ -85,10 +85,10 @@ class OpenVinoRunner:
 def _fuse_quantize_dequantize(model: Any) -> None:
     """Turn each imported QuantizeLinear + DequantizeLinear into the one FakeQuantize that it is, in place.
 
-    The ONNX importer makes FakeQuantize -> Convert -> Convert -> Subtract 0 -> Multiply of a pair. For signed INT8 whose
-    pairs meet in a Concat, the CPU plugin's low-precision pass then loses the zero point of its own unsigned form, and
-    the convolution behind the Concat computes something else (seen with 2025.4, 2026.3 and 2026.4). One FakeQuantize with
-    equal input and output ranges means the same and is computed right.
+    The ONNX importer makes FakeQuantize -> Convert -> Convert -> Subtract 0 -> Multiply of a pair. For signed INT8
+    whose pairs meet in a Concat, the CPU plugin then computes the convolution behind the Concat wrongly (seen with
+    2025.4, 2026.3 and 2026.4 on AVX512). One FakeQuantize with equal input and output ranges means the same and is
+    computed right.
     """
     from openvino import opset13 as operators
 

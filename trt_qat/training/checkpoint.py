@@ -1,7 +1,7 @@
 """trt_qat's own checkpoint: safetensors + JSON. Loading one runs no code, and reloading gives bit-equal outputs.
 
-The file holds the folded weights, the ranges of the quantizers, and in its header the architecture dictionary, the class
-names, the placement and the provenance.
+The file holds the folded weights, the ranges of the quantizers, and in its header the architecture dictionary, the
+class names, the placement and the provenance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -46,7 +45,12 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, model: QuantizedModel | LoadedModel, stage: Stage, imgsz: int, provenance: Mapping[str, Any], half: bool = False
+    path: Path,
+    model: QuantizedModel | LoadedModel,
+    stage: Stage,
+    imgsz: int,
+    provenance: Mapping[str, Any],
+    half: bool = False,
 ) -> CheckpointArtifact:
     """Write a checkpoint, whole or not at all.
 
@@ -102,7 +106,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             content = stream.metadata() or {}
             if content.get("format") != FORMAT:
                 raise ArtifactError(f"'{path}' is a safetensors file, but not a trt_qat checkpoint ({FORMAT}).")
-            return json.loads(content["header"]), {key: stream.get_tensor(key) for key in stream.keys()}
+            return json.loads(content["header"]), {key: stream.get_tensor(key) for key in list(stream.keys())}
     except (SafetensorError, json.JSONDecodeError, OSError) as exc:
         raise ArtifactError(f"'{path}' is not a readable checkpoint ({exc}). Make it again.") from exc
 
@@ -116,9 +120,3 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def same_weights(first: DetectionModel, second: DetectionModel) -> bool:
-    """Whether two networks hold bit-equal tensors under equal names."""
-    a, b = first.state_dict(), second.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -18,28 +18,44 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 
 from trt_qat.config import ModelSection
+from trt_qat.data.progress import Report, no_report
 
 
 class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
     """DetectionTrainer on a given dataset dictionary and network.
 
     Args:
+        report: told after each batch.
         network: trained in place; its class count must equal the dataset's.
         data: what ``trt_qat.data.dataset.ultralytics_data`` returns.
         overrides: Ultralytics training arguments.
     """
 
-    def __init__(self, network: DetectionModel, data: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    stage = "training"
+
+    def __init__(
+        self, network: DetectionModel, data: Mapping[str, Any], overrides: Mapping[str, Any], report: Report = no_report
+    ) -> None:
         self._dataset = dict(data)
-        # imported logger integrations would look for services on the network
+        self._report = report
+        self._batches_done = 0
         super().__init__(overrides={"task": "detect", "mode": "train", **overrides})
         network.args = self.args
         self.model = network
         self.add_callback("on_train_start", _use_all_cores)
+        self.add_callback("on_train_epoch_start", DatasetTrainer._epoch_started)
+        self.add_callback("on_train_batch_end", DatasetTrainer._batch_done)
 
     def get_dataset(self) -> dict[str, Any]:
         """The dataset given at construction."""
         return self._dataset
+
+    def _epoch_started(self) -> None:
+        self._batches_done = 0
+
+    def _batch_done(self) -> None:
+        self._batches_done += 1
+        self._report(f"{self.stage} epoch {self.epoch + 1}/{self.epochs}", self._batches_done, len(self.train_loader))
 
 
 def _use_all_cores(_: Any) -> None:

@@ -1,8 +1,8 @@
 """Distillation: the quantized student is pulled towards the float network it came from. Needs no labels.
 
 The terms follow the detector's own outputs: class probabilities (binary cross-entropy), box distributions
-(Kullback-Leibler divergence, Hinton et al. 2015, "Distilling the Knowledge in a Neural Network") and the feature maps that
-the head reads (mean squared error relative to their variance).
+(Kullback-Leibler divergence; Hinton et al. 2015, "Distilling the Knowledge in a Neural Network") and the feature maps
+that the head reads (mean squared error relative to their variance).
 """
 
 from __future__ import annotations

@@ -9,11 +9,17 @@ from typing import Any
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.config import ModelSection, TrainSection
-from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides
+from trt_qat.data.progress import Report, no_report
+from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 
 
 def train_fp32(
-    network: DetectionModel, data: Mapping[str, Any], out: Path, model: ModelSection, section: TrainSection
+    network: DetectionModel,
+    data: Mapping[str, Any],
+    out: Path,
+    model: ModelSection,
+    section: TrainSection,
+    report: Report = no_report,
 ) -> Path:
     """Train and return the path of the best Ultralytics checkpoint, ``out/weights/best.pt``.
 
@@ -23,6 +29,7 @@ def train_fp32(
     """
     overrides = common_overrides(model, out, section.epochs, section.batch, section.seed)
     overrides |= {"optimizer": section.optimizer, "lr0": section.lr0, "close_mosaic": min(10, section.epochs // 4)}
-    trainer = DatasetTrainer(network, data, overrides)
-    trainer.train()
+    with quiet_ultralytics():
+        trainer = DatasetTrainer(network, data, overrides, report)
+        trainer.train()
     return Path(trainer.best)

@@ -13,9 +13,10 @@ from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.artifacts import CheckpointArtifact
 from trt_qat.config import ModelSection, QatSection
+from trt_qat.data.progress import Report, no_report
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.checkpoint import save_checkpoint
-from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides
+from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.distillation import DistillationCriterion
 
 
@@ -38,15 +39,18 @@ class QATTrainer(DatasetTrainer):
         model_section: ModelSection,
         section: QatSection,
         provenance: Mapping[str, Any],
+        report: Report = no_report,
     ) -> None:
         self._quantized = model
         self._teacher = teacher
         self._section = section
         self._provenance = provenance
         self.start_fitness = 0.0
-        super().__init__(model.network, data, _overrides(model_section, section, out))
+        super().__init__(model.network, data, _overrides(model_section, section, out), report)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
         self.add_callback("on_train_start", _validate_start)
+
+    stage = "QAT"
 
     def _setup_train(self) -> None:
         for parameter in self._quantized.network.parameters():
@@ -122,9 +126,11 @@ def train_qat(
     model_section: ModelSection,
     section: QatSection,
     provenance: Mapping[str, Any],
+    report: Report = no_report,
 ) -> CheckpointArtifact:
     """Fine-tune and return the best checkpoint, ``out/best.safetensors``. ``model`` is left as it was."""
     trained = replace(model, network=copy.deepcopy(model.network))
-    trainer = QATTrainer(trained, teacher, data, out, model_section, section, provenance)
-    trainer.train()
+    with quiet_ultralytics():
+        trainer = QATTrainer(trained, teacher, data, out, model_section, section, provenance, report)
+        trainer.train()
     return CheckpointArtifact(Path(trainer.best))

@@ -1,0 +1,1 @@
+"""Images, boxes and letterboxing in NumPy and OpenCV."""

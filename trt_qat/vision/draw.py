@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from trt_qat.vision.detections import Detections
 
 
-def annotate(
-    image_bgr: NDArray[np.uint8], detections: Detections, names: Mapping[int, str]
-) -> NDArray[np.uint8]:
+def annotate(image_bgr: NDArray[np.uint8], detections: Detections, names: Mapping[int, str]) -> NDArray[np.uint8]:
     """A copy of the image with boxes, class names and scores.
 
     Args:
@@ -22,7 +20,7 @@ def annotate(
         detections: in pixels of that image.
         names: class id to name; an unknown id is drawn as its number.
     """
-    canvas = image_bgr.copy()
+    canvas: NDArray[np.uint8] = image_bgr.copy()
     thickness = max(1, round(min(canvas.shape[:2]) / 320))
     font_scale = max(0.4, min(canvas.shape[:2]) / 900)
     for box, score, class_id in zip(detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True):
@@ -38,7 +36,14 @@ def annotate(
             canvas, (text_left, text_bottom - text_h - 2), (text_left + text_w, text_bottom + baseline), color, -1
         )
         cv2.putText(
-            canvas, label, (text_left, text_bottom), cv2.FONT_HERSHEY_SIMPLEX, font_scale, (255, 255, 255), thickness, cv2.LINE_AA
+            canvas,
+            label,
+            (text_left, text_bottom),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            font_scale,
+            (255, 255, 255),
+            thickness,
+            cv2.LINE_AA,
         )
     return canvas
 

@@ -29,7 +29,7 @@ class LetterboxTransform:
         offset = np.array([self.pad_left, self.pad_top] * 2, dtype=np.float32)
         boxes = (boxes_xyxy - offset) / np.float32(self.ratio)
         limits = np.array(self.size_wh * 2, dtype=np.float32)
-        return np.clip(boxes, 0, limits).astype(np.float32)
+        return np.asarray(np.clip(boxes, 0, limits), dtype=np.float32)
 
 
 def letterbox(image_bgr: NDArray[np.uint8], imgsz: int) -> tuple[NDArray[np.uint8], LetterboxTransform]:

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from trt_qat.vision.detections import Detections
 
 
-def detections_from_output(
-    output: NDArray[np.float32], conf: float, iou: float, max_det: int = 300
-) -> Detections:
+def detections_from_output(output: NDArray[np.float32], conf: float, iou: float, max_det: int = 300) -> Detections:
     """Decode one image's raw output.
 
     Args:
@@ -40,4 +38,6 @@ def detections_from_output(
     chosen = chosen[np.argsort(-scores[chosen], kind="stable")][:max_det]
     boxes_xyxy = boxes_xywh[chosen]
     boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
-    return Detections(boxes_xyxy.astype(np.float32), scores[chosen].astype(np.float32), class_ids[chosen].astype(np.int64))
+    return Detections(
+        boxes_xyxy.astype(np.float32), scores[chosen].astype(np.float32), class_ids[chosen].astype(np.int64)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 from trt_qat.config import ToolkitName
 from trt_qat.errors import MissingDependency
 
+# its import warns, and torch logs, about a CUDA runtime and extensions that are not needed
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # its import warns about CUDA extensions that are not needed here
+    warnings.simplefilter("ignore")
     try:
         from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
     except ImportError as exc:
         raise MissingDependency(
-            f"quantization.toolkit=modelopt needs nvidia-modelopt ({exc}). Run: pip install nvidia-modelopt huggingface_hub"
+            f"quantization.toolkit=modelopt needs nvidia-modelopt ({exc}). "
+            "Run: pip install nvidia-modelopt huggingface_hub"
         ) from exc
 
 

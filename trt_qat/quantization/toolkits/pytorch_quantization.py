@@ -51,7 +51,8 @@ class PytorchQuantizationToolkit:
             quant_desc_input=_ACTIVATION,
             quant_desc_weight=_WEIGHT,
         )
-        converted.weight, converted.bias = conv.weight, conv.bias
+        converted.weight = conv.weight
+        converted.bias = conv.bias  # type: ignore[assignment]
         converted._input_quantizer = input_quantizer
         self.set_amax(self.weight_quantizer(converted), conv.weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True))
         return converted.train(conv.training)
@@ -73,7 +74,7 @@ class PytorchQuantizationToolkit:
     def set_amax(self, quantizer: nn.Module, amax: Tensor) -> None:
         """See the protocol."""
         if getattr(quantizer, "_amax", None) is not None:
-            quantizer._amax.data.copy_(amax)  # type: ignore[union-attr,operator]
+            quantizer._amax.data.copy_(amax)  # type: ignore[operator]
         else:
             quantizer.amax = amax
 

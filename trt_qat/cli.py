@@ -1,0 +1,338 @@
+"""The ``trt-qat`` command: one short function per verb; the only place that prints or exits.
+
+Exit codes: 0 done, 1 an expected failure (one line on stderr) or lint errors, 2 wrong usage. Anything else is a bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from trt_qat import __version__
+from trt_qat.artifacts import ResultRow, write_json
+from trt_qat.config import Config, Flavor, Precision, RuntimeName, choices
+from trt_qat.errors import TrtQatError
+from trt_qat.infer import check_json_path
+from trt_qat.infer import main as infer_command
+
+Item = TypeVar("Item")
+Command = Callable[..., Any]
+FILE = click.Path(path_type=Path)
+
+
+class Bars:
+    """Rich progress bars on stderr, for loops over items and for training that reports its own steps."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, Any] = {}
+
+    def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+        """Iterate with a bar."""
+        return self._bar.track(items, description=description, total=len(items))
+
+    def report(self, description: str, done: int, total: int) -> None:
+        """Move the bar of this description."""
+        if description not in self._tasks:
+            self._tasks[description] = self._bar.add_task(description)
+        self._bar.update(self._tasks[description], completed=done, total=total)
+
+
+@contextmanager
+def _bars() -> Iterator[Bars]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield Bars(bar)
+
+
+def _command(function: Command) -> Command:
+    """Options and error handling that every verb shares. The function gets a Config and returns its JSON result."""
+
+    @click.option("--config", "files", multiple=True, type=FILE, help="YAML file with sections; repeatable.")
+    @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting; repeatable.")
+    @click.option("--json", "json_file", type=FILE, help="Also write the result as JSON.")
+    @functools.wraps(function)
+    def wrapped(files: tuple[Path, ...], overrides: tuple[str, ...], json_file: Path | None, **arguments: Any) -> None:
+        with _one_line_errors():
+            if json_file is not None:
+                check_json_path(json_file)
+            result = function(config=Config.load(files, overrides), **arguments)
+            if json_file is not None:
+                write_json(json_file, result)
+
+    return wrapped
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    # third-party deprecation notes mean nothing to a user; the tests turn warnings into errors
+    warnings.simplefilter("ignore")
+    try:
+        yield
+    except TrtQatError as exc:
+        click.echo(f"Error: {exc}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+
+
+def _weights(function: Command) -> Command:
+    return click.option("--weights", type=FILE, required=True, help="*.pt, *.yaml or *.safetensors.")(function)
+
+
+def _data(function: Command) -> Command:
+    return click.option("--data", type=FILE, required=True, help="data.yaml, or a folder with images/ and labels/.")(
+        function
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="trt-qat")
+def cli() -> None:
+    """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file."""
+
+
+@cli.command()
+@_weights
+@_data
+@click.option("--out", type=FILE, required=True, help="Folder for the run.")
+@_command
+def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str]:
+    """Train an FP32 detector (from *.pt or *.yaml): OUT/weights/best.pt and OUT/best.safetensors."""
+    from trt_qat import pipeline
+
+    with _bars() as bars:
+        best = pipeline.train(weights, data, out, config, bars.report)
+    click.echo(f"Trained: {best.path}")
+    return {"checkpoint": str(best.path), "ultralytics": str(out / "weights" / "best.pt")}
+
+
+@cli.command()
+@_weights
+@_data
+@click.option("--out", type=FILE, required=True, help="Checkpoint to write, e.g. ptq.safetensors.")
+@_command
+def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str]:
+    """Quantize and calibrate float weights. The histograms are cached in calib/."""
+    from trt_qat import pipeline
+
+    with _bars() as bars:
+        checkpoint = pipeline.calibrate(weights, data, out, config, bars.over)
+    click.echo(f"Calibrated: {checkpoint.path}")
+    return {"checkpoint": str(checkpoint.path)}
+
+
+@cli.command()
+@_weights
+@_data
+@click.option("--epochs", type=click.IntRange(min=1), help="Same as --set qat.epochs=N.")
+@click.option("--out", type=FILE, required=True, help="Folder for best.safetensors and last.safetensors.")
+@_command
+def qat(config: Config, weights: Path, data: Path, epochs: int | None, out: Path) -> dict[str, str]:
+    """Fine-tune with quantization in the loop, from a calibrated checkpoint or float weights."""
+    from trt_qat import pipeline
+
+    if epochs is not None:
+        config = config.model_copy(update={"qat": config.qat.model_copy(update={"epochs": epochs})})
+    with _bars() as bars:
+        checkpoint = pipeline.qat(weights, data, out, config, bars.over, bars.report)
+    click.echo(f"Fine-tuned: {checkpoint.path}")
+    return {"checkpoint": str(checkpoint.path)}
+
+
+@cli.command()
+@click.argument("checkpoint", type=FILE)
+@click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
+@click.option("--out", type=FILE, required=True, help="ONNX file to write.")
+@_command
+def export(config: Config, checkpoint: Path, precision: str | None, out: Path) -> dict[str, str]:
+    """Write CHECKPOINT (*.safetensors or *.pt) as ONNX, with Q/DQ for INT8."""
+    from trt_qat import pipeline
+
+    artifact = pipeline.export(checkpoint, out, pipeline.with_precision(config, precision) if precision else config)
+    click.echo(f"Exported: {artifact.path} ({artifact.precision}, {artifact.path.stat().st_size / 1e6:.2f} MB)")
+    return {"onnx": str(artifact.path), "precision": artifact.precision}
+
+
+@cli.command()
+@click.argument("onnx", type=FILE)
+@click.option("--flavor", type=click.Choice(choices(Flavor)), help="Same as --set engine.flavor=...")
+@click.option("--out", type=FILE, required=True, help="Plan to write, e.g. engines/yolov8n_int8.plan.")
+@_command
+def engine(config: Config, onnx: Path, flavor: Flavor | None, out: Path) -> dict[str, str]:
+    """Build a TensorRT plan from an ONNX file (tensorrt-rtx needs no GPU to build)."""
+    from trt_qat.engine.build import build_engine
+
+    section = config.engine.model_copy(update={"flavor": flavor}) if flavor else config.engine
+    with Console(stderr=True).status("building the engine"):
+        artifact = build_engine(onnx, out, section)
+    click.echo(f"Built: {artifact.path} ({artifact.flavor}, {artifact.path.stat().st_size / 1e6:.2f} MB)")
+    return {"plan": str(artifact.path), "sidecar": str(artifact.sidecar), "flavor": artifact.flavor}
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=FILE)
+@_data
+@click.option("--runtime", type=click.Choice(choices(RuntimeName)), help="Default: by file, *.onnx on OpenVINO.")
+@_command
+def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: RuntimeName | None) -> list[dict[str, Any]]:
+    """Measure mAP, latency and size of MODELS (*.onnx, *.plan, *.safetensors, *.pt) on the val split."""
+    from trt_qat import pipeline
+
+    with _bars() as bars:
+        rows = pipeline.evaluate(models, data, config, runtime, bars.over)
+    _print_rows(rows)
+    return [row.as_dict() for row in rows]
+
+
+@cli.command()
+@_weights
+@_data
+@click.option("--out", type=FILE, required=True, help="Folder for every artifact and result.json.")
+@_command
+def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, Any]]:
+    """All stages: calibrate, QAT, export, engine, evaluate FP32 against PTQ and QAT."""
+    from trt_qat import pipeline
+
+    with _bars() as bars:
+        result = pipeline.run(weights, data, out, config, bars.over, bars.report)
+    _print_rows(result.rows)
+    for what, path in {
+        **{f"checkpoint {name}": file for name, file in result.checkpoints.items()},
+        **{f"ONNX {name}": file for name, file in result.onnx.items()},
+        f"engine ({result.engine.flavor}, built here, not run)": result.engine.path,
+        "result": result.result_json,
+        "report": result.report,
+        "picture": result.picture,
+    }.items():
+        click.echo(f"{what}: {path}")
+    return [row.as_dict() for row in result.rows]
+
+
+@cli.command()
+@click.argument("onnx", type=FILE)
+@click.option("--svg", type=FILE, help="Also draw the network: INT8 edges coloured by scale group.")
+@_command
+def lint(config: Config, onnx: Path, svg: Path | None) -> dict[str, Any]:
+    """Check the Q/DQ placement of any ONNX file; exit code 1 if there are errors."""
+    del config
+    from trt_qat.export.lint.picture import draw
+    from trt_qat.export.lint.report import lint as lint_file
+
+    report = lint_file(onnx)
+    click.echo(report.as_text())
+    if svg is not None:
+        draw(onnx, svg, report.findings)
+        click.echo(f"Drawn: {svg}")
+    if report.errors:
+        click.get_current_context().call_on_close(lambda: sys.exit(1))
+    return report.as_dict()
+
+
+@cli.group()
+def data() -> None:
+    """Check, convert and generate datasets."""
+
+
+@data.command()
+@click.argument("dataset", type=FILE)
+@_command
+def validate(config: Config, dataset: Path) -> list[dict[str, str]]:
+    """List what is wrong with DATASET (data.yaml or folder); exit code 1 if there are errors."""
+    del config
+    from trt_qat.data.dataset import load_dataset
+    from trt_qat.data.validate import validate_dataset
+
+    loaded = load_dataset(dataset)
+    with _bars() as bars:
+        findings = validate_dataset(loaded, bars.over)
+    for finding in findings:
+        click.echo(f"{finding.severity}: {finding.kind}: {finding.path}: {finding.detail}")
+    errors = sum(finding.severity == "error" for finding in findings)
+    click.echo(
+        f"{len(loaded.train)} train, {len(loaded.val)} val images: {errors} errors, {len(findings) - errors} warnings"
+    )
+    if errors:
+        click.get_current_context().call_on_close(lambda: sys.exit(1))
+    return [{"kind": f.kind, "severity": f.severity, "path": str(f.path), "detail": f.detail} for f in findings]
+
+
+@data.command()
+@click.option("--from", "source_format", type=click.Choice(["coco", "voc"]), required=True)
+@click.option("--annotations", type=FILE, required=True, help="COCO JSON file, or folder of VOC XML files.")
+@click.option("--images", type=FILE, required=True, help="Folder with the images.")
+@click.option(
+    "--val-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, show_default=True
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=FILE, required=True, help="New folder for the YOLO dataset.")
+@_command
+def convert(
+    config: Config, source_format: str, annotations: Path, images: Path, val_fraction: float, seed: int, out: Path
+) -> dict[str, str]:
+    """Convert COCO JSON (e.g. the Zalo traffic-sign challenge's) or Pascal VOC to YOLO layout."""
+    del config
+    from trt_qat.data.convert import yolo_from_coco, yolo_from_voc
+
+    convert_from = yolo_from_coco if source_format == "coco" else yolo_from_voc
+    yaml_file = convert_from(annotations, images, out, val_fraction, seed)
+    click.echo(f"Converted: {yaml_file}")
+    return {"data": str(yaml_file)}
+
+
+@data.command()
+@click.option("--train", "train_count", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--val", "val_count", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=FILE, required=True, help="Folder for the generated dataset.")
+@_command
+def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path) -> dict[str, str]:
+    """Generate a set of Vietnamese traffic signs: drawn, warped, on varied backgrounds."""
+    del config
+    from trt_qat.data.demo import generate_demo_set
+
+    with _bars() as bars:
+        yaml_file = generate_demo_set(out, train_count, val_count, seed, progress=bars.over)
+    click.echo(f"Generated: {yaml_file}")
+    return {"data": str(yaml_file)}
+
+
+def _print_rows(rows: Sequence[ResultRow]) -> None:
+    from trt_qat.evaluation.report import HEADER, cells
+
+    table = Table()
+    for name in HEADER:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*cells(row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a piped table must stay readable
+    console.print(table)
+
+
+cli.add_command(infer_command, "infer")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli()

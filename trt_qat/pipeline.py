@@ -1,0 +1,315 @@
+"""The stages in order, each a function of files and one configuration; ``run`` is all of them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trt_qat.artifacts import (
+    CheckpointArtifact,
+    EngineArtifact,
+    OnnxArtifact,
+    ResultRow,
+    existing_file,
+    file_sha256,
+    writable_folder,
+    write_json,
+)
+from trt_qat.config import Config, Precision, RuntimeName
+from trt_qat.data.dataset import (
+    Dataset,
+    calibration_images,
+    check_class_count,
+    dataset_sha256,
+    load_dataset,
+    ultralytics_data,
+)
+from trt_qat.data.progress import Progress, Report, no_report, silent
+from trt_qat.engine.build import build_engine
+from trt_qat.errors import ArtifactError, RunnerError
+from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.picture import comparison_picture
+from trt_qat.evaluation.report import markdown_table
+from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.export.onnx_export import export_onnx
+from trt_qat.model.loading import LoadedModel, load_model, trainable_network
+from trt_qat.quantization.calibration import (
+    cache_key,
+    calibrate_,
+    collect_histograms,
+    load_histograms,
+    save_histograms,
+)
+from trt_qat.quantization.insert import QuantizedModel, quantize_model
+from trt_qat.runtime.runner import Runner, class_names
+from trt_qat.runtime.selection import open_runner
+from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, package_versions, save_checkpoint
+from trt_qat.training.fp32 import train_fp32
+from trt_qat.training.qat import train_qat
+from trt_qat.vision.image import read_image_bgr
+from trt_qat.vision.letterbox import network_input
+
+
+def train(weights: Path, data: Path, out: Path, config: Config, report: Report = no_report) -> CheckpointArtifact:
+    """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
+    writable_folder(out)
+    dataset = load_dataset(data)
+    use_all_cores()
+    torch.manual_seed(config.train.seed)
+    network = trainable_network(weights, dataset.names)
+    best = train_fp32(network, ultralytics_data(dataset), out, config.model, config.train, report)
+    return save_checkpoint(
+        out / "best.safetensors",
+        load_model(best),
+        "fp32",
+        config.model.imgsz,
+        _provenance(weights, dataset, config),
+        half=True,
+    )
+
+
+def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent) -> CheckpointArtifact:
+    """Quantize and calibrate a float model; writes one checkpoint."""
+    writable_folder(out.parent)
+    model = load_float(weights)
+    dataset = _dataset_for(model, data)
+    quantized = _calibrated(model, dataset, config, progress)
+    return save_checkpoint(out, quantized, "ptq", config.model.imgsz, _provenance(weights, dataset, config))
+
+
+def qat(
+    weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, report: Report = no_report
+) -> CheckpointArtifact:
+    """Fine-tune a calibrated checkpoint (a float model is calibrated first); returns ``out/best.safetensors``."""
+    writable_folder(out)
+    checkpoint = load_any(weights, config)
+    dataset = _dataset_for(checkpoint, data)
+    if checkpoint.quantized is None:
+        quantized = _calibrated(_loaded(checkpoint, weights), dataset, config, progress)
+    else:
+        quantized = checkpoint.quantized
+    with quantized.quantizers_off():  # the copy stays float: it is the teacher
+        teacher = copy.deepcopy(quantized.network)
+    provenance = _provenance(weights, dataset, config)
+    data_dict = ultralytics_data(dataset)
+    return train_qat(quantized, teacher, data_dict, out, config.model, config.qat, provenance, report)
+
+
+def export(weights: Path, out: Path, config: Config) -> OnnxArtifact:
+    """Write the ONNX file of a checkpoint or float model in ``config.export.precision``."""
+    checkpoint = load_any(weights, config)
+    return export_onnx(checkpoint, out, config.export, checkpoint.imgsz)
+
+
+def engine(onnx: Path, out: Path, config: Config) -> EngineArtifact:
+    """Build the TensorRT plan of an ONNX file."""
+    return build_engine(onnx, out, config.engine)
+
+
+def evaluate(
+    models: Sequence[Path],
+    data: Path,
+    config: Config,
+    runtime: RuntimeName | None = None,
+    progress: Progress = silent,
+) -> list[ResultRow]:
+    """mAP, latency and size of each model. Latency is measured interleaved over all of them.
+
+    Args:
+        runtime: None lets the file decide: ``*.plan`` TensorRT, checkpoints PyTorch, ``*.onnx`` the configured one.
+    """
+    with ExitStack() as stack:
+        runners = [stack.enter_context(_open(model, config, runtime)) for model in models]
+        accuracies = []
+        for model, runner in zip(models, runners, strict=True):
+            dataset = load_dataset(data, _names(runner))
+            accuracies.append(
+                measure_accuracy(runner, dataset, config.evaluation, config.data.batch, progress, model.name)
+            )
+        latencies = measure_latency(runners, config.evaluation, progress)
+    return [
+        ResultRow(
+            model=str(model),
+            precision=_precision(model, runner),
+            runtime=runner.name,
+            map50_95=round(accuracy.map50_95, 5),
+            map50=round(accuracy.map50, 5),
+            images=accuracy.images,
+            size_bytes=model.stat().st_size,
+            latency_ms=latency,
+        )
+        for model, runner, accuracy, latency in zip(models, runners, accuracies, latencies, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What ``run`` leaves behind."""
+
+    rows: list[ResultRow]
+    checkpoints: dict[str, Path]
+    onnx: dict[str, Path]
+    engine: EngineArtifact
+    result_json: Path
+    report: Path
+    picture: Path
+
+
+def run(
+    weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, report: Report = no_report
+) -> RunResult:
+    """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector."""
+    writable_folder(out)
+    model = load_float(weights)
+    dataset = _dataset_for(model, data)
+    imgsz, provenance = config.model.imgsz, _provenance(weights, dataset, config)
+    float_file = save_checkpoint(out / "fp32.safetensors", model, "fp32", imgsz, provenance).path
+    ptq_file = calibrate(weights, data, out / "ptq.safetensors", config, progress).path
+    qat_file = qat(ptq_file, data, out / "qat", config, progress, report).path
+    onnx = {
+        name: export(file, out / f"{name}.onnx", with_precision(config, precision)).path
+        for name, file, precision in (
+            ("fp32", float_file, _float_of(config.export.precision)),
+            ("ptq", ptq_file, config.export.precision),
+            ("qat", qat_file, config.export.precision),
+            ("qat_tensorrt", qat_file, "int8+fp16"),
+        )
+    }
+    plan = engine(onnx["qat_tensorrt"], out / "qat.plan", config)
+    rows = evaluate([onnx["fp32"], onnx["ptq"], onnx["qat"]], data, config, progress=progress)
+    write_json(out / "result.json", [row.as_dict() for row in rows])
+    (out / "report.md").write_text(_report(rows, provenance), encoding="utf-8")
+    with open_runner(onnx["fp32"], "openvino") as first, open_runner(onnx["qat"], "openvino") as second:
+        picture = comparison_picture(
+            [("FP32", first), ("QAT INT8", second)], dataset.val, config.infer, out / "picture.jpg"
+        )
+    checkpoints = {"fp32": float_file, "ptq": ptq_file, "qat": qat_file}
+    return RunResult(rows, checkpoints, onnx, plan, out / "result.json", out / "report.md", picture)
+
+
+def load_float(weights: Path) -> LoadedModel:
+    """A float model from ``*.pt``, ``*.yaml`` or an FP32 ``*.safetensors``.
+
+    Raises:
+        ArtifactError: missing, unreadable, or a quantized checkpoint.
+    """
+    use_all_cores()
+    if weights.suffix != ".safetensors":
+        return load_model(weights)
+    checkpoint = load_checkpoint(weights)
+    if checkpoint.quantized is not None:
+        raise ArtifactError(f"'{weights}' is quantized already ({checkpoint.stage}). Give the float weights.")
+    return LoadedModel(checkpoint.network, checkpoint.names, weights)
+
+
+def load_any(weights: Path, config: Config) -> Checkpoint:
+    """A trt_qat checkpoint, or a float model as if it were one."""
+    use_all_cores()
+    if weights.suffix == ".safetensors":
+        return load_checkpoint(weights)
+    model = load_model(weights)
+    return Checkpoint(model.network, model.names, "fp32", config.model.imgsz, None, {})
+
+
+def with_precision(config: Config, precision: str) -> Config:
+    """The configuration with another export precision."""
+    return Config.model_validate(
+        {**config.model_dump(), "export": {**config.export.model_dump(), "precision": precision}}
+    )
+
+
+def use_all_cores() -> None:
+    """Ultralytics leaves one core idle; on two cores that is half the speed."""
+    torch.set_num_threads(os.cpu_count() or 1)
+
+
+def _loaded(checkpoint: Checkpoint, source: Path) -> LoadedModel:
+    return LoadedModel(checkpoint.network, checkpoint.names, source)
+
+
+def _dataset_for(model: LoadedModel | Checkpoint, data: Path) -> Dataset:
+    dataset = load_dataset(data, model.names)
+    check_class_count(dataset, model.names)
+    return dataset
+
+
+def _calibrated(model: LoadedModel, dataset: Dataset, config: Config, progress: Progress) -> QuantizedModel:
+    """Quantize and set the ranges, from the calibration cache where it fits."""
+    quantized = quantize_model(copy.deepcopy(model.network), model.names, config.quantization)
+    images = calibration_images(dataset, config.data.calibration_images)
+    bins, imgsz = config.quantization.histogram_bins, config.model.imgsz
+    key = cache_key(quantized, dataset_sha256(images), imgsz, bins)
+    cache = Path(config.data.calibration_cache) / f"{model.source.stem}-{key}.safetensors"
+    histograms = load_histograms(cache)
+    if histograms is None:
+        batches = [images[i : i + config.data.batch] for i in range(0, len(images), config.data.batch)]
+        histograms = collect_histograms(quantized, _letterboxed(progress(batches, "calibrating"), imgsz), bins)
+        save_histograms(cache, histograms)
+    calibrate_(quantized, histograms, config.quantization)
+    return quantized
+
+
+def _letterboxed(batches: Any, imgsz: int) -> Iterator[Tensor]:
+    for paths in batches:
+        yield torch.from_numpy(np.concatenate([network_input(read_image_bgr(path), imgsz)[0] for path in paths]))
+
+
+def _provenance(weights: Path, dataset: Dataset, config: Config) -> dict[str, Any]:
+    return {
+        "weights": weights.name,
+        "weights_sha256": file_sha256(weights) if weights.is_file() else "",
+        "data": dataset.source.name,
+        "data_sha256": dataset_sha256(dataset.train),
+        "versions": package_versions(),
+        "config": config.model_dump(mode="json"),
+        "seed": config.qat.seed,
+    }
+
+
+def _open(model: Path, config: Config, runtime: RuntimeName | None) -> Runner:
+    existing_file(model, "Model")
+    by_suffix: dict[str, RuntimeName] = {".plan": "tensorrt", ".safetensors": "torch", ".pt": "torch"}
+    chosen = runtime or by_suffix.get(model.suffix.lower(), config.evaluation.runtime)
+    if chosen != "torch":
+        return open_runner(model, chosen, config.evaluation.threads)
+    if by_suffix.get(model.suffix.lower()) != "torch":
+        raise RunnerError(f"Runtime 'torch' needs a checkpoint (*.pt, *.safetensors), found '{model}'.")
+    checkpoint = load_any(model, config)
+    return TorchRunner(checkpoint.network, checkpoint.names, checkpoint.imgsz, config.evaluation.threads)
+
+
+def _names(runner: Runner) -> dict[int, str] | None:
+    return class_names(runner.metadata) or None
+
+
+def _precision(model: Path, runner: Runner) -> str:
+    """As written into the file; a checkpoint says it by being quantized or not."""
+    if model.suffix == ".safetensors":
+        return "int8+fp32" if load_checkpoint(model).quantized is not None else "fp32"
+    return runner.metadata.get("precision", "fp32")
+
+
+def _float_of(precision: Precision) -> Precision:
+    return "fp16" if precision.endswith("fp16") else "fp32"
+
+
+def _report(rows: Sequence[ResultRow], provenance: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return (
+        "# FP32, PTQ and QAT, measured on the exported files\n\n"
+        + markdown_table(rows)
+        + "\nmAP as fractions on the val split, square letterboxed input. Latency: one forward pass, interleaved.\n"
+        + f"\nWeights `{provenance['weights']}` (sha256 {provenance['weights_sha256'][:16]}), "
+        + f"data `{provenance['data']}`; {versions}.\n"
+        + "\nThe TensorRT plan was built, not run: running it needs an NVIDIA GPU.\n"
+    )
