@@ -12,6 +12,7 @@ DATA ?= $(DEMO_DATA)
 NAME ?= $(if $(filter $(DEMO_BASE),$(WEIGHTS)),yolov8n,$(basename $(notdir $(WEIGHTS))))
 OUT ?= runs/$(NAME)
 ARGS ?=
+TRAIN_FROM := $(if $(filter $(DEMO_BASE),$(WEIGHTS)),yolov8n.yaml,$(WEIGHTS))
 FLAGS := $(if $(filter $(DEMO_BASE),$(WEIGHTS)),--config scripts/demo.yaml) $(ARGS)
 
 PTQ := calib/$(NAME)_ptq.safetensors
@@ -60,8 +61,8 @@ train: $(READY) ## FP32 training; DEMO=1 trains the shipped demo detector anew
 	$(BIN)/trt-qat data demo --train 1200 --val 150 --out runs/demo_base/data
 	$(BIN)/trt-qat train --weights yolov8n.yaml --data runs/demo_base/data/data.yaml --out runs/demo_base --config scripts/demo.yaml $(ARGS)
 else
-train: $(READY) ## FP32 training; DEMO=1 trains the shipped demo detector anew
-	$(BIN)/trt-qat train --weights $(WEIGHTS) --data $(DATA) --out $(OUT) $(ARGS)
+train: $(READY) $(filter $(DEMO_DATA),$(DATA))
+	$(BIN)/trt-qat train --weights $(TRAIN_FROM) --data $(DATA) --out $(OUT) $(FLAGS)
 endif
 
 calibrate: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## WEIGHTS and DATA to calib/NAME_ptq.safetensors

@@ -77,14 +77,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as exc:
-        raise ArtifactError(f"Cannot write '{path}': {exc.strerror or exc}. Choose another --out.") from exc
+        raise ArtifactError(f"Cannot write '{path}': {_reason(exc)}. Choose another place.") from exc
     try:
-        temporary = folder / path.name
+        temporary, mode_probe = folder / path.name, folder / f"{path.name}.mode"
+        mode_probe.touch()
         yield temporary
-        try:
-            temporary.replace(path)
-        except OSError as exc:
-            raise ArtifactError(f"Cannot write '{path}': {exc.strerror or exc}. Choose another --out.") from exc
+        if temporary.is_file():  # some libraries write for the owner alone; this is the mode that the umask gives
+            temporary.chmod(mode_probe.stat().st_mode)
+        temporary.replace(path)
+    except OSError as exc:
+        raise ArtifactError(f"Cannot write '{path}': {_reason(exc)}. Choose another place.") from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -106,7 +108,21 @@ def writable_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as exc:
-        raise ArtifactError(f"Cannot write to folder '{path}': {exc.strerror or exc}. Choose another --out.") from exc
+        raise ArtifactError(f"Cannot write to folder '{path}': {_reason(exc)}. Choose another place.") from exc
+    return path
+
+
+def writable_file(path: Path, suffix: str) -> Path:
+    """Prove that a file of this name can be written, before any long work starts.
+
+    Raises:
+        ArtifactError: another suffix, a folder of that name, or a folder that cannot be written.
+    """
+    if path.suffix.lower() != suffix:
+        raise ArtifactError(f"--out '{path}' must be named *{suffix}.")
+    if path.is_dir():
+        raise ArtifactError(f"--out '{path}' is a folder. Give a file.")
+    writable_folder(path.parent)
     return path
 
 
@@ -123,6 +139,12 @@ def existing_file(path: Path, what: str) -> Path:
     if path.stat().st_size == 0:
         raise ArtifactError(f"{what} '{path}' is empty (0 bytes). Create it again.")
     return path
+
+
+def _reason(exc: OSError) -> str:
+    if isinstance(exc, FileExistsError | NotADirectoryError):
+        return "a file is where a folder should be"
+    return exc.strerror or str(exc)
 
 
 def file_sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trt_qat import __version__
-from trt_qat.artifacts import ResultRow, write_json
+from trt_qat.artifacts import ResultRow, writable_file, write_json
 from trt_qat.config import Config, Flavor, Precision, RuntimeName, choices
 from trt_qat.errors import TrtQatError
 from trt_qat.infer import check_json_path
@@ -37,13 +37,16 @@ class Bars:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._tasks: dict[str, Any] = {}
+        self._starting = bar.add_task("starting", total=None)
 
     def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         """Iterate with a bar."""
+        self._bar.update(self._starting, visible=False)
         return self._bar.track(items, description=description, total=len(items))
 
     def report(self, description: str, done: int, total: int) -> None:
         """Move the bar of this description."""
+        self._bar.update(self._starting, visible=False)
         if description not in self._tasks:
             self._tasks[description] = self._bar.add_task(description)
         self._bar.update(self._tasks[description], completed=done, total=total)
@@ -66,8 +69,16 @@ def _bars() -> Iterator[Bars]:
 def _command(function: Command) -> Command:
     """Options and error handling that every verb shares. The function gets a Config and returns its JSON result."""
 
-    @click.option("--config", "files", multiple=True, type=FILE, help="YAML file with sections; repeatable.")
-    @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting; repeatable.")
+    @click.option(
+        "--config", "files", multiple=True, type=FILE, help="YAML file as in configs/; repeatable, the last wins."
+    )
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="One setting, e.g. qat.epochs=5; repeatable, wins over --config.",
+    )
     @click.option("--json", "json_file", type=FILE, help="Also write the result as JSON.")
     @functools.wraps(function)
     def wrapped(files: tuple[Path, ...], overrides: tuple[str, ...], json_file: Path | None, **arguments: Any) -> None:
@@ -88,7 +99,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except TrtQatError as exc:
-        click.echo(f"Error: {exc}", err=True)
+        click.echo(f"Error: {' '.join(str(exc).splitlines())}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
@@ -96,7 +107,8 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _weights(function: Command) -> Command:
-    return click.option("--weights", type=FILE, required=True, help="*.pt, *.yaml or *.safetensors.")(function)
+    text = "Ultralytics *.pt, architecture *.yaml (random weights) or trt_qat *.safetensors."
+    return click.option("--weights", type=FILE, required=True, help=text)(function)
 
 
 def _data(function: Command) -> Command:
@@ -112,15 +124,18 @@ def cli() -> None:
 
 
 @cli.command()
-@_weights
+@click.option("--weights", type=FILE, required=True, help="Ultralytics *.pt, or architecture *.yaml (random weights).")
 @_data
 @click.option("--out", type=FILE, required=True, help="Folder for the run.")
 @_command
 def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str]:
-    """Train an FP32 detector (from *.pt or *.yaml): OUT/weights/best.pt and OUT/best.safetensors."""
-    from trt_qat import pipeline
+    """Train an FP32 detector.
 
+    Writes OUT/weights/best.pt (Ultralytics' format) and OUT/best.safetensors.
+    """
     with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
         best = pipeline.train(weights, data, out, config, bars.report)
     click.echo(f"Trained: {best.path}")
     return {"checkpoint": str(best.path), "ultralytics": str(out / "weights" / "best.pt")}
@@ -132,10 +147,15 @@ def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str
 @click.option("--out", type=FILE, required=True, help="Checkpoint to write, e.g. ptq.safetensors.")
 @_command
 def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str]:
-    """Quantize and calibrate float weights. The histograms are cached in calib/."""
-    from trt_qat import pipeline
+    """Quantize and calibrate float weights (PTQ).
 
+    The histograms of the training images are cached in data.calibration_cache (calib/), so that another calibrator
+    needs no second pass over the images.
+    """
+    writable_file(out, ".safetensors")
     with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
         checkpoint = pipeline.calibrate(weights, data, out, config, bars.over)
     click.echo(f"Calibrated: {checkpoint.path}")
     return {"checkpoint": str(checkpoint.path)}
@@ -148,12 +168,15 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
 @click.option("--out", type=FILE, required=True, help="Folder for best.safetensors and last.safetensors.")
 @_command
 def qat(config: Config, weights: Path, data: Path, epochs: int | None, out: Path) -> dict[str, str]:
-    """Fine-tune with quantization in the loop, from a calibrated checkpoint or float weights."""
-    from trt_qat import pipeline
+    """Fine-tune with quantization in the loop.
 
+    Starts from a calibrated checkpoint; float weights are calibrated first.
+    """
     if epochs is not None:
         config = config.model_copy(update={"qat": config.qat.model_copy(update={"epochs": epochs})})
     with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
         checkpoint = pipeline.qat(weights, data, out, config, bars.over, bars.report)
     click.echo(f"Fine-tuned: {checkpoint.path}")
     return {"checkpoint": str(checkpoint.path)}
@@ -165,9 +188,13 @@ def qat(config: Config, weights: Path, data: Path, epochs: int | None, out: Path
 @click.option("--out", type=FILE, required=True, help="ONNX file to write.")
 @_command
 def export(config: Config, checkpoint: Path, precision: str | None, out: Path) -> dict[str, str]:
-    """Write CHECKPOINT (*.safetensors or *.pt) as ONNX, with Q/DQ for INT8."""
+    """Write CHECKPOINT as ONNX.
+
+    INT8 precisions write Q/DQ nodes and need a calibrated *.safetensors; fp32 and fp16 also take a *.pt or *.yaml.
+    """
     from trt_qat import pipeline
 
+    writable_file(out, ".onnx")
     artifact = pipeline.export(checkpoint, out, pipeline.with_precision(config, precision) if precision else config)
     click.echo(f"Exported: {artifact.path} ({artifact.precision}, {artifact.path.stat().st_size / 1e6:.2f} MB)")
     return {"onnx": str(artifact.path), "precision": artifact.precision}
@@ -179,9 +206,13 @@ def export(config: Config, checkpoint: Path, precision: str | None, out: Path) -
 @click.option("--out", type=FILE, required=True, help="Plan to write, e.g. engines/yolov8n_int8.plan.")
 @_command
 def engine(config: Config, onnx: Path, flavor: Flavor | None, out: Path) -> dict[str, str]:
-    """Build a TensorRT plan from an ONNX file (tensorrt-rtx needs no GPU to build)."""
+    """Build a TensorRT plan from an ONNX file.
+
+    The default flavor tensorrt-rtx needs no GPU to build, tensorrt does. A JSON file beside the plan describes it.
+    """
     from trt_qat.engine.build import build_engine
 
+    writable_file(out, ".plan")
     section = config.engine.model_copy(update={"flavor": flavor}) if flavor else config.engine
     with Console(stderr=True).status("building the engine"):
         artifact = build_engine(onnx, out, section)
@@ -192,13 +223,20 @@ def engine(config: Config, onnx: Path, flavor: Flavor | None, out: Path) -> dict
 @cli.command()
 @click.argument("models", nargs=-1, required=True, type=FILE)
 @_data
-@click.option("--runtime", type=click.Choice(choices(RuntimeName)), help="Default: by file, *.onnx on OpenVINO.")
+@click.option(
+    "--runtime",
+    type=click.Choice(choices(RuntimeName)),
+    help="Default by file: *.onnx OpenVINO, *.plan TensorRT, else torch.",
+)
 @_command
 def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: RuntimeName | None) -> list[dict[str, Any]]:
-    """Measure mAP, latency and size of MODELS (*.onnx, *.plan, *.safetensors, *.pt) on the val split."""
-    from trt_qat import pipeline
+    """Measure mAP, latency and size of MODELS.
 
+    MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data.
+    """
     with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
         rows = pipeline.evaluate(models, data, config, runtime, bars.over)
     _print_rows(rows)
     return [row.as_dict() for row in rows]
@@ -210,10 +248,13 @@ def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: Runt
 @click.option("--out", type=FILE, required=True, help="Folder for every artifact and result.json.")
 @_command
 def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, Any]]:
-    """All stages: calibrate, QAT, export, engine, evaluate FP32 against PTQ and QAT."""
-    from trt_qat import pipeline
+    """All stages, from float weights to an engine.
 
+    Calibrate, fine-tune, export, build the engine, and evaluate FP32 against PTQ and QAT.
+    """
     with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
         result = pipeline.run(weights, data, out, config, bars.over, bars.report)
     _print_rows(result.rows)
     for what, path in {
@@ -233,7 +274,10 @@ def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, 
 @click.option("--svg", type=FILE, help="Also draw the network: INT8 edges coloured by scale group.")
 @_command
 def lint(config: Config, onnx: Path, svg: Path | None) -> dict[str, Any]:
-    """Check the Q/DQ placement of any ONNX file; exit code 1 if there are errors."""
+    """Check the Q/DQ placement of any ONNX file.
+
+    The exit code is 1 if there are errors.
+    """
     del config
     from trt_qat.export.lint.picture import draw
     from trt_qat.export.lint.report import lint as lint_file
@@ -257,7 +301,10 @@ def data() -> None:
 @click.argument("dataset", type=FILE)
 @_command
 def validate(config: Config, dataset: Path) -> list[dict[str, str]]:
-    """List what is wrong with DATASET (data.yaml or folder); exit code 1 if there are errors."""
+    """List what is wrong with DATASET.
+
+    DATASET is a data.yaml or a folder in YOLO layout. The exit code is 1 if there are errors.
+    """
     del config
     from trt_qat.data.dataset import load_dataset
     from trt_qat.data.validate import validate_dataset
@@ -277,19 +324,26 @@ def validate(config: Config, dataset: Path) -> list[dict[str, str]]:
 
 
 @data.command()
-@click.option("--from", "source_format", type=click.Choice(["coco", "voc"]), required=True)
+@click.option("--from", "source_format", type=click.Choice(["coco", "voc"]), required=True, help="Format now.")
 @click.option("--annotations", type=FILE, required=True, help="COCO JSON file, or folder of VOC XML files.")
 @click.option("--images", type=FILE, required=True, help="Folder with the images.")
 @click.option(
-    "--val-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, show_default=True
+    "--val-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of the images that become the val split.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which images become the val split.")
 @click.option("--out", type=FILE, required=True, help="New folder for the YOLO dataset.")
 @_command
 def convert(
     config: Config, source_format: str, annotations: Path, images: Path, val_fraction: float, seed: int, out: Path
 ) -> dict[str, str]:
-    """Convert COCO JSON (e.g. the Zalo traffic-sign challenge's) or Pascal VOC to YOLO layout."""
+    """Convert COCO JSON or Pascal VOC to YOLO layout.
+
+    The Zalo traffic-sign challenge's annotations are COCO JSON.
+    """
     del config
     from trt_qat.data.convert import yolo_from_coco, yolo_from_voc
 
@@ -300,13 +354,16 @@ def convert(
 
 
 @data.command()
-@click.option("--train", "train_count", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--val", "val_count", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--train", "train_count", type=click.IntRange(min=1), default=256, show_default=True, help="Images.")
+@click.option("--val", "val_count", type=click.IntRange(min=1), default=64, show_default=True, help="Images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same images.")
 @click.option("--out", type=FILE, required=True, help="Folder for the generated dataset.")
 @_command
 def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path) -> dict[str, str]:
-    """Generate a set of Vietnamese traffic signs: drawn, warped, on varied backgrounds."""
+    """Generate images of Vietnamese traffic signs.
+
+    Drawn, warped, on varied backgrounds: for trying everything without a download.
+    """
     del config
     from trt_qat.data.demo import generate_demo_set
 

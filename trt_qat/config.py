@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trt_qat.errors import ConfigError
 
@@ -29,9 +29,16 @@ Role = Literal["first_conv", "head_last", "dfl"]
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown keys refused."""
+    """Base of every section: immutable, unknown keys and values that are not finite refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("must be a number")
+        return value
 
 
 class ModelSection(Section):
@@ -53,7 +60,6 @@ class DataSection(Section):
     calibration_images: int = Field(default=512, ge=1)
     calibration_cache: str = "calib"
     batch: int = Field(default=8, ge=1)
-    workers: int = Field(default=0, ge=0)
 
 
 class TrainSection(Section):
@@ -235,7 +241,7 @@ def _explain(exc: ValidationError, merged: Mapping[str, Mapping[str, Any]]) -> s
     lines = []
     for error in exc.errors():
         key = ".".join(str(part) for part in error["loc"])
-        message = error["msg"].removeprefix("Value error, ")
+        message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, e.g. [a, b]")
         lines.append(f"{key} = {error['input']!r}: {message}")
     return "Invalid configuration: " + "; ".join(lines) + "."
 

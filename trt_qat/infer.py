@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from trt_qat.artifacts import atomic_path, writable_folder, write_json
-from trt_qat.config import InferSection
+from trt_qat.config import Config, InferSection
 from trt_qat.errors import ArtifactError, DatasetError, TrtQatError
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.runner import Runner
@@ -256,30 +256,54 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="*.plan or *.onnx [default: newest in engines/].")
 @click.option("--out", type=click.Path(path_type=Path), help="File or folder [default: runs/infer/<name>].")
-@click.option("--conf", type=click.FloatRange(0, 1, max_open=True), default=InferSection().conf, show_default=True)
-@click.option("--iou", type=click.FloatRange(0, 1, min_open=True), default=InferSection().iou, show_default=True)
+@click.option(
+    "--conf", type=click.FloatRange(0, 1, max_open=True), help="Same as --set infer.conf=... [default: 0.25]."
+)
+@click.option("--iou", type=click.FloatRange(0, 1, min_open=True), help="Same as --set infer.iou=... [default: 0.45].")
 @click.option(
     "--runtime",
     type=click.Choice(["auto", "openvino", "onnxruntime", "tensorrt"]),
     default="auto",
     show_default=True,
+    help="auto is TensorRT where it works, else OpenVINO.",
+)
+@click.option(
+    "--config",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="YAML file as in configs/; repeatable, the last wins.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="One setting, e.g. infer.max_det=50; repeatable, wins over --config.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write all detections as JSON.")
 def main(
     source: Path,
     model: Path | None,
     out: Path | None,
-    conf: float,
-    iou: float,
+    conf: float | None,
+    iou: float | None,
     runtime: str,
+    files: tuple[Path, ...],
+    overrides: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
-    """Detect objects in SOURCE (an image, a folder of images or a video) and write annotated files."""
+    """Detect objects in images or a video.
+
+    SOURCE is an image, a folder of images or a video; annotated files are written.
+    """
     try:
         if json_file is not None:
             check_json_path(json_file)
+        given = {key: value for key, value in (("conf", conf), ("iou", iou)) if value is not None}
+        section = Config.load(files, overrides).infer.model_copy(update=given)
         with progress_bar(source.name) as progress:
-            summary = infer(source, model, out, InferSection(conf=conf, iou=iou), runtime, progress)
+            summary = infer(source, model, out, section, runtime, progress)
         if json_file is not None:
             write_json(json_file, summary.as_dict())
     except TrtQatError as exc:

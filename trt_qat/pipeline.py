@@ -29,6 +29,7 @@ from trt_qat.data.dataset import (
     Dataset,
     calibration_images,
     check_class_count,
+    dataset_fingerprint,
     dataset_sha256,
     load_dataset,
     ultralytics_data,
@@ -174,16 +175,17 @@ def run(
     dataset = _dataset_for(model, data)
     imgsz, provenance = config.model.imgsz, _provenance(weights, dataset, config)
     float_file = save_checkpoint(out / "fp32.safetensors", model, "fp32", imgsz, provenance).path
-    ptq_file = calibrate(weights, data, out / "ptq.safetensors", config, progress).path
+    ptq_file = calibrate(float_file, data, out / "ptq.safetensors", config, progress).path
     qat_file = qat(ptq_file, data, out / "qat", config, progress, report).path
+    exports = (
+        ("fp32", float_file, _float_of(config.export.precision)),
+        ("ptq", ptq_file, config.export.precision),
+        ("qat", qat_file, config.export.precision),
+        ("qat_tensorrt", qat_file, "int8+fp16"),
+    )
     onnx = {
         name: export(file, out / f"{name}.onnx", with_precision(config, precision)).path
-        for name, file, precision in (
-            ("fp32", float_file, _float_of(config.export.precision)),
-            ("ptq", ptq_file, config.export.precision),
-            ("qat", qat_file, config.export.precision),
-            ("qat_tensorrt", qat_file, "int8+fp16"),
-        )
+        for name, file, precision in progress(exports, "exporting")
     }
     plan = engine(onnx["qat_tensorrt"], out / "qat.plan", config)
     rows = evaluate([onnx["fp32"], onnx["ptq"], onnx["qat"]], data, config, progress=progress)
@@ -269,7 +271,7 @@ def _provenance(weights: Path, dataset: Dataset, config: Config) -> dict[str, An
         "weights": weights.name,
         "weights_sha256": file_sha256(weights) if weights.is_file() else "",
         "data": dataset.source.name,
-        "data_sha256": dataset_sha256(dataset.train),
+        "data_fingerprint": dataset_fingerprint(dataset.train),
         "versions": package_versions(),
         "config": config.model_dump(mode="json"),
         "seed": config.qat.seed,
@@ -304,12 +306,13 @@ def _float_of(precision: Precision) -> Precision:
 
 
 def _report(rows: Sequence[ResultRow], provenance: dict[str, Any]) -> str:
+    sha256 = provenance["weights_sha256"][:16] or "none: random weights"
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     return (
         "# FP32, PTQ and QAT, measured on the exported files\n\n"
         + markdown_table(rows)
         + "\nmAP as fractions on the val split, square letterboxed input. Latency: one forward pass, interleaved.\n"
-        + f"\nWeights `{provenance['weights']}` (sha256 {provenance['weights_sha256'][:16]}), "
+        + f"\nWeights `{provenance['weights']}` (sha256 {sha256}), "
         + f"data `{provenance['data']}`; {versions}.\n"
         + "\nThe TensorRT plan was built, not run: running it needs an NVIDIA GPU.\n"
     )

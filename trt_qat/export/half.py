@@ -47,13 +47,15 @@ def _decoding_nodes(graph: gs.Graph) -> set[int]:
 
 
 def _is_learned_convolution(node: gs.Node) -> bool:
-    """A convolution with more than one output channel; the box decoding's fixed one (DFL) has exactly one."""
+    """Any convolution but the box decoding's fixed one (DFL), whose weights are 0, 1, 2, ..."""
     if node.op != "Conv":
         return False
     weight = node.inputs[1]
-    if not isinstance(weight, gs.Constant):
-        weight = weight.inputs[0].inputs[0]  # int8 initializer behind DequantizeLinear
-    return bool(weight.shape[0] > 1 or weight.shape[2:] != (1, 1))
+    if not isinstance(weight, gs.Constant):  # int8 initializer behind DequantizeLinear
+        return True
+    values = weight.values
+    fixed = values.shape[0] == 1 and values.size > 1 and np.array_equal(values.ravel(), np.arange(values.size))
+    return not fixed
 
 
 def _only_constants_above(node: gs.Node) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, guess_model_task, load_checkpoint, yaml_model_load
 from yaml import YAMLError
 
 from trt_qat.artifacts import existing_file
@@ -49,19 +49,33 @@ def load_model(weights: Path) -> LoadedModel:
 
 
 def build_network(architecture: Path) -> DetectionModel:
-    """A detector with random weights from an Ultralytics architecture YAML (a name such as ``yolov8n.yaml`` works)."""
+    """A detector with random weights from an Ultralytics architecture YAML (a name such as ``yolov8n.yaml`` works).
+
+    The weights are the same at every call, so that a repeated stage sees the same network.
+    """
     content = _architecture(architecture)
-    return network_from_architecture(content, {i: str(i) for i in range(int(content.get("nc", 80)))})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return network_from_architecture(content, {i: str(i) for i in range(int(content.get("nc", 80)))})
 
 
 def _architecture(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = yaml_model_load(str(path))
-    except (FileNotFoundError, KeyError, TypeError, AttributeError, YAMLError) as exc:
-        raise ArtifactError(f"'{path}' is not an Ultralytics architecture YAML: {exc!r}.") from exc
+    except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError, YAMLError) as exc:
+        raise ArtifactError(f"'{path}' is not an Ultralytics architecture YAML: {' '.join(str(exc).split())}.") from exc
     if not {"backbone", "head"} <= content.keys():
         raise ArtifactError(f"'{path}' is not an Ultralytics architecture YAML: it has no 'backbone' and 'head'.")
+    _check_detector(content, path)
     return content
+
+
+def _check_detector(architecture: Mapping[str, Any], source: Path) -> None:
+    task = guess_model_task(dict(architecture))
+    if task != "detect":
+        raise ArtifactError(
+            f"'{source}' is a model for task '{task}'; trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
+        )
 
 
 def trainable_network(weights: Path, names: Mapping[int, str]) -> DetectionModel:
@@ -72,6 +86,10 @@ def trainable_network(weights: Path, names: Mapping[int, str]) -> DetectionModel
     """
     if weights.suffix in {".yaml", ".yml"}:
         return network_from_architecture(_architecture(weights), names)
+    if weights.suffix == ".safetensors":
+        raise ArtifactError(
+            f"'{weights}' has its BatchNorm folded and cannot be trained. Give the original .pt or .yaml."
+        )
     start = _unpickle(weights).float()
     if start.is_fused():
         raise ArtifactError(f"'{weights}' has its BatchNorm folded and cannot be trained. Give the original .pt.")
@@ -96,6 +114,7 @@ def _unpickle(weights: Path) -> DetectionModel:
         raise ArtifactError(
             f"'{weights}' holds a {type(network).__name__}; trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
         )
+    _check_detector(network.yaml, weights)  # detectors of masks, keypoints and rotated boxes are subclasses
     return network
 
 
@@ -111,7 +130,7 @@ def rebuild(network: DetectionModel) -> DetectionModel:
 
 def network_from_architecture(architecture: Mapping[str, Any], names: Mapping[int, str]) -> DetectionModel:
     """An unfolded detector with random weights from an architecture dictionary and its class names."""
-    fresh = DetectionModel(copy.deepcopy(dict(architecture)), nc=len(names), verbose=False)
+    fresh = DetectionModel({**copy.deepcopy(dict(architecture)), "nc": len(names)}, verbose=False)
     fresh.names = dict(names)
     return fresh.float().eval()
 

@@ -71,7 +71,10 @@ def save_checkpoint(
         header |= {"toolkit": model.toolkit.name, "placement": model.placement.as_dict()}
     contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
+        try:
+            save_file(contiguous, temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
+        except SafetensorError as exc:
+            raise ArtifactError(f"Cannot write '{path}': {exc}. Choose another place.") from exc
     return CheckpointArtifact(path)
 
 
@@ -107,7 +110,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if content.get("format") != FORMAT:
                 raise ArtifactError(f"'{path}' is a safetensors file, but not a trt_qat checkpoint ({FORMAT}).")
             return json.loads(content["header"]), {key: stream.get_tensor(key) for key in list(stream.keys())}
-    except (SafetensorError, json.JSONDecodeError, OSError) as exc:
+    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as exc:
         raise ArtifactError(f"'{path}' is not a readable checkpoint ({exc}). Make it again.") from exc
 
 

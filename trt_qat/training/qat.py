@@ -133,4 +133,5 @@ def train_qat(
     with quiet_ultralytics():
         trainer = QATTrainer(trained, teacher, data, out, model_section, section, provenance, report)
         trainer.train()
+    (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write
     return CheckpointArtifact(Path(trainer.best))

@@ -41,5 +41,5 @@ def check_image(path: Path) -> tuple[int, int]:
             image.load()
             width, height = image.size
             return width, height
-    except (OSError, SyntaxError, ValueError) as exc:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
         raise DatasetError(f"Image '{path}' cannot be read: {exc}. Replace or remove it.") from exc

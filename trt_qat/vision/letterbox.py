@@ -44,7 +44,7 @@ def letterbox(image_bgr: NDArray[np.uint8], imgsz: int) -> tuple[NDArray[np.uint
     """
     height, width = image_bgr.shape[:2]
     ratio = min(imgsz / height, imgsz / width)
-    new_wh = round(width * ratio), round(height * ratio)
+    new_wh = max(1, round(width * ratio)), max(1, round(height * ratio))  # a thin image keeps one pixel
     resized = image_bgr
     if (width, height) != new_wh:
         resized = cv2.resize(image_bgr, new_wh, interpolation=cv2.INTER_LINEAR)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from trt_qat.config import ToolkitName
@@ -13,6 +12,7 @@ from trt_qat.errors import MissingDependency
 
 try:
     from pytorch_quantization.nn import QuantConv2d, TensorQuantizer
+    from pytorch_quantization.quant_modules import enable_onnx_export
     from pytorch_quantization.tensor_quant import QuantDescriptor
 except ImportError as exc:
     raise MissingDependency(
@@ -75,8 +75,8 @@ class PytorchQuantizationToolkit:
         """See the protocol."""
         if getattr(quantizer, "_amax", None) is not None:
             quantizer._amax.data.copy_(amax)  # type: ignore[operator]
-        else:
-            quantizer.amax = amax
+        else:  # its own setter takes no tensor
+            quantizer.register_buffer("_amax", amax.detach().clone())
 
     def amax(self, quantizer: nn.Module) -> Tensor:
         """See the protocol."""
@@ -89,11 +89,14 @@ class PytorchQuantizationToolkit:
 
     @contextlib.contextmanager
     def exporting(self) -> Iterator[None]:
-        """See the protocol. Its own symbolic needs PyTorch's fake-quantize operators."""
+        """See the protocol. Up to 2.1 a class switch selects PyTorch's operators; 2.2 has its own context."""
+        if not hasattr(TensorQuantizer, "use_fb_fake_quant"):
+            with enable_onnx_export():
+                yield
+            return
         before = TensorQuantizer.use_fb_fake_quant
         TensorQuantizer.use_fb_fake_quant = True
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             TensorQuantizer.use_fb_fake_quant = before

@@ -1,0 +1,273 @@
+"""Where Q/DQ goes, compared in one run: naive, ours, ModelOpt's ONNX quantizer, NNCF, ONNX Runtime.
+
+    python benchmarks/placement.py --weights yolov8n.pt --data data.yaml --out runs/placement
+
+Writes every model, ``placement.json`` and ``placement.md``. Latency is OpenVINO's, interleaved over all models; other
+quantizers that are not installed are left out by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trt_qat import pipeline
+from trt_qat.artifacts import Latency
+from trt_qat.config import Config, ExportSection, QuantizationSection
+from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
+from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.evaluation.latency import measure_latency
+from trt_qat.export.lint.report import lint
+from trt_qat.export.onnx_export import export_onnx
+from trt_qat.model.graph import trace
+from trt_qat.model.loading import LoadedModel, load_model
+from trt_qat.quantization.calibration import calibrate_, collect_histograms
+from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
+from trt_qat.quantization.placement import Placement, ScaleGroup, place
+from trt_qat.quantization.toolkits.choose import toolkit_from_name
+from trt_qat.runtime.openvino import OpenVinoRunner
+from trt_qat.runtime.runner import Runner
+from trt_qat.training.checkpoint import Checkpoint
+from trt_qat.vision.image import read_image_bgr
+from trt_qat.vision.letterbox import network_input
+
+IMGSZ = 640
+Images = Sequence[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantizer's result; counts are None where there is no ONNX file to count in."""
+
+    name: str
+    int8_convs: int | None
+    round_trips: int | None
+    scales: int | None
+    lint_errors: int | None
+    map50_95: float
+    latency: Latency
+
+
+class CompiledRunner:
+    """A Runner over an OpenVINO model that never was an ONNX file (NNCF's own format)."""
+
+    name = "openvino"
+
+    def __init__(self, model: Any, like: Runner) -> None:
+        import openvino
+
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        self.input_shape, self.metadata, self.device = like.input_shape, like.metadata, like.device
+
+    def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """See Runner.infer."""
+        return [np.array(value, dtype=np.float32) for value in self._request.infer([batch]).values()]
+
+    def __enter__(self) -> CompiledRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to release."""
+
+
+def naive(placement: Placement) -> Placement:
+    """One quantizer per convolution, nothing shared, no residual rule."""
+    convs = [conv for group in placement.groups for conv in group.convs]
+    groups = tuple(ScaleGroup(f"own_{i}", (conv,), (), (conv,)) for i, conv in enumerate(convs))
+    return replace(placement, groups=groups)
+
+
+def ours(
+    model: LoadedModel, images: Images, out: Path, section: QuantizationSection, one_per_conv: bool = False
+) -> Path:
+    """Place, calibrate and export."""
+    network = copy.deepcopy(model.network)
+    placement = place(network, trace(network), section)
+    if one_per_conv:
+        placement = naive(placement)
+    toolkit = toolkit_from_name(section.toolkit)
+    insert_quantizers_(network, placement, toolkit)
+    quantized = QuantizedModel(network, model.names, placement, toolkit)
+    calibrate_(quantized, collect_histograms(quantized, map(torch.from_numpy, images), section.histogram_bins), section)
+    checkpoint = Checkpoint(network, model.names, "ptq", IMGSZ, quantized, {})
+    return export_onnx(checkpoint, out, ExportSection(precision="int8+fp32"), IMGSZ).path
+
+
+def modelopt_onnx(fp32: Path, images: Images, out: Path) -> Path:
+    """modelopt.onnx.quantization.quantize with its defaults (entropy), FP32 for the float part."""
+    from modelopt.onnx.quantization import quantize
+
+    quantize(
+        str(fp32),
+        calibration_data={"images": np.concatenate(images[:64])},
+        output_path=str(out),
+        high_precision_dtype="fp32",
+        calibration_eps=["cpu"],
+        log_level="ERROR",
+    )
+    return out
+
+
+def nncf_onnx(fp32: Path, images: Images, out: Path) -> Path:
+    """NNCF on the ONNX model, defaults."""
+    import nncf
+    import onnx
+
+    onnx.save(nncf.quantize(onnx.load(fp32), nncf.Dataset([{"images": image} for image in images])), out)
+    return out
+
+
+def nncf_openvino(fp32: Path, images: Images) -> Any:
+    """NNCF on the OpenVINO model, defaults: what Ultralytics' OpenVINO INT8 export does."""
+    import nncf
+    import openvino
+
+    return nncf.quantize(openvino.Core().read_model(fp32), nncf.Dataset(list(images)))
+
+
+def ort_static(fp32: Path, images: Images, out: Path) -> Path:
+    """onnxruntime.quantization.quantize_static, QDQ, signed symmetric, per channel."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter(images[:64])
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            image = next(self._left, None)
+            return None if image is None else {"images": image}
+
+    prepared = out.with_suffix(".prepared.onnx")
+    quant_pre_process(str(fp32), str(prepared))
+    quantize_static(
+        str(prepared),
+        str(out),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
+    prepared.unlink()
+    return out
+
+
+def build_all(model: LoadedModel, fp32: Path, images: Images, out: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, maker); a maker returns a path, or an OpenVINO model."""
+    base = QuantizationSection()
+    yield "naive: one quantizer per conv", lambda: ours(model, images, out / "naive.onnx", base, one_per_conv=True)
+    for residual in ("none", "skip", "both"):
+        section = base.model_copy(update={"residual": residual})
+        target = out / f"ours_{residual}.onnx"
+        yield f"ours, residual {residual}", functools.partial(ours, model, images, target, section)
+    yield "modelopt.onnx.quantize", lambda: modelopt_onnx(fp32, images, out / "modelopt.onnx")
+    yield "NNCF (ONNX)", lambda: nncf_onnx(fp32, images, out / "nncf.onnx")
+    yield "NNCF (OpenVINO)", lambda: nncf_openvino(fp32, images)
+    yield "ONNX Runtime quantize_static", lambda: ort_static(fp32, images, out / "ort.onnx")
+
+
+def _open(made: Any, like: Runner) -> Runner:
+    return OpenVinoRunner(made) if isinstance(made, Path) else CompiledRunner(made, like)
+
+
+def measure(built: Sequence[tuple[str, Any]], fp32: Path, dataset: Dataset, config: Config) -> list[Row]:
+    """mAP and interleaved latency on OpenVINO, counts from the lint."""
+    rows = []
+    with ExitStack() as stack:
+        float_runner = stack.enter_context(OpenVinoRunner(fp32))
+        runners: list[Runner] = [float_runner]
+        for _, made in built:
+            runner = _open(made, float_runner)
+            stack.enter_context(runner)
+            runners.append(runner)
+        latencies = measure_latency(runners, config.evaluation)
+        named = [("FP32", fp32), *built]
+        for (name, made), runner, latency in zip(named, runners, latencies, strict=True):
+            # files of other tools carry no metadata; the float export's holds for all
+            runner.metadata = float_runner.metadata
+            accuracy = measure_accuracy(runner, dataset, config.evaluation)
+            report = lint(made) if isinstance(made, Path) else None
+            counts = report.counts if report else None
+            rows.append(
+                Row(
+                    name,
+                    counts.int8_convs if counts else None,
+                    counts.avoidable_round_trips if counts else None,
+                    counts.scales if counts else None,
+                    report.errors if report and name != "FP32" else None,
+                    accuracy.map50_95,
+                    latency,
+                )
+            )
+            click.echo(f"{name}: mAP50-95 {accuracy.map50_95:.4f}, {latency.median:.1f} ms")
+    return rows
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    header = (
+        "| model | INT8 convs | float round trips | scales | lint errors | mAP50-95 | ms median | p90 | vs FP32 |\n"
+    )
+    base = rows[0].latency.median
+
+    def text(value: int | None) -> str:
+        return "-" if value is None else str(value)
+
+    lines = [
+        f"| {r.name} | {text(r.int8_convs)} | {text(r.round_trips)} | {text(r.scales)} | {text(r.lint_errors)} | "
+        f"{r.map50_95:.4f} | {r.latency.median:.1f} | {r.latency.p90:.1f} | {base / r.latency.median:.2f}x |\n"
+        for r in rows
+    ]
+    return header + "|---" * 9 + "|\n" + "".join(lines)
+
+
+@click.command()
+@click.option("--weights", type=click.Path(path_type=Path), required=True)
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--images", "count", default=128, show_default=True, help="Calibration images for every quantizer.")
+@click.option("--iterations", default=60, show_default=True)
+def main(weights: Path, data: Path, out: Path, count: int, iterations: int) -> None:
+    """Build, lint and measure every placement."""
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline.use_all_cores()
+    config = Config.load(overrides=[f"evaluation.latency_iterations={iterations}"])
+    model = load_model(weights)
+    dataset = load_dataset(data, model.names)
+    images = [network_input(read_image_bgr(path), IMGSZ)[0] for path in calibration_images(dataset, count)]
+    float_checkpoint = Checkpoint(model.network, model.names, "fp32", IMGSZ, None, {})
+    fp32 = export_onnx(float_checkpoint, out / "fp32.onnx", ExportSection(precision="fp32"), IMGSZ).path
+    built = []
+    for name, make in build_all(model, fp32, images, out):
+        try:
+            built.append((name, make()))
+            click.echo(f"built: {name}")
+        except ImportError as exc:
+            click.echo(f"left out: {name} ({exc})")
+    rows = measure(built, fp32, dataset, config)
+    (out / "placement.md").write_text(as_markdown(rows), encoding="utf-8")
+    (out / "placement.json").write_text(
+        json.dumps([vars(row) | {"latency": vars(row.latency)} for row in rows], indent=2)
+    )
+    click.echo(as_markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""One pass over the images: what is seen, what is cached, and when the cache is not used."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trt_qat.config import Config, QuantizationSection, Residual
+from trt_qat.data.dataset import Dataset, dataset_sha256
+from trt_qat.errors import QuantizationError
+from trt_qat.model.loading import LoadedModel, raw_output
+from trt_qat.pipeline import calibrate
+from trt_qat.quantization.calibration import (
+    cache_key,
+    calibrate_,
+    collect_histograms,
+    load_histograms,
+    save_histograms,
+)
+from trt_qat.quantization.insert import QuantizedModel, quantize_model
+from trt_qat.training.checkpoint import load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from conftest import Calibrated
+
+Item = TypeVar("Item")
+
+
+def test_float_output_with_quantizers_off(
+    calibrated: Calibrated, detector: LoadedModel, batches: tuple[Tensor, ...]
+) -> None:
+    model = calibrated(residual="both")
+    expected = raw_output(detector.network, batches[0])
+    with model.quantizers_off():
+        assert torch.equal(raw_output(model.network, batches[0]), expected)
+    quantized = raw_output(model.network, batches[0])
+    assert not torch.allclose(quantized, expected, rtol=1e-4)
+    assert torch.nn.functional.cosine_similarity(quantized.flatten(), expected.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("residual", ["none", "both"])
+def test_every_member_of_a_group_is_seen(
+    detector: LoadedModel, batches: tuple[Tensor, ...], residual: Residual
+) -> None:
+    """The maximum of a group is the maximum over every tensor that one of its convolutions reads."""
+    model = quantize_model(copy.deepcopy(detector.network), detector.names, QuantizationSection(residual=residual))
+    found = {name: histogram.maximum for name, histogram in collect_histograms(model, batches, 2048).items()}
+
+    read: dict[str, float] = dict.fromkeys(found, 0.0)
+    for group in model.placement.groups:
+
+        def watch(_: nn.Module, inputs: tuple[Tensor, ...], name: str = group.name) -> None:
+            read[name] = max(read[name], float(inputs[0].abs().max()))
+
+        for conv in group.convs:
+            model.network.get_submodule(conv).register_forward_pre_hook(watch)
+    with model.quantizers_off():
+        for batch in batches:
+            raw_output(model.network, batch)
+    assert found == read
+    assert len(set(found.values())) == len(found)
+
+
+def test_every_value_is_counted_once(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+    model = quantize_model(copy.deepcopy(detector.network), detector.names, QuantizationSection())
+    histograms = collect_histograms(model, batches, 2048)
+    image = next(group for group in model.placement.groups if "model.0.conv" in group.convs)
+    assert histograms[image.name].counts.sum() == 12 * 3 * 64 * 64
+    concat = next(group for group in model.placement.groups if "model.4.cv2.conv" in group.convs)
+    values = 12 * model.network.get_submodule("model.4.cv2.conv").in_channels * 8 * 8
+    assert histograms[concat.name].counts.sum() == values
+
+
+def test_calibration_leaves_mode_and_hooks(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+    model = quantize_model(copy.deepcopy(detector.network), detector.names, QuantizationSection())
+    model.network.train()
+    collect_histograms(model, batches[:1], 128)
+    assert model.network.training
+    assert not any(module._forward_pre_hooks for module in model.network.modules())
+
+
+def test_no_images(calibrated: Calibrated) -> None:
+    with pytest.raises(QuantizationError, match="no image"):
+        collect_histograms(calibrated(), [], 128)
+
+
+def test_ranges_come_from_the_chosen_calibrator(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
+    model = copy.deepcopy(calibrated())
+    histograms = collect_histograms(model, batches, 2048)
+    calibrate_(model, histograms, QuantizationSection(calibrator="max"))
+    amax = {name: value.clone() for name, value in model.amax().items()}
+    for name, histogram in histograms.items():
+        assert float(amax[f"activation.{name}"]) == pytest.approx(histogram.maximum)
+    calibrate_(model, histograms, QuantizationSection(calibrator="percentile", percentile=90))
+    assert all(model.amax()[f"activation.{name}"] < amax[f"activation.{name}"] for name in histograms)
+
+
+def test_weight_ranges_are_the_channels_maxima(calibrated: Calibrated) -> None:
+    model = calibrated()
+    for name, amax in model.amax().items():
+        if name.startswith("weight."):
+            weight = model.network.get_submodule(name.removeprefix("weight.")).weight
+            assert torch.equal(amax, weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True))
+
+
+# the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_cache_gives_the_histograms_back(calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
+    histograms = collect_histograms(calibrated(), batches[:1], 128)
+    save_histograms(tmp_path / "cache.safetensors", histograms)
+    loaded = load_histograms(tmp_path / "cache.safetensors")
+    assert loaded is not None
+    assert loaded.keys() == histograms.keys()
+    for name, histogram in histograms.items():
+        np.testing.assert_array_equal(loaded[name].counts, histogram.counts)
+        assert (loaded[name].limit, loaded[name].maximum) == (histogram.limit, histogram.maximum)
+
+
+def test_key_changes_with_what_decides_the_histograms(
+    calibrated: Calibrated, detector: LoadedModel, demo: Dataset
+) -> None:
+    model = calibrated()
+    images = dataset_sha256(demo.train)
+    key = cache_key(model, images, 64, 2048)
+    assert key == cache_key(copy.deepcopy(model), images, 64, 2048)
+    assert key == cache_key(calibrated(calibrator="max"), images, 64, 2048)  # needs no new pass
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.network.get_submodule("model.0.conv").bias[0] += 1e-3
+    others = {
+        "weights": cache_key(changed, images, 64, 2048),
+        "images": cache_key(model, dataset_sha256(demo.train[:-1]), 64, 2048),
+        "imgsz": cache_key(model, images, 96, 2048),
+        "bins": cache_key(model, images, 64, 1024),
+        "placement": cache_key(calibrated(residual="both"), images, 64, 2048),
+        "exclude": cache_key(uncalibrated(detector, exclude=("model.0.conv",)), images, 64, 2048),
+    }
+    assert len({key, *others.values()}) == 1 + len(others)
+
+
+def uncalibrated(detector: LoadedModel, **keys: object) -> QuantizedModel:
+    section = QuantizationSection.model_validate(keys)
+    return quantize_model(copy.deepcopy(detector.network), detector.names, section)
+
+
+class Steps:
+    """A progress wrapper that remembers what was looped over."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, items: Sequence[Item], description: str, /) -> Iterable[Item]:
+        self.seen.append(description)
+        return items
+
+
+def test_pipeline_calibrates_once(detector: LoadedModel, demo_yaml: Path, tmp_path: Path) -> None:
+    """Second time and other calibrator: no pass. Damaged cache: a new one, the same ranges."""
+    weights = save_checkpoint(tmp_path / "fp32.safetensors", detector, "fp32", 64, {}).path
+
+    def run(**quantization: object) -> tuple[dict[str, Tensor], list[str]]:
+        config = Config.model_validate(
+            {
+                "model": {"imgsz": 64},
+                "data": {"calibration_cache": str(tmp_path / "calib")},
+                "quantization": quantization,
+            }
+        )
+        steps = Steps()
+        artifact = calibrate(weights, demo_yaml, tmp_path / "ptq.safetensors", config, steps)
+        quantized = load_checkpoint(artifact.path).quantized
+        assert quantized is not None
+        return quantized.amax(), steps.seen
+
+    first, passes = run()
+    assert passes == ["calibrating"]
+    (cache,) = (tmp_path / "calib").iterdir()
+    again, passes = run()
+    assert passes == []
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other, passes = run(calibrator="max")
+    assert passes == []
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+    cache.write_bytes(cache.read_bytes()[:1000])
+    anew, passes = run()
+    assert passes == ["calibrating"]
+    assert all(torch.equal(first[name], anew[name]) for name in first)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damaged_cache_is_ignored(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cache.safetensors").write_bytes(content)
+    assert load_histograms(tmp_path / "cache.safetensors") is None
+    assert load_histograms(tmp_path / "none.safetensors") is None

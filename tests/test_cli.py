@@ -1,0 +1,319 @@
+"""The commands as the README shows them, run in one process on a generated dataset at 64 pixels."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
+from tiny_onnx import colour_image, write_tiny_detector
+
+import trt_qat
+from trt_qat.cli import cli
+from trt_qat.engine.flavor import import_tensorrt
+from trt_qat.errors import MissingDependency
+
+QUICK = (
+    "model:\n  imgsz: 64\ndata:\n  batch: 4\nqat:\n  epochs: 1\n  batch: 4\n"
+    "evaluation:\n  latency_iterations: 3\n  latency_warmup: 0\n"
+)
+WEIGHTS = "yolov8n_random.safetensors"
+ROW_KEYS = {"model", "precision", "runtime", "map50_95", "map50", "images", "size_bytes", "latency_ms"}
+
+
+def _commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+COMMANDS = list(_commands(cli))
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def _succeed(*arguments: str) -> str:
+    """Run a command that must succeed silently on stderr; its stdout."""
+    result = _run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result.stdout
+
+
+def _json(path: str) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _check_rows(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        assert set(row) == ROW_KEYS
+        assert set(row["latency_ms"]) == {"median", "p90", "p99"}
+        assert 0 < row["latency_ms"]["median"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
+        assert 0 <= row["map50_95"] <= row["map50"] <= 1
+        assert row["images"] == 2
+        assert row["size_bytes"] == Path(row["model"]).stat().st_size
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working folder of this module's chain: demo/, quick.yaml and random weights for 80 classes."""
+    from trt_qat.model.loading import load_model
+    from trt_qat.training.checkpoint import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("chain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert _run("data", "demo", "--train", "4", "--val", "2", "--out", "demo").exit_code == 0
+        Path("demo/coco80.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnc: 80\n")
+        Path("quick.yaml").write_text(QUICK)
+        save_checkpoint(Path(WEIGHTS), load_model(Path("yolov8n.yaml")), "fp32", 64, {})
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(place: Path) -> str:
+    arguments = ("--weights", WEIGHTS, "--data", "demo/coco80.yaml", "--config", "quick.yaml")
+    said = _succeed("calibrate", *arguments, "--out", "out/ptq.safetensors", "--json", "out/ptq.json")
+    assert said == "Calibrated: out/ptq.safetensors\n"
+    assert _json("out/ptq.json") == {"checkpoint": "out/ptq.safetensors"}
+    return "out/ptq.safetensors"
+
+
+@pytest.fixture(scope="module")
+def tuned(calibrated: str) -> str:
+    arguments = ("--weights", calibrated, "--data", "demo/coco80.yaml", "--config", "quick.yaml", "--epochs", "1")
+    assert _succeed("qat", *arguments, "--out", "out/qat") == "Fine-tuned: out/qat/best.safetensors\n"
+    return "out/qat/best.safetensors"
+
+
+@pytest.fixture(scope="module")
+def exported(tuned: str) -> str:
+    said = _succeed("export", tuned, "--config", "quick.yaml", "--out", "out/qat.onnx", "--json", "out/export.json")
+    assert said.startswith("Exported: out/qat.onnx (int8+fp32, ")
+    assert _json("out/export.json") == {"onnx": "out/qat.onnx", "precision": "int8+fp32"}
+    return "out/qat.onnx"
+
+
+@pytest.fixture
+def rtx() -> None:
+    try:
+        import_tensorrt("tensorrt-rtx")
+    except MissingDependency as exc:
+        pytest.skip(f"tensorrt_rtx cannot be imported: {exc}")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_lists_the_shared_options(command: tuple[str, ...]) -> None:
+    result = _run(*command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+    for option in ("--config PATH", "--set SECTION.KEY=VALUE", "--json PATH"):
+        assert option in result.stdout
+    assert _run(*command, "-h").stdout == result.stdout
+
+
+def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
+    for words in COMMANDS:
+        command: click.Command = cli
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+        assert [option.name for option in options if not option.help] == []
+        assert not command.get_short_help_str(60).endswith("..."), words
+
+
+def test_the_commands_are_these() -> None:
+    assert set(cli.commands) == {
+        "train", "calibrate", "qat", "export", "engine", "evaluate", "run", "lint", "data", "infer",
+    }  # fmt: skip
+    assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo"}
+
+
+def test_help_and_import_load_no_heavy_package() -> None:
+    script = (
+        "import sys\n"
+        "import trt_qat\n"
+        "imported = set(sys.modules)\n"
+        "from trt_qat.cli import cli\n"
+        f"for words in {[[], *map(list, COMMANDS)]!r}:\n"
+        "    try: cli([*words, '--help'])\n"
+        "    except SystemExit as exc: assert exc.code == 0\n"
+        "heavy = {'torch', 'ultralytics', 'modelopt', 'tensorrt', 'tensorrt_rtx', 'openvino', 'onnxruntime'}\n"
+        "print(sorted(heavy & imported), sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[] []"
+
+
+@pytest.mark.parametrize("program", [["-m", "trt_qat"], ["-c", "from trt_qat.cli import main; main()"]])
+def test_version_from_a_shell(program: list[str]) -> None:
+    done = subprocess.run([sys.executable, *program, "--version"], capture_output=True, text=True, check=False)
+    assert done.stdout == f"trt-qat, version {trt_qat.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["calibrate"],
+        ["calibrate", "--weights", "a.pt", "--data", "d"],
+        ["calibrate", "--nope"],
+        ["qat", "--weights", "a.pt", "--data", "d", "--out", "o", "--epochs", "0"],
+        ["export", "a.pt", "--precision", "int4", "--out", "o.onnx"],
+        ["export", "--out", "o.onnx"],
+        ["engine", "a.onnx", "--flavor", "lean", "--out", "a.plan"],
+        ["evaluate", "--data", "d"],
+        ["evaluate", "a.onnx", "--data", "d", "--runtime", "tflite"],
+        ["lint"],
+        ["infer"],
+        ["data", "convert", "--from", "csv", "--annotations", "a", "--images", "i", "--out", "o"],
+        ["data", "demo", "--train", "0", "--out", "o"],
+        ["data", "nothing"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _run(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_and_validate(place: Path) -> None:
+    said = _succeed("data", "validate", "demo/data.yaml", "--json", "out/findings.json")
+    assert said.splitlines()[-1] == "4 train, 2 val images: 0 errors, 0 warnings"
+    assert _json("out/findings.json") == []
+
+
+def test_validate_exits_with_1_on_errors_and_still_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("set/images/train", "set/labels/train"):
+        Path(folder).mkdir(parents=True)
+    cv2.imwrite("set/images/train/a.png", np.zeros((32, 32, 3), np.uint8))
+    Path("set/labels/train/a.txt").write_text("9 0.5 0.5 0.1 0.1\n")
+    Path("set/data.yaml").write_text("train: images/train\nnames: [sign]\n")
+    result = _run("data", "validate", "set", "--json", "findings.json")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == "1 train, 1 val images: 1 errors, 1 warnings"
+    findings = _json("findings.json")
+    assert all(set(finding) == {"kind", "severity", "path", "detail"} for finding in findings)
+    assert sorted(finding["severity"] for finding in findings) == ["error", "warning"]
+
+
+def test_second_calibration_does_not_look_at_the_images_again(calibrated: str) -> None:
+    (cache,) = Path("calib").iterdir()
+    before = cache.stat().st_mtime_ns
+    arguments = ("calibrate", "--weights", WEIGHTS, "--data", "demo/coco80.yaml", "--config", "quick.yaml")
+    _succeed(*arguments, "--out", "out/again.safetensors")
+    _succeed(*arguments, "--set", "quantization.calibrator=max", "--out", "out/max.safetensors")
+    assert list(Path("calib").iterdir()) == [cache]
+    assert cache.stat().st_mtime_ns == before
+    first, again, largest = (load_file(f) for f in (calibrated, "out/again.safetensors", "out/max.safetensors"))
+    assert first.keys() == again.keys() == largest.keys()
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    ranges = [name for name in first if name.startswith("amax.activation.")]
+    assert len(ranges) > 30
+    assert all((first[name] <= largest[name] * 1.0001).all() for name in ranges)
+    assert any((first[name] < largest[name]).all() for name in ranges)
+
+
+def test_a_quantized_checkpoint_is_not_calibrated_again(calibrated: str) -> None:
+    arguments = ("--weights", calibrated, "--data", "demo/coco80.yaml", "--out", "out/twice.safetensors")
+    result = _run("calibrate", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: '{calibrated}' is quantized already (ptq). Give the float weights.\n"
+    assert not Path("out/twice.safetensors").exists()
+
+
+def test_fine_tuning_changes_the_weights_and_keeps_both_checkpoints(calibrated: str, tuned: str) -> None:
+    assert Path("out/qat/last.safetensors").is_file()
+    before, after = load_file(calibrated), load_file("out/qat/last.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_engine(exported: str) -> None:
+    said = _succeed("engine", exported, "--out", "engines/qat.plan", "--json", "out/engine.json")
+    assert said.startswith("Built: engines/qat.plan (tensorrt-rtx, ")
+    assert _json("out/engine.json") == {
+        "plan": "engines/qat.plan",
+        "sidecar": "engines/qat.json",
+        "flavor": "tensorrt-rtx",
+    }
+    assert Path("engines/qat.plan").stat().st_size > 1e6
+    assert _json("engines/qat.json")["onnx"] == "qat.onnx"
+
+
+def test_evaluate_writes_the_documented_keys(exported: str, tuned: str) -> None:
+    arguments = ("--data", "demo/coco80.yaml", "--config", "quick.yaml", "--json", "out/rows.json")
+    said = _succeed("evaluate", exported, tuned, *arguments)
+    assert "mAP50-95" in said
+    rows = _json("out/rows.json")
+    _check_rows(rows)
+    assert [(row["model"], row["precision"], row["runtime"]) for row in rows] == [
+        (exported, "int8+fp32", "openvino"),
+        (tuned, "int8+fp32", "torch"),
+    ]
+
+
+def test_lint_of_an_exported_file(exported: str) -> None:
+    _succeed("lint", exported, "--json", "out/lint.json", "--svg", "out/lint.svg")
+    assert "<svg" in Path("out/lint.svg").read_text(encoding="utf-8")
+    assert isinstance(_json("out/lint.json"), dict)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_run_does_all_stages(place: Path) -> None:
+    arguments = ("--weights", WEIGHTS, "--data", "demo/coco80.yaml", "--config", "quick.yaml")
+    said = _succeed("run", *arguments, "--out", "all", "--json", "out/run.json")
+    rows = _json("all/result.json")
+    _check_rows(rows)
+    assert rows == _json("out/run.json")
+    assert [(row["model"], row["precision"]) for row in rows] == [
+        ("all/fp32.onnx", "fp32"),
+        ("all/ptq.onnx", "int8+fp32"),
+        ("all/qat.onnx", "int8+fp32"),
+    ]
+    assert rows[1]["size_bytes"] < 0.4 * rows[0]["size_bytes"]
+    fp32, ptq = load_file("all/fp32.safetensors"), load_file("all/ptq.safetensors")
+    assert all(np.array_equal(fp32[name], ptq[name]) for name in fp32)  # the rows compare the same weights
+    named = [Path(line.split(": ")[-1]) for line in said.splitlines() if ": all/" in line]
+    assert len(named) == 11
+    assert all(file.stat().st_size > 0 for file in named)
+    assert list(Path("all").rglob(".*")) == []
+
+
+def test_infer_takes_the_shared_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_detector(Path("tiny.onnx"))
+    image = colour_image(64, 64)
+    image[8:16, 8:16] = (0, 0, 255)
+    image[40:48, 40:48] = (0, 255, 0)
+    cv2.imwrite("one.png", image)
+    Path("strict.yaml").write_text("infer:\n  max_det: 1\n  conf: 0.99\n")
+    command = ("infer", "one.png", "--model", "tiny.onnx", "--json", "found.json")
+    counts = []
+    for options in ((), ("--set", "infer.max_det=1"), ("--config", "strict.yaml", "--set", "infer.max_det=5")):
+        _succeed(*command, *options)
+        counts.append(len(_json("found.json")["results"][0]["detections"]))
+    assert counts == [2, 1, 2]
+    refused = _run(*command, "--set", "infer.cnof=0.5")
+    assert refused.exit_code == 1
+    assert refused.stderr == "Error: Unknown key 'infer.cnof' in --set infer.cnof=0.5. Did you mean 'conf'?\n"

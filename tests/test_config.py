@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from trt_qat.config import Config, Precision, choices
+from trt_qat.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SECTIONS_OF_FILE = {
+    "base_config.yaml": {"model", "data", "train", "evaluation", "infer"},
+    "qat_config.yaml": {"qat"},
+    "quantization_config.yaml": {"quantization"},
+    "export_config.yaml": {"export", "engine"},
+}
+DEFAULTS: dict[str, dict[str, Any]] = Config().model_dump(mode="json")
+
+
+def _refused(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.load(overrides=overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def _value(override: str) -> Any:
+    section, _, key = override.partition("=")[0].partition(".")
+    return getattr(getattr(Config.load(overrides=[override]), section), key)
+
+
+def test_the_config_files_are_these() -> None:
+    assert {file.name for file in CONFIGS.iterdir()} == set(SECTIONS_OF_FILE)
+
+
+@pytest.mark.parametrize("name", SECTIONS_OF_FILE)
+def test_config_file_holds_every_key_of_its_sections_with_its_default(name: str) -> None:
+    content = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+    assert content == {section: DEFAULTS[section] for section in SECTIONS_OF_FILE[name]}
+    assert Config.load([CONFIGS / name]) == Config()
+
+
+def test_each_section_is_in_exactly_one_config_file() -> None:
+    sections = [section for file in SECTIONS_OF_FILE.values() for section in file]
+    assert sorted(sections) == sorted(Config.model_fields)
+
+
+@pytest.mark.parametrize("name", SECTIONS_OF_FILE)
+def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
+    lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
+    section, keys = "", []
+    for before, line in zip(["", *lines], lines, strict=False):
+        if found := re.match(r"(\w+):", line):
+            section = found[1]
+        if found := re.match(r"  (\w+):", line):
+            keys.append(f"{section}.{found[1]}")
+            assert before.strip().startswith("# ") or " # " in line, f"{keys[-1]} has no comment"
+    assert sorted(keys) == sorted(f"{part}.{key}" for part in SECTIONS_OF_FILE[name] for key in DEFAULTS[part])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("qat.epoch=3", "Unknown key 'qat.epoch' in --set qat.epoch=3. Did you mean 'epochs'?"),
+        ("quantization.calibratr=max", "Did you mean 'calibrator'?"),
+        ("quantisation.calibrator=max", "Unknown key 'quantisation' in --set quantisation.calibrator=max. "),
+        ("quantisation.calibrator=max", "Did you mean 'quantization'?"),
+        ("infer.zzz=1", "Known: infer.conf, infer.iou, infer.max_det."),
+        ("zzz.zzz=1", "Known: data, engine, evaluation, export, infer, model, qat, quantization, train."),
+    ],
+)
+def test_unknown_key_suggests_the_nearest(override: str, message: str) -> None:
+    assert message in _refused(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "belongs"),
+    [
+        ("qat.calibrator=max", "quantization.calibrator"),
+        ("evaluation.imgsz=320", "model.imgsz"),
+        ("train.max_det=3", "evaluation.max_det"),
+    ],
+)
+def test_key_in_the_wrong_section_names_the_right_one(override: str, belongs: str) -> None:
+    assert _refused(override).endswith(f"It belongs to another section: '{belongs}'.")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("qat.epochs=two", "qat.epochs = 'two'"),
+        ("qat.epochs=2.5", "qat.epochs = 2.5"),
+        ("qat.epochs=true", "qat.epochs = True: must be a number"),
+        ("qat.epochs=", "qat.epochs = None"),
+        ("quantization.exclude=model.22", "Input should be a list, e.g. [a, b]"),
+        ("data.calibration_cache=5", "data.calibration_cache = 5"),
+        ("export.precision=int4", "'int8+fp32', 'int8+fp16', 'fp32' or 'fp16'"),
+        ("quantization.float_roles=[last]", "'first_conv', 'head_last' or 'dfl'"),
+    ],
+)
+def test_wrong_type_says_what_was_given_and_what_is_allowed(override: str, said: str) -> None:
+    message = _refused(override)
+    assert message.startswith("Invalid configuration: ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "qat.epochs=0",
+        "qat.lr0=0",
+        "qat.lr0=.inf",
+        "qat.lr0=nan",
+        "qat.lrf=1.01",
+        "qat.fliplr=-0.1",
+        "quantization.percentile=50",
+        "quantization.histogram_bins=127",
+        "export.opset=18",
+        "export.opset=24",
+        "evaluation.conf=1",
+        "infer.iou=0",
+        "evaluation.latency_iterations=2",
+        "engine.workspace_mib=15",
+        "model.imgsz=0",
+    ],
+)
+def test_out_of_range(override: str) -> None:
+    key, _, value = override.partition("=")
+    assert f"{key} = {value.lstrip('.')}" in _refused(override)
+
+
+@pytest.mark.parametrize("override", ["qat.lrf=1", "quantization.percentile=100", "export.opset=23", "infer.conf=0"])
+def test_ends_of_ranges_are_allowed(override: str) -> None:
+    assert _value(override) == float(override.partition("=")[2])
+
+
+@pytest.mark.parametrize(("imgsz", "nearest"), [(100, 96), (639, 640), (33, 32)])
+def test_imgsz_must_be_a_multiple_of_32(imgsz: int, nearest: int) -> None:
+    assert f"must be a multiple of 32, the nearest is {nearest}" in _refused(f"model.imgsz={imgsz}")
+    assert Config.load(overrides=[f"model.imgsz={nearest}"]).model.imgsz == nearest
+
+
+@pytest.mark.parametrize("override", ["qat.epochs", "qat=3", "=3", ".epochs=3", "qat.=3", ""])
+def test_override_without_its_parts(override: str) -> None:
+    assert "is not of the form section.key=value, e.g. --set qat.epochs=5." in _refused(override)
+
+
+def test_override_with_broken_yaml() -> None:
+    assert _refused("quantization.exclude=[a") == "--set 'quantization.exclude=[a': the value is not valid YAML."
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("qat.lr0=1e-5", 1e-5),
+        ("qat.lr0=1E-5", 1e-5),
+        ("qat.lr0=3", 3.0),
+        ("qat.epochs=1e1", 10),
+        ("qat.epochs= 7", 7),
+        ("quantization.exclude=[model.22, 'model.1*']", ("model.22", "model.1*")),
+        ("quantization.exclude=[]", ()),
+        ("engine.compute_capabilities=[86, 89]", (86, 89)),
+        ("export.dynamic_batch=true", True),
+        ("engine.timing_cache=a=b.cache", "a=b.cache"),
+        ("quantization.calibrator=entropy", "entropy"),
+    ],
+)
+def test_override_values(override: str, value: Any) -> None:
+    found = _value(override)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_several_errors_are_told_at_once() -> None:
+    message = _refused("qat.epochs=0", "model.imgsz=100")
+    assert "qat.epochs = 0" in message
+    assert "model.imgsz = 100" in message
+
+
+def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("qat: {epochs: 3, batch: 4, lr0: 1e-3}\nmodel: {imgsz: 320}\n")
+    second.write_text("qat: {epochs: 5, batch: 2}\ninfer:\n")
+    config = Config.load([first, second], ["qat.batch=1", "qat.batch=6"])
+    assert (config.qat.epochs, config.qat.batch, config.qat.lr0, config.model.imgsz) == (5, 6, 1e-3, 320)
+    assert config.infer == Config().infer
+    assert Config.load([second, first]).qat.epochs == 3
+
+
+def test_empty_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert Config.load([tmp_path / "empty.yaml"]) == Config()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"qat: [1, 2", "is not valid YAML: "),
+        (b"\xff\xfe\x00", "is not valid YAML: "),
+        (b"- qat\n", "must hold sections (a mapping), found list."),
+        (b"qat: 3\n", "Section 'qat' in "),
+        (b"qat: {epoch: 3}\n", "Did you mean 'epochs'?"),
+        (b"qta: {epochs: 3}\n", "Did you mean 'qat'?"),
+        (b"3: {epochs: 3}\n", "Unknown key '3' in "),
+    ],
+)
+def test_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        Config.load([file])
+    assert str(file) in str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for file, reason in ((tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError, match=re.escape(f"Cannot read config file '{file}': {reason}.")):
+            Config.load([file])
+
+
+def test_frozen() -> None:
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.qat.epochs = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.qat = Config().qat  # type: ignore[misc]
+    assert config == Config()
+
+
+def test_choices() -> None:
+    assert choices(Precision) == ("int8+fp32", "int8+fp16", "fp32", "fp16")

@@ -1,0 +1,179 @@
+"""QAT through Ultralytics' own loop: what it writes, what it must not touch, and that it can be repeated."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
+
+from trt_qat.config import ModelSection, QatLoss, QatSection, QuantizationSection, TrainSection
+from trt_qat.data.dataset import Dataset, load_dataset, ultralytics_data
+from trt_qat.model.loading import LoadedModel, load_model, raw_output
+from trt_qat.quantization.calibration import calibrate_, collect_histograms
+from trt_qat.quantization.insert import QuantizedModel, quantize_model
+from trt_qat.training.checkpoint import Checkpoint, load_checkpoint
+from trt_qat.training.fp32 import train_fp32
+from trt_qat.training.qat import train_qat
+
+if TYPE_CHECKING:
+    from conftest import Calibrated
+
+
+def finetune(
+    model: QuantizedModel, data: Dataset, out: Path, loss: QatLoss = "distill", **keys: Any
+) -> tuple[Checkpoint, list[tuple[str, int, int]]]:
+    with model.quantizers_off():
+        teacher = copy.deepcopy(model.network)
+    section = QatSection.model_validate({"epochs": 1, "batch": 4, "lr0": 1e-3, "loss": loss, **keys})
+    reports: list[tuple[str, int, int]] = []
+    artifact = train_qat(
+        model,
+        teacher,
+        ultralytics_data(data),
+        out,
+        ModelSection(imgsz=64),
+        section,
+        {"seed": section.seed},
+        lambda *report: reports.append(report),
+    )
+    assert artifact.path == out / "best.safetensors"
+    return load_checkpoint(out / "last.safetensors"), reports
+
+
+def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {name: value for name, value in checkpoint.network.state_dict().items() if "quantizer" not in name}
+
+
+@pytest.fixture(scope="module")
+def model(calibrated: Calibrated) -> QuantizedModel:
+    return calibrated()
+
+
+@pytest.fixture(scope="module")
+def trained(
+    model: QuantizedModel, demo: Dataset, batches: tuple[Tensor, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Checkpoint, list[tuple[str, int, int]], bool]:
+    """One epoch; the last entry says whether the model that was handed in still computes the same."""
+    out = tmp_path_factory.mktemp("qat") / "run"
+    before = raw_output(model.network, batches[0])
+    checkpoint, reports = finetune(model, demo, out)
+    return out, checkpoint, reports, torch.equal(raw_output(model.network, batches[0]), before)
+
+
+Trained = tuple[Path, Checkpoint, list[tuple[str, int, int]], bool]
+
+
+def test_files(trained: Trained) -> None:
+    out = trained[0]
+    assert {"best.safetensors", "last.safetensors", "results.csv"} <= {path.name for path in out.iterdir()}
+    assert not list(out.rglob("*.pt"))
+    with (out / "results.csv").open() as stream:
+        assert len(list(csv.reader(stream))) == 2  # header and one epoch
+
+
+def test_weights_moved_and_stayed_finite(trained: Trained, model: QuantizedModel) -> None:
+    before = {name: value for name, value in model.network.state_dict().items() if "quantizer" not in name}
+    after = weights(trained[1])
+    assert before.keys() == after.keys()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {f"{name}.weight" for name in model.weight_quantizers()} <= changed
+    assert not any("dfl" in name for name in changed)
+
+
+def test_activation_ranges_stay_calibrated(trained: Trained, model: QuantizedModel) -> None:
+    quantized = trained[1].quantized
+    assert quantized is not None
+    assert quantized.placement == model.placement
+    for name, amax in model.amax().items():
+        if name.startswith("activation."):
+            assert torch.equal(quantized.amax()[name], amax)
+
+
+def test_handed_in_model_is_untouched(trained: Trained) -> None:
+    assert trained[3]
+
+
+def test_best_is_not_worse_than_the_start(trained: Trained) -> None:
+    out, last, _, _ = trained
+    best = load_checkpoint(out / "best.safetensors")
+    assert last.stage == best.stage == "qat"
+    assert last.provenance["training"]["epoch"] == 1
+    fitness = [entry.provenance["training"]["fake_quant_map50_95"] for entry in (best, last)]
+    assert fitness[0] >= fitness[1]
+    assert best.provenance["seed"] == 0
+
+
+def test_progress_is_reported(trained: Trained) -> None:
+    assert trained[2] == [("QAT epoch 1/1", done, 3) for done in (1, 2, 3)]
+
+
+def test_same_seed_same_weights(trained: Trained, model: QuantizedModel, demo: Dataset, tmp_path: Path) -> None:
+    again = weights(finetune(model, demo, tmp_path / "again")[0])
+    assert all(torch.equal(value, again[name]) for name, value in weights(trained[1]).items())
+
+
+@pytest.mark.parametrize("loss", ["detection", "both"])
+def test_other_losses_train(
+    trained: Trained, model: QuantizedModel, demo: Dataset, tmp_path: Path, loss: QatLoss
+) -> None:
+    other = weights(finetune(model, demo, tmp_path / loss, loss, fraction=0.34)[0])
+    assert all(torch.isfinite(value).all() for value in other.values())
+    name = "model.0.conv.weight"
+    assert not torch.equal(other[name], weights(trained[1])[name])
+    assert not torch.equal(other[name], model.network.state_dict()[name])
+
+
+def test_a_ruinous_epoch_keeps_the_calibrated_network(shared_data: Path, tmp_path: Path) -> None:
+    """With a learning rate that destroys the network, ``best`` is epoch 0: the calibrated weights themselves."""
+    dataset = few_real_images(shared_data, tmp_path / "data", count=8)
+    loaded = load_model(shared_data / "weights" / "yolov8n_vnsigns.pt")
+    model = quantize_model(copy.deepcopy(loaded.network), loaded.names, QuantizationSection())
+    images = torch.rand(2, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    calibrate_(model, collect_histograms(model, [images], 2048), QuantizationSection(calibrator="max"))
+    out = tmp_path / "run"
+    section = QatSection(epochs=1, batch=4, lr0=1.0, optimizer="SGD", warmup_epochs=0, loss="detection")
+    data = ultralytics_data(dataset)
+    train_qat(model, None, data, out, ModelSection(imgsz=320), section, {})
+    best, last = load_checkpoint(out / "best.safetensors"), load_checkpoint(out / "last.safetensors")
+    start = best.provenance["training"]
+    assert start["epoch"] == 0
+    assert start["fake_quant_map50_95"] > 0.05
+    assert last.provenance["training"]["fake_quant_map50_95"] < start["fake_quant_map50_95"]
+    for name, value in weights(best).items():
+        assert torch.equal(value, model.network.state_dict()[name])
+
+
+def few_real_images(shared_data: Path, folder: Path, count: int) -> Dataset:
+    """A copy of the first validation images, as train and val (labels are found beside the images)."""
+    source = shared_data / "data" / "vnsigns"
+    for kind, suffix in (("images", "*.jpg"), ("labels", "*.txt")):
+        target = folder / kind / "val"
+        target.mkdir(parents=True)
+        for file in sorted((source / kind / "val").glob(suffix))[:count]:
+            (target / file.name).write_bytes(file.read_bytes())
+    names = load_dataset(source / "data.yaml").names
+    lines = [f"path: {folder}", "train: images/val", "val: images/val", "names:"]
+    lines += [f"  {index}: {name}" for index, name in names.items()]
+    (folder / "data.yaml").write_text("\n".join(lines) + "\n")
+    return load_dataset(folder / "data.yaml")
+
+
+def test_fp32_training(
+    make_unfolded: Callable[..., DetectionModel], demo: Dataset, tmp_path: Path, detector: LoadedModel
+) -> None:
+    network = make_unfolded("yolov8n.yaml", demo.names)
+    section = TrainSection(epochs=1, batch=6, optimizer="SGD")
+    best = train_fp32(network, ultralytics_data(demo), tmp_path / "run", ModelSection(imgsz=64), section)
+    assert best == tmp_path / "run" / "weights" / "best.pt"
+    model = load_model(best)
+    assert model.names == demo.names
+    name = "model.0.conv.weight"
+    assert not torch.equal(model.network.state_dict()[name], detector.network.state_dict()[name])

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trt_qat.vision.detections import Detections
+from trt_qat.vision.draw import annotate
+
+NAMES = {0: "no_entry", 1: "speed_limit"}
+
+
+def _detections(*boxes: tuple[float, float, float, float], class_id: int = 0) -> Detections:
+    count = len(boxes)
+    return Detections(
+        np.array(boxes, np.float32).reshape(count, 4),
+        np.full(count, 0.9, np.float32),
+        np.full(count, class_id, np.int64),
+    )
+
+
+@pytest.mark.parametrize("size_wh", [(320, 240), (40, 20), (8, 8), (1200, 900)])
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0.2, 0.3, 0.6, 0.7),
+        (0.0, 0.0, 1.0, 1.0),
+        (-0.5, -0.5, 1.5, 1.5),
+        (0.95, 0.95, 1.0, 1.0),
+        (2.0, 2.0, 3.0, 3.0),
+        (0.5, 0.5, 0.5, 0.5),
+    ],
+)
+def test_a_copy_of_the_same_size_is_drawn_on(size_wh: tuple[int, int], box: tuple[float, float, float, float]) -> None:
+    width, height = size_wh
+    image = np.full((height, width, 3), 128, np.uint8)
+    left, top, right, bottom = box
+    found = annotate(image, _detections((left * width, top * height, right * width, bottom * height)), NAMES)
+    assert found.shape == image.shape
+    assert found.dtype == np.uint8
+    assert (image == 128).all()
+
+
+def test_the_label_stays_inside_the_image() -> None:
+    """A label that would leave at the right or the top is moved, not cut: as many pixels are drawn as elsewhere."""
+    image = np.full((300, 300, 3), 128, np.uint8)
+    free = annotate(image, _detections((100, 100, 120, 120)), NAMES)
+    for box in ((275, 100, 295, 120), (100, 2, 120, 22), (275, 2, 295, 22)):
+        moved = annotate(image, _detections(box), NAMES)
+        assert abs(int((moved != 128).any(axis=2).sum()) - int((free != 128).any(axis=2).sum())) < 250
+        assert _white(moved) == pytest.approx(_white(free), rel=0.1)
+
+
+def _white(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> int:
+    return int((image > 240).all(axis=2).sum())
+
+
+def test_the_box_is_where_it_was_found() -> None:
+    image = np.full((300, 300, 3), 128, np.uint8)
+    drawn = (annotate(image, _detections((50, 100, 150, 250)), NAMES) != 128).any(axis=2)
+    assert drawn[100:251, 50].all()
+    assert drawn[100:251, 150].all()
+    assert drawn[250, 50:151].all()
+    assert not drawn[110:240, 60:140].any()
+
+
+def test_no_detection_draws_nothing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    found = annotate(image, _detections(), NAMES)
+    assert (found == image).all()
+    assert found is not image
+
+
+def test_classes_have_colours_and_unknown_ones_are_drawn_as_numbers() -> None:
+    image = np.full((100, 200, 3), 128, np.uint8)
+    box = (50, 40, 150, 90)
+    drawings = [annotate(image, _detections(box, class_id=class_id), NAMES) for class_id in (0, 1, 7)]
+    colours = {tuple(drawing[90, 100].tolist()) for drawing in drawings}
+    assert len(colours) == 3
+    numbered = annotate(image, _detections(box, class_id=7), {7: "7"})
+    assert (drawings[2] == numbered).all()

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from ultralytics.utils.nms import non_max_suppression
+
+from trt_qat.vision.detections import Detections
+from trt_qat.vision.postprocess import detections_from_output
+
+
+def _random_output(seed: int, classes: int, anchors: int = 500) -> NDArray[np.float32]:
+    """Crowded boxes in 320 px: many overlap."""
+    rng = np.random.default_rng(seed)
+    centres = rng.random((2, anchors)) * 320
+    sides = 10 + rng.random((2, anchors)) * 90
+    scores = rng.random((classes, anchors)) ** 4
+    return np.concatenate([centres, sides, scores]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("conf", "iou"), [(0.25, 0.45), (0.001, 0.7), (0.9, 0.3)])
+@pytest.mark.parametrize("classes", [1, 3, 80])
+@pytest.mark.parametrize("seed", range(4))
+def test_same_boxes_as_ultralytics(seed: int, classes: int, conf: float, iou: float) -> None:
+    output = _random_output(seed, classes)
+    (rows,) = non_max_suppression(torch.from_numpy(output.copy())[None], conf, iou, max_det=300)
+    expected = rows.numpy()
+    found = detections_from_output(output, conf, iou, max_det=300)
+    assert 0 < len(expected) <= 300
+    np.testing.assert_array_equal(found.scores, expected[:, 4])
+    np.testing.assert_array_equal(found.class_ids, expected[:, 5])
+    np.testing.assert_allclose(found.boxes_xyxy, expected[:, :4], atol=1e-3)
+
+
+def test_best_first_and_at_most_max_det() -> None:
+    output = _random_output(0, 3)
+    everything = detections_from_output(output, 0.01, 0.5)
+    few = detections_from_output(output, 0.01, 0.5, max_det=5)
+    assert (np.diff(everything.scores) <= 0).all()
+    assert len(everything) > 5
+    assert few.scores.tolist() == everything.scores[:5].tolist()
+
+
+def test_threshold_itself_is_dropped() -> None:
+    output = np.array([[10, 50], [10, 50], [4, 4], [4, 4], [0.5, 0.75]], np.float32)
+    assert detections_from_output(output, 0.5, 0.5).scores.tolist() == [0.75]
+
+
+def test_boxes_of_two_classes_may_overlap() -> None:
+    output = np.array([[10, 10, 10], [10, 10, 10], [4, 4, 4], [4, 4, 4], [0.9, 0, 0.8], [0, 0.7, 0]], np.float32)
+    found = detections_from_output(output, 0.25, 0.5)
+    assert found.class_ids.tolist() == [0, 1]
+    assert found.boxes_xyxy.tolist() == [[8, 8, 12, 12]] * 2
+
+
+def test_nothing_found_is_an_empty_value() -> None:
+    found = detections_from_output(np.zeros((7, 100), np.float32), 0.25, 0.5)
+    assert len(found) == 0
+    assert found.boxes_xyxy.shape == (0, 4)
+    assert (found.boxes_xyxy.dtype, found.scores.dtype, found.class_ids.dtype) == (np.float32, np.float32, np.int64)
+
+
+def test_input_is_left_alone() -> None:
+    output = _random_output(0, 3)
+    before = output.copy()
+    detections_from_output(output, 0.25, 0.5)
+    np.testing.assert_array_equal(output, before)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 4), (3,), (2,)), ((2, 5), (2,), (2,)), ((2, 4), (2,), (1,)), ((4,), (1,), (1,))]
+)
+def test_detections_refuse_shapes_that_disagree(shapes: tuple[tuple[int, ...], ...]) -> None:
+    boxes, scores, class_ids = shapes
+    with pytest.raises(ValueError, match=r"expected \(n, 4\), \(n,\), \(n,\)"):
+        Detections(np.zeros(boxes, np.float32), np.zeros(scores, np.float32), np.zeros(class_ids, np.int64))
