@@ -97,13 +97,13 @@ def make_unfolded(all_cores: None) -> Callable[..., DetectionModel]:
             norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
             for norm in norms:
                 norm.momentum = 1.0
-                torch.nn.init.uniform_(norm.weight, 0.7, 1.2)
+                torch.nn.init.uniform_(norm.weight, 0.5, 1.0)
                 torch.nn.init.normal_(norm.bias, 0.0, 0.2)
             blobs = torch.nn.functional.interpolate(torch.rand(48, 3, 6, 6), 2 * IMGSZ, mode="bilinear")
             with torch.no_grad():
                 network.train()(blobs.add_(torch.randn_like(blobs), alpha=0.05).clamp_(0, 1))
                 for branch in (*network.model[-1].cv2, *network.model[-1].cv3):
-                    branch[-1].weight.mul_(6)  # else every box and score is nearly the bias
+                    branch[-1].weight.mul_(2)  # else every box and score is nearly the bias
             for norm in norms:
                 norm.momentum = 0.03
         return network.eval()

@@ -111,25 +111,33 @@ def activation_scales(model: onnx.ModelProto, values: dict[str, NDArray[np.gener
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_same_numbers_as_the_fake_quantized_network(
-    exported: Exported, calibrated: Calibrated, batches: tuple[Tensor, ...], residual: Residual
+    exported: Exported,
+    calibrated: Calibrated,
+    detector: LoadedModel,
+    batches: tuple[Tensor, ...],
+    residual: Residual,
+    runtime: str,
 ) -> None:
-    image = batches[1][:1]
-    expected = raw_output(calibrated(residual=residual).network, image).numpy()
-    assert_close_per_output(run(exported(residual=residual), image), expected, 0.999)
-    with OpenVinoRunner(exported(residual=residual)) as runner:
-        assert_close_per_output(runner.infer(image.numpy())[0], expected, 0.999)
+    """Close on every image, and equal to float precision on most.
 
-
-def test_quantization_is_visible_in_the_file(
-    exported: Exported, calibrated: Calibrated, detector: LoadedModel, batches: tuple[Tensor, ...]
-) -> None:
-    """The file is far nearer to the fake-quantized network than to the float one: parity is not a trivial 1."""
-    image = batches[1][:1]
-    found = run(exported(), image)
-    quantized = raw_output(calibrated(residual="skip").network, image).numpy()
-    plain = raw_output(detector.network, image).numpy()
-    assert np.abs(found - quantized).mean() < 0.2 * np.abs(found - plain).mean()
+    Not on all: where float32 sums of another order end on the other side of a rounding edge, one value moves by a
+    whole step, and what follows moves with it.
+    """
+    path = exported(residual=residual)
+    ours, plain = calibrated(residual=residual).network, detector.network
+    relative = []
+    with OpenVinoRunner(path) if runtime == "openvino" else OnnxRuntimeRunner(path, optimize=False) as runner:
+        for image in torch.cat(batches).split(1):
+            expected = raw_output(ours, image).numpy()
+            (found,) = runner.infer(image.numpy())
+            assert_close_per_output(found, expected, 0.999)
+            quantization = np.abs(expected - raw_output(plain, image).numpy()).mean()
+            relative.append(float(np.abs(found - expected).mean() / quantization))
+    assert max(relative) < 1.5  # never more than what quantization itself changes
+    if runtime == "onnxruntime":
+        assert np.median(relative) < 0.01
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)

@@ -82,7 +82,8 @@ def test_head_wider_than_its_architecture(unfolded: DetectionModel, tmp_path: Pa
     model = load_model(save_pt(wide.eval(), tmp_path / "wide.pt"))
     assert model.network.model[-1].cv3[0][0].conv.out_channels == 80
     images = torch.rand(1, 3, 64, 64)
-    assert torch.allclose(raw_output(model.network, images), raw_output(wide, images), atol=1e-2)
+    expected = raw_output(wide, images)
+    assert torch.allclose(raw_output(model.network, images), expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_real_checkpoint_with_a_wide_head(shared_data: Path) -> None:

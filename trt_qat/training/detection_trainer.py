@@ -16,6 +16,7 @@ import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from trt_qat.config import ModelSection
 from trt_qat.data.progress import Report, no_report
@@ -49,6 +50,12 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
     def get_dataset(self) -> dict[str, Any]:
         """The dataset given at construction."""
         return self._dataset
+
+    def final_eval(self) -> None:
+        """Shrink the checkpoints to what inference needs; the best epoch was validated when it was trained."""
+        for file in (self.last, self.best):
+            if Path(file).is_file():
+                strip_optimizer(file)
 
     def _epoch_started(self) -> None:
         self._batches_done = 0
