@@ -144,13 +144,18 @@ def calibrated(detector: LoadedModel, batches: tuple[Tensor, ...]) -> Calibrated
 
 @pytest.fixture(scope="session")
 def traced(all_cores: None) -> Traced:
-    """Folded random network and its graph by architecture name, made once each."""
+    """Folded random network and its graph by architecture name, made once each; masks, keypoints, rotated boxes too."""
+    from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
+
     from trt_qat.model.graph import trace
-    from trt_qat.model.loading import build_network, fold_batchnorm
+    from trt_qat.model.loading import fold_batchnorm
+
+    classes = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 
     @cache
     def make(architecture: str) -> tuple[DetectionModel, TensorGraph]:
-        network = fold_batchnorm(build_network(Path(architecture)))
+        task = architecture.removesuffix(".yaml").rpartition("-")[2]
+        network = fold_batchnorm(classes.get(task, DetectionModel)(architecture, verbose=False).float().eval())
         return network, trace(network)
 
     return make

@@ -96,7 +96,7 @@ def test_batch_does_not_change_map(real: tuple[LoadedModel, Dataset], tmp_path: 
 
 def test_confidence_threshold_lowers_map(real: tuple[LoadedModel, Dataset], tmp_path: Path) -> None:
     model, dataset = real
-    with OnnxRuntimeRunner(export_fp32(model, tmp_path / "x.onnx", 320)) as runner:
+    with OnnxRuntimeRunner(export_fp32(model, tmp_path / "x.onnx", 160)) as runner:
         low = measure_accuracy(runner, dataset, EvaluationSection())
         high = measure_accuracy(runner, dataset, EvaluationSection(conf=0.9))
     assert high.map50 < low.map50

@@ -22,12 +22,13 @@ from ultralytics.nn.tasks import DetectionModel
 from trt_qat.config import ExportSection, QuantizationSection, Residual
 from trt_qat.export.lint.report import lint
 from trt_qat.export.onnx_export import export_onnx
-from trt_qat.model.loading import fold_batchnorm, rebuild
+from trt_qat.model.loading import fold_batchnorm, raw_output, rebuild
 from trt_qat.quantization.calibration import calibrate_, collect_histograms
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
 from trt_qat.training.checkpoint import Checkpoint
 
 Layer = list[Any]  # [from, repeats, module, arguments], as in an Ultralytics architecture
+Array = NDArray[np.float32]
 CHANNELS = (8, 16, 24)
 DEEPEST = 16  # stride
 # Outputs of these are the value they were given, in INT8 too.
@@ -70,7 +71,7 @@ def architectures(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=12,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     database=None,
@@ -125,47 +126,50 @@ def check_one_scale_per_copied_group(model: onnx.ModelProto) -> None:
 
 
 def check_quantized_inputs(exported: onnx.ModelProto, model: QuantizedModel, image: Tensor) -> None:
-    """What each INT8 convolution reads, in steps of its scale, in ONNX Runtime and in PyTorch: one step apart at most.
+    """Each INT8 convolution reads the same integers in ONNX Runtime and in PyTorch, one step apart at most.
 
-    Sums of another order may end on the other side of a rounding edge; what follows such a value may move further, so
-    one value in ten thousand may be off by two or three.
+    PyTorch is led along: a convolution that was compared goes on with ONNX Runtime's input. Sums of another order may
+    end on the other side of a rounding edge, and what followed from that step would be compared too.
     """
-    ours: dict[str, NDArray[np.float32]] = {}
-    for name in model.weight_quantizers():
+    read = int8_inputs(exported)
+    assert read.keys() == model.weight_quantizers().keys()
+    found = run_with_outputs(exported, [*dict.fromkeys(read.values()), "output0"], image)
+    sizes: list[int] = []
+    unequal: list[int] = []
+    for name, tensor in read.items():
 
-        def watch(module: torch.nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+        def lead(
+            module: torch.nn.Module, inputs: tuple[Tensor], name: str = name, theirs: Array = found[tensor]
+        ) -> Any:
             quantizer = model.toolkit.input_quantizer(module)
-            step = model.toolkit.amax(quantizer) / 127
-            ours[name] = (quantizer(inputs[0]) / step).detach().numpy()
+            step = float(model.toolkit.amax(quantizer)) / 127
+            levels = np.rint(theirs / step)
+            assert np.abs(theirs / step - levels).max() < 1e-2, f"{name} reads values that are not on its grid"
+            steps = np.abs(levels - np.rint(quantizer(inputs[0]).detach().numpy() / step))
+            assert steps.max() <= 1, f"{name}: {steps.max()} steps apart"
+            sizes.append(steps.size)
+            unequal.append(int((steps > 0).sum()))
+            return (torch.from_numpy(theirs),)
 
-        model.network.get_submodule(name).register_forward_pre_hook(watch)
-    with torch.no_grad():
-        model.network(image)
+        model.network.get_submodule(name).register_forward_pre_hook(lead)
+    output = raw_output(model.network, image).numpy()
+    assert len(sizes) == len(read)
+    assert sum(unequal) <= 1e-3 * sum(sizes)
+    np.testing.assert_allclose(output, found["output0"], rtol=1e-3, atol=1e-2)
 
-    source = {output: node for node in exported.graph.node for output in node.output}
-    read: dict[str, onnx.NodeProto] = {}  # convolution to the DequantizeLinear or the copy that feeds it
-    for conv in (node for node in exported.graph.node if node.op_type == "Conv"):
-        weight = source.get(conv.input[1])
-        if weight is not None:
-            read[weight.input[0].partition(".weight")[0]] = conv
-    assert read.keys() == ours.keys()
-    outputs = list(dict.fromkeys(conv.input[0] for conv in read.values()))
-    del exported.graph.output[:]
-    exported.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
+
+def int8_inputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of each INT8 convolution (its weight says it) to the tensor it reads."""
+    source = {output: node for node in model.graph.node for output in node.output}
+    convs = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in source]
+    return {source[conv.input[1]].input[0].partition(".weight")[0]: conv.input[0] for conv in convs}
+
+
+def run_with_outputs(model: onnx.ModelProto, outputs: list[str], image: Tensor) -> dict[str, Array]:
+    """Inner tensors of the graph, computed exactly as written."""
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(exported.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = dict(zip(outputs, session.run(outputs, {"images": image.numpy()}), strict=True))
-
-    total = different = far = 0
-    for name, conv in read.items():
-        step = float(model.toolkit.amax(model.toolkit.input_quantizer(model.network.get_submodule(name)))) / 127
-        theirs = found[conv.input[0]] / step
-        assert np.abs(theirs - np.rint(theirs)).max() < 1e-2, f"{name} reads values that are not on its grid"
-        steps = np.abs(np.rint(theirs) - np.rint(ours[name]))
-        assert steps.max() <= 3, f"{name}: {steps.max()} steps apart"
-        total += steps.size
-        different += int((steps > 0).sum())
-        far += int((steps > 1).sum())
-    assert different <= 0.02 * total
-    assert far <= 1e-4 * total
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip(outputs, session.run(outputs, {"images": image.numpy()}), strict=True))

@@ -46,9 +46,9 @@ def test_roles_of_every_family(traced: Traced, name: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_other_heads_can_be_traced(task: str) -> None:
-    network = fold_batchnorm(TASKS[task](f"yolov8n-{task}.yaml", nc=3, verbose=False).eval())
-    graph = trace(network)
+def test_other_heads_can_be_traced(traced: Traced, task: str) -> None:
+    network, graph = traced(f"yolov8n-{task}.yaml")
+    assert type(network) is TASKS[task]
     last = {conv for conv, role in roles(network, graph).items() if role == "head_last"}
     assert {f"model.22.{branch}.{level}.2" for branch in ("cv2", "cv3", "cv4") for level in range(3)} <= last
     assert len(last) == 9 + (task == "seg")  # the mask prototypes end in a convolution too

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.config import QuantizationSection, Residual
 from trt_qat.errors import QuantizationError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 FAMILIES = ["yolov8n", "yolov8s", "yolov8m", "yolov5nu", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"]
 SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolov8l", "yolov8x")]
 RESIDUALS: tuple[Residual, ...] = ("none", "skip", "both")
-TASKS = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 # Written down here once more on purpose: what moves values without changing them.
 MOVES = {"cat", "chunk", "split", "split_with_sizes", "getitem", "max_pool2d", "upsample_nearest2d", "view", "reshape"}
 MOVES |= {"permute", "transpose", "slice", "select", "unsqueeze", "flatten", "contiguous", "clone", "expand", "stack"}
@@ -105,10 +105,9 @@ def test_every_family(traced: Traced, name: str) -> None:
         check_placement(*traced(f"{name}.yaml"), QuantizationSection(residual=residual))
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_other_heads(task: str) -> None:
-    network = fold_batchnorm(TASKS[task](f"yolov8n-{task}.yaml", nc=3, verbose=False).eval())
-    placement = check_placement(network, trace(network), QuantizationSection(residual="both"))
+@pytest.mark.parametrize("task", ["seg", "pose", "obb"])
+def test_other_heads(traced: Traced, task: str) -> None:
+    placement = check_placement(*traced(f"yolov8n-{task}.yaml"), QuantizationSection(residual="both"))
     assert placement.float_convs["model.22.cv4.0.2"] == "role head_last"
 
 
@@ -183,6 +182,55 @@ def test_exclude_that_matches_nothing(traced: Traced, pattern: str) -> None:
 def test_nothing_left(traced: Traced) -> None:
     with pytest.raises(QuantizationError, match="No convolution is left"):
         place(*traced("yolov8n.yaml"), QuantizationSection(exclude=("*",)))
+
+
+def chain(*operations: Operation) -> tuple[nn.Module, TensorGraph]:
+    """A graph by hand, and a module with its convolutions."""
+    names = [op.parameter_module for op in operations if op.parameter_module]
+    return nn.ModuleDict({name: nn.Conv2d(2, 2, 1) for name in names}), TensorGraph(operations)
+
+
+def conv(name: str, tensor: str) -> Operation:
+    return Operation(f"out_{name}", "conv2d", (tensor,), "", name)
+
+
+@pytest.mark.parametrize(
+    ("operation", "observed"),
+    [("cat", ("second",)), ("upsample_nearest2d", ("second",)), ("max_pool2d", ("first", "second"))],
+)
+def test_a_tensor_is_observed_unless_all_of_it_is_seen_later(operation: str, observed: tuple[str, ...]) -> None:
+    """A concat or upsampling shows every value of its input again; pooling drops some, so its input is watched too."""
+    network, graph = chain(
+        Operation("images", "input", (), ""),
+        conv("first", "images"),
+        Operation("moved", operation, ("images",), ""),
+        conv("second", "moved"),
+    )
+    (group,) = place(network, graph, QuantizationSection(float_roles=())).groups
+    assert set(group.convs) == {"first", "second"}
+    assert set(group.observed) == set(observed)
+
+
+def test_average_pooling_separates_groups() -> None:
+    """It computes new values: the tensors around it have scales of their own."""
+    network, graph = chain(
+        Operation("images", "input", (), ""),
+        conv("first", "images"),
+        Operation("mean", "avg_pool2d", ("images",), ""),
+        conv("second", "mean"),
+    )
+    assert len(place(network, graph, QuantizationSection(float_roles=())).groups) == 2
+
+
+def test_a_module_that_runs_twice_has_one_scale() -> None:
+    network, graph = chain(
+        Operation("images", "input", (), ""),
+        Operation("other", "sigmoid", ("images",), ""),
+        conv("shared", "images"),
+        Operation("again", "conv2d", ("other",), "", "shared"),
+    )
+    (group,) = place(network, graph, QuantizationSection(float_roles=())).groups
+    assert group.convs == ("shared",)
 
 
 def test_inserted_quantizers_are_those_of_the_placement(traced: Traced) -> None:

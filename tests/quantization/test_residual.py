@@ -111,12 +111,12 @@ def test_adds_of_a_child_are_not_the_parents(operands: tuple[Tensor, Tensor]) ->
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             inner: Tensor = self.child(x, y)
-            return inner + y
+            return inner * 2 + y
 
     x, y = operands
     module = Parent()
     quantize_adds_(module, {(0, 1): quantizer(1.5)}, "block")
-    assert torch.allclose(module(x, y), x + y + rounded(y, 1.5), atol=1e-6)
+    assert torch.allclose(module(x, y), 2 * (x + y) + rounded(y, 1.5), atol=1e-6)
 
 
 def test_scaled_addition_keeps_its_factor(operands: tuple[Tensor, Tensor]) -> None:

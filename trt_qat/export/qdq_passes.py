@@ -11,20 +11,23 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-# Operators that move values; the tuple says which inputs carry them (the rest are shapes, indices, sizes).
-COPY_LIKE_INPUTS: dict[str, slice] = {
-    "Concat": slice(None),
-    "Flatten": slice(0, 1),
-    "Identity": slice(0, 1),
-    "MaxPool": slice(0, 1),
-    "Reshape": slice(0, 1),
-    "Resize": slice(0, 1),
-    "Slice": slice(0, 1),
-    "Split": slice(0, 1),
-    "Squeeze": slice(0, 1),
-    "Transpose": slice(0, 1),
-    "Unsqueeze": slice(0, 1),
-}
+# Operators that move values. Concat's inputs all carry them, of the others only the first does (the rest are shapes,
+# indices, sizes).
+COPY_LIKE = frozenset(
+    {
+        "Concat",
+        "Flatten",
+        "Identity",
+        "MaxPool",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 
 
 def clean_(graph: gs.Graph) -> None:
@@ -79,12 +82,12 @@ def quantize_at_source_(graph: gs.Graph) -> None:
     """
     graph.toposort()
     for node in reversed(list(graph.nodes)):
-        if node.op not in COPY_LIKE_INPUTS or not is_copy(node):
+        if not is_copy(node):
             continue
         quantize = _common_quantizer(graph, node)
         if quantize is None:
             continue
-        for index in range(len(node.inputs))[COPY_LIKE_INPUTS[node.op]]:
+        for index in range(len(node.inputs) if node.op == "Concat" else 1):
             if not isinstance(node.inputs[index], gs.Constant):
                 node.inputs[index] = _quantized(graph, node.inputs[index], quantize)
         for output in node.outputs:  # values are on the grid already
@@ -96,7 +99,7 @@ def quantize_at_source_(graph: gs.Graph) -> None:
 
 def is_copy(node: gs.Node) -> bool:
     """Whether this node only moves values (a Resize only does in nearest mode)."""
-    return node.op in COPY_LIKE_INPUTS and (node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest")
+    return node.op in COPY_LIKE and (node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest")
 
 
 def _common_quantizer(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
