@@ -201,3 +201,22 @@ def test_damaged_cache_is_ignored(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cache.safetensors").write_bytes(content)
     assert load_histograms(tmp_path / "cache.safetensors") is None
     assert load_histograms(tmp_path / "none.safetensors") is None
+
+
+def test_both_operands_of_an_add_are_seen(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
+    model = calibrated(residual="both")
+    added = [(group, add) for group in model.placement.groups for add in group.observed_adds]
+    assert added, "the branch operand of a residual add is read by the add alone"
+    histograms = collect_histograms(model, batches, 256)
+    for group, add in added:
+        seen: list[float] = []
+
+        def watch(_m: nn.Module, _i: object, output: Tensor, seen: list[float] = seen) -> None:
+            seen.append(float(output.abs().max()))
+
+        handle = model.network.get_submodule(f"{add.module}.cv2").register_forward_hook(watch)
+        with model.quantizers_off():
+            for batch in batches:
+                model.network(batch)
+        handle.remove()
+        assert histograms[group.name].maximum >= max(seen)

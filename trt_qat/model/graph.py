@@ -66,6 +66,7 @@ class Operation:
         inputs: names of the tensors it reads; parameters are left out.
         module: dotted name of the innermost module whose code ran it.
         parameter_module: for a convolution, the module that owns its weight.
+        repeated: whether that module already ran earlier in the same forward pass.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Operation:
     inputs: tuple[str, ...]
     module: str
     parameter_module: str = ""
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def _operations(program: torch.export.ExportedProgram) -> Iterator[Operation]:
             owner = ""
             if _operator_name(node).startswith("conv"):
                 owner = _weight_owner(node, parameter_names)
-            yield Operation(node.name, _operator_name(node), inputs, _module_path(node), owner)
+            path, run = _module_path(node)
+            yield Operation(node.name, _operator_name(node), inputs, path, owner, repeated=bool(run))
 
 
 def _operator_name(node: fx.Node) -> str:
@@ -144,10 +147,13 @@ def _operator_name(node: fx.Node) -> str:
     return name.rstrip("_")  # in-place variants compute the same
 
 
-def _module_path(node: fx.Node) -> str:
-    # later calls of a shared module carry an "@1" suffix
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]).partition("@")[0] if stack else ""
+def _module_path(node: fx.Node) -> tuple[str, str]:
+    """The innermost module and, if it runs for the second time or later, the suffix that counts its runs."""
+    stack = list(node.meta.get("nn_module_stack", {}).items())
+    if not stack:
+        return "", ""
+    key, (path, _) = stack[-1]
+    return str(path).partition("@")[0], str(key).partition("@")[2]
 
 
 def _weight_owner(node: fx.Node, parameter_names: dict[str, str]) -> str:

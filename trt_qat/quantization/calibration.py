@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from trt_qat.errors import QuantizationError
 from trt_qat.quantization.calibrators import amax_from_histogram
 from trt_qat.quantization.histogram import ActivationHistogram, HistogramCollector
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.placement import AddOperand
+from trt_qat.quantization.residual import OperandQuantizers
 
 Histograms = dict[str, ActivationHistogram]
 
@@ -40,6 +42,9 @@ def collect_histograms(model: QuantizedModel, batches: Iterable[Tensor], bins: i
         for group in model.placement.groups
         for conv in group.observed
     ]
+    operands = [(group.name, add) for group in model.placement.groups for add in group.observed_adds]
+    for name, add in operands:
+        _operand_quantizers(model, add).observers[add.call, add.operand] = collectors[name].add
     was_training = model.network.training
     model.network.eval()
     count = 0
@@ -52,10 +57,16 @@ def collect_histograms(model: QuantizedModel, batches: Iterable[Tensor], bins: i
     finally:
         for handle in handles:
             handle.remove()
+        for _, add in operands:
+            _operand_quantizers(model, add).observers.clear()
         model.network.train(was_training)
     if count == 0:
         raise QuantizationError("Calibration got no image. Give a dataset with at least one training image.")
     return {name: collector.result() for name, collector in collectors.items()}
+
+
+def _operand_quantizers(model: QuantizedModel, add: AddOperand) -> OperandQuantizers:
+    return cast(OperandQuantizers, model.network.get_submodule(f"{add.module}.residual_quantizers"))
 
 
 def _observer(collector: HistogramCollector) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -48,7 +48,9 @@ def _percentile(histogram: ActivationHistogram, percentile: float) -> float:
 def _mse(histogram: ActivationHistogram) -> float:
     bins = len(histogram.counts)
     centers = (np.arange(bins) + 0.5) * histogram.limit / bins
-    candidates = histogram.maximum * np.linspace(0.2, 1.0, 161)
+    # fine where the optimum usually lies, and down to 1 % for the outlier that is far from everything else
+    shares = np.concatenate([np.geomspace(0.01, 0.2, 60, endpoint=False), np.linspace(0.2, 1.0, 161)])
+    candidates = histogram.maximum * shares
     errors = [_expected_squared_error(centers, histogram.counts, amax) for amax in candidates]
     return float(candidates[int(np.argmin(errors))])
 

@@ -48,13 +48,15 @@ class ScaleGroup:
         name: the first tensor's name in the traced graph.
         convs: convolutions that read a member in INT8.
         adds: residual operands that are members.
-        observed: the convolutions whose inputs together show every value of the group once, for calibration.
+        observed: the convolutions whose inputs show the group's values once, for calibration.
+        observed_adds: the residual operands to watch besides, whose values no convolution of the group reads.
     """
 
     name: str
     convs: tuple[str, ...]
     adds: tuple[AddOperand, ...]
     observed: tuple[str, ...]
+    observed_adds: tuple[AddOperand, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Placement:
                     "convs": list(group.convs),
                     "adds": [[a.module, a.call, a.operand] for a in group.adds],
                     "observed": list(group.observed),
+                    "observed_adds": [[a.module, a.call, a.operand] for a in group.observed_adds],
                 }
                 for group in self.groups
             ],
@@ -88,6 +91,7 @@ class Placement:
                 convs=tuple(group["convs"]),
                 adds=tuple(AddOperand(str(m), int(c), int(o)) for m, c, o in group["adds"]),
                 observed=tuple(group["observed"]),
+                observed_adds=tuple(AddOperand(str(m), int(c), int(o)) for m, c, o in group["observed_adds"]),
             )
             for group in content["groups"]
         )
@@ -98,7 +102,8 @@ def place(network: nn.Module, graph: TensorGraph, section: QuantizationSection) 
     """Decide the quantizers of a traced network.
 
     Raises:
-        QuantizationError: an ``exclude`` pattern matches no convolution, or nothing is left to quantize.
+        QuantizationError: an ``exclude`` pattern matches no convolution, nothing is left to quantize, or a module that
+            adds runs twice.
     """
     float_convs = _float_convolutions(network, graph, section)
     reads = [op for op in graph if op.parameter_module and op.parameter_module in convolutions(network)]
@@ -180,6 +185,11 @@ def _residual_operands(
         calls[operation.module] = call + 1
         if len(operation.inputs) != 2:
             continue  # adds a constant or itself
+        if operation.repeated:
+            raise QuantizationError(
+                f"'{operation.module}' adds and runs more than once in a forward pass; "
+                "its adds cannot be told apart. Set quantization.residual=none."
+            )
         roots = {sets.find(name) for name in int8_tensors}
         in_int8 = [sets.find(name) in roots for name in operation.inputs]
         if residual == "both" and any(in_int8):
@@ -200,21 +210,30 @@ def _groups(
     groups = []
     for root, reads in by_root.items():
         convs = tuple(dict.fromkeys(read.parameter_module for read in reads))
-        members = tuple(operand for tensor, operand in adds if sets.find(tensor) == root)
-        groups.append(ScaleGroup(reads[0].inputs[0], convs, members, _observed(graph, reads)))
+        operands = [(tensor, operand) for tensor, operand in adds if sets.find(tensor) == root]
+        observed, observed_adds = _observed(graph, reads, operands)
+        members = tuple(operand for _, operand in operands)
+        groups.append(ScaleGroup(reads[0].inputs[0], convs, members, observed, observed_adds))
     return tuple(groups)
 
 
-def _observed(graph: TensorGraph, reads: list[Operation]) -> tuple[str, ...]:
-    """One reading convolution per tensor, without tensors whose values all appear in a later read tensor."""
-    read_tensors = {read.inputs[0]: read.parameter_module for read in reversed(reads)}
+def _observed(
+    graph: TensorGraph, reads: list[Operation], operands: list[tuple[str, AddOperand]]
+) -> tuple[tuple[str, ...], tuple[AddOperand, ...]]:
+    """One reader per tensor, without tensors whose values all appear in a later read tensor."""
+    readers: dict[str, str | AddOperand] = dict(reversed(operands))
+    readers |= {read.inputs[0]: read.parameter_module for read in reversed(reads)}
     consumers = graph.consumers()
 
     def covered(tensor: str) -> bool:
         return any(
-            op.name in read_tensors or covered(op.name)
+            op.name in readers or covered(op.name)
             for op in consumers[tensor]
             if is_copy_like(op) and op.operator not in DROPS_VALUES
         )
 
-    return tuple(dict.fromkeys(conv for tensor, conv in read_tensors.items() if not covered(tensor)))
+    chosen = dict.fromkeys(reader for tensor, reader in readers.items() if not covered(tensor))
+    return (
+        tuple(reader for reader in chosen if isinstance(reader, str)),
+        tuple(reader for reader in chosen if isinstance(reader, AddOperand)),
+    )

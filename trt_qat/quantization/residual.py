@@ -19,14 +19,21 @@ from trt_qat.errors import QuantizationError
 _ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__})
 
 
-class _OperandQuantizers(nn.Module):
-    """Quantizers of one module's adds, by (call, operand)."""
+class OperandQuantizers(nn.Module):
+    """Quantizers of one module's adds, by (call, operand).
+
+    ``observers`` are told the operand's value before it is quantized; calibration sets and removes them.
+    """
 
     def __init__(self, quantizers: Mapping[tuple[int, int], nn.Module]) -> None:
         super().__init__()
+        self.observers: dict[tuple[int, int], Callable[[Tensor], None]] = {}
         self.by_call = nn.ModuleDict({f"{call}_{operand}": q for (call, operand), q in quantizers.items()})
 
     def quantized(self, call: int, operand: int, value: Tensor) -> Tensor:
+        """The operand's value as the add shall read it."""
+        if observer := self.observers.get((call, operand)):
+            observer(value)
         key = f"{call}_{operand}"
         return self.by_call[key](value) if key in self.by_call else value
 
@@ -43,7 +50,7 @@ class _WatchAdds(TorchFunctionMode):
         if func in _ADDITIONS and sys._getframe(1).f_locals.get("self") is self._owner:  # not in a child's forward
             call, self._call = self._call, self._call + 1
             if all(isinstance(arg, Tensor) for arg in args[:2]) and len(args) >= 2:
-                quantizers = cast(_OperandQuantizers, self._owner.residual_quantizers)
+                quantizers = cast(OperandQuantizers, self._owner.residual_quantizers)
                 args = (quantizers.quantized(call, 0, args[0]), quantizers.quantized(call, 1, args[1]), *args[2:])
                 func = torch.add  # an in-place add would write into the quantized copy
         return func(*args, **(kwargs or {}))
@@ -71,4 +78,4 @@ def quantize_adds_(module: nn.Module, quantizers: Mapping[tuple[int, int], nn.Mo
     if "forward" in module.__dict__:
         raise QuantizationError(f"'{name}' replaces forward on the instance; set quantization.residual=none for it.")
     module.__class__ = type(f"Quant{type(module).__name__}", (_QuantizedAdds, type(module)), {})
-    module.residual_quantizers = _OperandQuantizers(quantizers)
+    module.residual_quantizers = OperandQuantizers(quantizers)
