@@ -120,9 +120,10 @@ def _quantized(graph: gs.Graph, tensor: gs.Tensor, like: gs.Node) -> gs.Tensor:
     if tensor.inputs and tensor.inputs[0].op == "DequantizeLinear" and _scale_key(tensor.inputs[0]) == _scale_key(like):
         return tensor
     scale, zero_point = like.inputs[1], like.inputs[2]
-    quantized = gs.Variable(f"{tensor.name}.q", dtype=zero_point.dtype, shape=tensor.shape)
-    restored = gs.Variable(f"{tensor.name}.dq", dtype=scale.dtype, shape=tensor.shape)
-    source = tensor.inputs[0].name if tensor.inputs else tensor.name
+    number = len(_quantizers_of(tensor))  # a placement without groups quantizes one tensor with several scales
+    quantized = gs.Variable(f"{tensor.name}.q{number}", dtype=zero_point.dtype, shape=tensor.shape)
+    restored = gs.Variable(f"{tensor.name}.dq{number}", dtype=scale.dtype, shape=tensor.shape)
+    source = f"{tensor.inputs[0].name if tensor.inputs else tensor.name}/{number}"
     graph.nodes.append(
         gs.Node("QuantizeLinear", f"{source}/QuantizeLinear", {}, [tensor, scale, zero_point], [quantized])
     )
