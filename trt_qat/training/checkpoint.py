@@ -95,11 +95,18 @@ def load_checkpoint(path: Path, toolkit: ToolkitName | None = None) -> Checkpoin
     quantized = None
     if "placement" in header:
         adapter = toolkit_from_name(toolkit or header["toolkit"])
-        placement = Placement.from_dict(header["placement"])
+        placement = _placement(header["placement"], path)
         insert_quantizers_(network, placement, adapter)
         quantized = QuantizedModel(network, names, placement, adapter)
         quantized.load_amax_({k.removeprefix(_AMAX): v for k, v in tensors.items() if k.startswith(_AMAX)})
     return Checkpoint(network, names, header["stage"], int(header["imgsz"]), quantized, header["provenance"])
+
+
+def _placement(content: Any, path: Path) -> Placement:
+    try:
+        return Placement.from_dict(content)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ArtifactError(f"'{path}' holds a placement of another trt_qat version ({exc!r}). Make it again.") from exc
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
