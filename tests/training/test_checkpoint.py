@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,3 +172,15 @@ def test_versions_are_recorded() -> None:
     versions = package_versions()
     assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
     assert {"python", "trt_qat", "ultralytics", "onnx", "openvino"} <= versions.keys()
+
+
+def test_placement_of_another_version_is_refused(calibrated: Calibrated, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "old.safetensors", calibrated(), "ptq", 64, {}).path
+    with safe_open(path, framework="pt") as stream:
+        content = dict(stream.metadata())
+        tensors = {key: stream.get_tensor(key) for key in list(stream.keys())}
+    header = json.loads(content["header"])
+    del header["placement"]["groups"][0]["convs"]
+    save_file(tensors, path, metadata={**content, "header": json.dumps(header)})
+    with pytest.raises(ArtifactError, match="another trt_qat version"):
+        load_checkpoint(path)
