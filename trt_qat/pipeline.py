@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,6 +54,7 @@ from trt_qat.quantization.insert import QuantizedModel, quantize_model
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner
 from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, package_versions, save_checkpoint
+from trt_qat.training.detection_trainer import use_all_cores
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import train_qat
 from trt_qat.vision.image import read_image_bgr
@@ -141,7 +141,7 @@ def evaluate(
     return [
         ResultRow(
             model=str(model),
-            precision=_precision(model, runner),
+            precision=runner.metadata.get("precision", "fp32"),
             runtime=runner.name,
             map50_95=round(accuracy.map50_95, 5),
             map50=round(accuracy.map50, 5),
@@ -230,11 +230,6 @@ def with_precision(config: Config, precision: str) -> Config:
     )
 
 
-def use_all_cores() -> None:
-    """Ultralytics leaves one core idle; on two cores that is half the speed."""
-    torch.set_num_threads(os.cpu_count() or 1)
-
-
 def _loaded(checkpoint: Checkpoint, source: Path) -> LoadedModel:
     return LoadedModel(checkpoint.network, checkpoint.names, source)
 
@@ -287,18 +282,12 @@ def _open(model: Path, config: Config, runtime: RuntimeName | None) -> Runner:
     if by_suffix.get(model.suffix.lower()) != "torch":
         raise RunnerError(f"Runtime 'torch' needs a checkpoint (*.pt, *.safetensors), found '{model}'.")
     checkpoint = load_any(model, config)
-    return TorchRunner(checkpoint.network, checkpoint.names, checkpoint.imgsz, config.evaluation.threads)
+    precision: Precision = "fp32" if checkpoint.quantized is None else "int8+fp32"
+    return TorchRunner(checkpoint.network, checkpoint.names, checkpoint.imgsz, config.evaluation.threads, precision)
 
 
 def _names(runner: Runner) -> dict[int, str] | None:
     return class_names(runner.metadata) or None
-
-
-def _precision(model: Path, runner: Runner) -> str:
-    """As written into the file; a checkpoint says it by being quantized or not."""
-    if model.suffix == ".safetensors":
-        return "int8+fp32" if load_checkpoint(model).quantized is not None else "fp32"
-    return runner.metadata.get("precision", "fp32")
 
 
 def _float_of(precision: Precision) -> Precision:

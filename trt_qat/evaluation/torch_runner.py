@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from ultralytics.nn.tasks import DetectionModel
 
+from trt_qat.config import Precision
 from trt_qat.model.loading import raw_output
 
 
@@ -19,11 +20,22 @@ class TorchRunner:
 
     name: str = "torch"
 
-    def __init__(self, network: DetectionModel, names: Mapping[int, str], imgsz: int, threads: int = 0) -> None:
+    def __init__(
+        self,
+        network: DetectionModel,
+        names: Mapping[int, str],
+        imgsz: int,
+        threads: int = 0,
+        precision: Precision = "fp32",
+    ) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
         self._network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.input_shape: tuple[int | None, ...] = (None, 3, imgsz, imgsz)
-        self.metadata: Mapping[str, str] = {"names": str(dict(names)), "imgsz": str([imgsz, imgsz])}
+        self.metadata: Mapping[str, str] = {
+            "names": str(dict(names)),
+            "imgsz": str([imgsz, imgsz]),
+            "precision": precision,
+        }
         self.device: str = str(next(self._network.parameters()).device)
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -1,7 +1,7 @@
 """Load a YOLOv8 detector and fold its BatchNorm, proving that nothing changed on the way.
 
 Three sources: an Ultralytics ``*.pt``, an architecture ``*.yaml`` (random weights), and trt_qat's own
-``*.safetensors`` (see :mod:`trt_qat.model.checkpoint`).
+``*.safetensors`` (see :mod:`trt_qat.training.checkpoint`).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         super().__init__(overrides={"task": "detect", "mode": "train", **overrides})
         network.args = self.args
         self.model = network
-        self.add_callback("on_train_start", _use_all_cores)
+        self.add_callback("on_train_start", lambda _: use_all_cores())
         self.add_callback("on_train_epoch_start", DatasetTrainer._epoch_started)
         self.add_callback("on_train_batch_end", DatasetTrainer._batch_done)
 
@@ -65,8 +65,8 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         self._report(f"{self.stage} epoch {self.epoch + 1}/{self.epochs}", self._batches_done, len(self.train_loader))
 
 
-def _use_all_cores(_: Any) -> None:
-    # Ultralytics leaves one core free, which halves the speed of a small machine
+def use_all_cores() -> None:
+    """Ultralytics leaves one core idle; on two cores that is half the speed."""
     torch.set_num_threads(os.cpu_count() or 1)
 
 
