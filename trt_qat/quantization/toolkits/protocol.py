@@ -36,6 +36,13 @@ class Toolkit(Protocol):
     def amax(self, quantizer: nn.Module) -> Tensor:
         """The range that :meth:`set_amax` set."""
 
+    def learn_range(self, quantizer: nn.Module) -> None:
+        """Make the range an ``nn.Parameter`` with a gradient.
+
+        Raises:
+            QuantizationError: the package has no gradient for it.
+        """
+
     def set_enabled(self, quantizer: nn.Module, enabled: bool) -> None:
         """Quantize, or let values through unchanged."""
 

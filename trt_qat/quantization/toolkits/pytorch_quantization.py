@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from trt_qat.config import ToolkitName
-from trt_qat.errors import MissingDependency
+from trt_qat.errors import MissingDependency, QuantizationError
 
 try:
     from pytorch_quantization.nn import QuantConv2d, TensorQuantizer
@@ -82,6 +82,10 @@ class PytorchQuantizationToolkit:
         """See the protocol."""
         value: Tensor = quantizer.amax  # type: ignore[assignment]
         return value
+
+    def learn_range(self, quantizer: nn.Module) -> None:
+        """See the protocol."""
+        raise QuantizationError("qat.learned_scales needs quantization.toolkit=modelopt: this one keeps ranges fixed.")
 
     def set_enabled(self, quantizer: nn.Module, enabled: bool) -> None:
         """See the protocol."""

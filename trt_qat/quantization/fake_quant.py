@@ -1,0 +1,57 @@
+"""Symmetric INT8 fake quantization in few passes over memory, with the gradients that QAT needs.
+
+Values: straight-through inside the range, zero outside (Jacob et al. 2018). Range, only where it is a parameter:
+"Learned Step Size Quantization" (Esser et al. 2020), equation 3 with its gradient scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOWEST, HIGHEST = -128, 127
+
+
+def fake_quantize(values: Tensor, amax: Tensor) -> Tensor:
+    """Round to the INT8 grid of step ``amax / 127`` and back to float.
+
+    Args:
+        values: any shape.
+        amax: a scalar, or (channels, 1, 1, 1) for weights (channels, ...). Gets a gradient if it requires one.
+
+    Returns:
+        The shape and type of ``values``.
+    """
+    result: Tensor = _FakeQuantize.apply(values, amax)
+    return result
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, amax: Tensor) -> Tensor:
+        scale = (amax / HIGHEST).to(values.dtype)
+        output = values.mul(scale.reciprocal()).round_().clamp_(LOWEST, HIGHEST).mul_(scale)
+        ctx.save_for_backward(values, amax, output if ctx.needs_input_grad[1] else None)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        values, amax, output = ctx.saved_tensors
+        passed = _straight_through(gradient, values, amax)
+        if output is None:
+            return passed, None
+        # inside the range (output - value) / amax, outside output / amax
+        moved = (gradient * output - passed * values) / amax
+        towards = moved.sum() if amax.dim() == 0 else moved.sum_to_size(amax.shape)
+        return passed, towards / (values.numel() / amax.numel() * HIGHEST) ** 0.5
+
+
+def _straight_through(gradient: Tensor, values: Tensor, amax: Tensor) -> Tensor:
+    if amax.numel() == 1 and not amax.is_cuda:  # one pass; on a GPU reading the number would stall the queue
+        high = float(amax)
+        masked: Tensor = torch.ops.aten.hardtanh_backward(gradient, values, high * LOWEST / HIGHEST, high)
+        return masked
+    scale = amax / HIGHEST
+    return gradient * ((values >= scale * LOWEST) & (values <= scale * HIGHEST))
