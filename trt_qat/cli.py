@@ -165,19 +165,21 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
 @_weights
 @_data
 @click.option("--epochs", type=click.IntRange(min=1), help="Same as --set qat.epochs=N.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in OUT; give the same options as then.")
 @click.option("--out", type=FILE, required=True, help="Folder for best.safetensors and last.safetensors.")
 @_command
-def qat(config: Config, weights: Path, data: Path, epochs: int | None, out: Path) -> dict[str, str]:
+def qat(config: Config, weights: Path, data: Path, epochs: int | None, resume: bool, out: Path) -> dict[str, str]:
     """Fine-tune with quantization in the loop.
 
-    Starts from a calibrated checkpoint; float weights are calibrated first.
+    Starts from a calibrated checkpoint; float weights are calibrated first. Beside the checkpoints OUT gets
+    results.csv, quantization_error.csv (SQNR and drift per layer), TensorBoard's event file and resume.pt.
     """
     if epochs is not None:
         config = config.model_copy(update={"qat": config.qat.model_copy(update={"epochs": epochs})})
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        checkpoint = pipeline.qat(weights, data, out, config, bars.over, bars.report)
+        checkpoint = pipeline.qat(weights, data, out, config, bars.over, bars.report, resume)
     click.echo(f"Fine-tuned: {checkpoint.path}")
     return {"checkpoint": str(checkpoint.path)}
 

@@ -25,6 +25,7 @@ RuntimeName = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 QatLoss = Literal["detection", "distill", "both"]
+Progressive = Literal["off", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 
 
@@ -100,7 +101,19 @@ class QatSection(Section):
     fliplr: float = Field(default=0.0, ge=0, le=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
     loss: QatLoss = "distill"
-    distill_weight: float = Field(default=1.0, gt=0)
+    distill_score: float = Field(default=1.0, ge=0)
+    distill_box: float = Field(default=1.0, ge=0)
+    distill_feature: float = Field(default=1.0, ge=0)
+    penalty: float = Field(default=0.0, ge=0)
+    scheduler: Literal["qat", "ultralytics"] = "qat"
+    progressive: Progressive = "off"
+    progressive_end: float = Field(default=0.5, gt=0, lt=2 / 3)
+    learned_scales: bool = False
+    scale_lr: float = Field(default=1e-3, gt=0, lt=1)
+    bn: Literal["fold", "freeze"] = "fold"
+    bn_freeze_epochs: int = Field(default=1, ge=0)
+    monitor: bool = True
+    collapse: float = Field(default=0.5, ge=0, lt=1)
     seed: int = 0
 
 

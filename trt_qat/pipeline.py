@@ -42,7 +42,7 @@ from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import markdown_table
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.export.onnx_export import export_onnx
-from trt_qat.model.loading import LoadedModel, load_model, trainable_network
+from trt_qat.model.loading import LoadedModel, load_model, load_unfolded, trainable_network
 from trt_qat.quantization.calibration import (
     cache_key,
     calibrate_,
@@ -89,10 +89,21 @@ def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Pr
 
 
 def qat(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, report: Report = no_report
+    weights: Path,
+    data: Path,
+    out: Path,
+    config: Config,
+    progress: Progress = silent,
+    report: Report = no_report,
+    resume: bool = False,
 ) -> CheckpointArtifact:
-    """Fine-tune a calibrated checkpoint (a float model is calibrated first); returns ``out/best.safetensors``."""
+    """Fine-tune a calibrated checkpoint (a float model is calibrated first); returns ``out/best.safetensors``.
+
+    Args:
+        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+    """
     writable_folder(out)
+    unfolded = load_unfolded(weights) if config.qat.bn == "freeze" else None
     checkpoint = load_any(weights, config)
     dataset = _dataset_for(checkpoint, data)
     if checkpoint.quantized is None:
@@ -103,7 +114,18 @@ def qat(
         teacher = copy.deepcopy(quantized.network)
     provenance = _provenance(weights, dataset, config)
     data_dict = ultralytics_data(dataset)
-    return train_qat(quantized, teacher, data_dict, out, config.model, config.qat, provenance, report)
+    return train_qat(
+        quantized,
+        teacher,
+        data_dict,
+        out,
+        config.model,
+        config.qat,
+        provenance,
+        report,
+        unfolded_network=unfolded,
+        resume=resume,
+    )
 
 
 def export(weights: Path, out: Path, config: Config) -> OnnxArtifact:

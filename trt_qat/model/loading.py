@@ -98,6 +98,22 @@ def trainable_network(weights: Path, names: Mapping[int, str]) -> DetectionModel
     return fresh
 
 
+def load_unfolded(weights: Path) -> DetectionModel:
+    """The detector of ``*.pt`` or ``*.yaml`` with its BatchNorm, for ``qat.bn=freeze``.
+
+    Raises:
+        ArtifactError: another kind of file, or its BatchNorm is folded already.
+    """
+    if weights.suffix in {".yaml", ".yml"}:
+        return build_network(weights)
+    if weights.suffix == ".safetensors":
+        raise ArtifactError(f"qat.bn=freeze needs the BatchNorm, which '{weights}' has folded. Give the original .pt.")
+    network = _unpickle(weights).float()
+    if network.is_fused():
+        raise ArtifactError(f"qat.bn=freeze needs the BatchNorm, which '{weights}' has folded. Give the original .pt.")
+    return rebuild(network)
+
+
 def _unpickle(weights: Path) -> DetectionModel:
     existing_file(weights, "Weights file")
     if not zipfile.is_zipfile(weights):

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer
 
+from trt_qat import distributed
 from trt_qat.config import ModelSection
 from trt_qat.data.progress import Report, no_report
 
 
 class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
-    """DetectionTrainer on a given dataset dictionary and network.
+    """DetectionTrainer on a given dataset dictionary and network, in one process or several that torchrun started.
 
     Args:
         report: told after each batch.
@@ -51,9 +53,28 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         """The dataset given at construction."""
         return self._dataset
 
+    @property
+    def steps_done(self) -> int:
+        """Steps since the start of the run; before a step also its number, from 0."""
+        return int(self.epoch) * len(self.train_loader) + self._batches_done
+
+    def _setup_train(self) -> None:
+        self.world_size = 0  # Ultralytics wraps the network for GPUs only, see _build_train_pipeline
+        super()._setup_train()
+
+    def _setup_ddp(self) -> None:
+        """Nothing: the command line has made the process group, on a CPU as well."""
+
+    def _build_train_pipeline(self) -> None:
+        processes = distributed.world_size()
+        if processes > 1 and self.world_size != processes:
+            self.world_size = processes
+            self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
+        super()._build_train_pipeline()
+
     def final_eval(self) -> None:
         """Shrink the checkpoints to what inference needs; the best epoch was validated when it was trained."""
-        for file in (self.last, self.best):
+        for file in (self.last, self.best) if distributed.is_main() else ():
             if Path(file).is_file():
                 strip_optimizer(file)
 
@@ -66,8 +87,8 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
 
 
 def use_all_cores() -> None:
-    """Ultralytics leaves one core idle; on two cores that is half the speed."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Ultralytics leaves one core idle; on two cores that is half the speed. Processes of one job share them."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // distributed.local_world_size()))
 
 
 def common_overrides(section: ModelSection, out: Path, epochs: int, batch: int, seed: int) -> dict[str, Any]:
@@ -82,7 +103,7 @@ def common_overrides(section: ModelSection, out: Path, epochs: int, batch: int, 
         "project": str(out.parent.resolve()),
         "name": out.name,
         "exist_ok": True,
-        "device": "0" if torch.cuda.is_available() else "cpu",
+        "device": str(distributed.local_rank()) if torch.cuda.is_available() else "cpu",
         "plots": False,
         "amp": False,
         "verbose": False,

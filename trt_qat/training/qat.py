@@ -1,34 +1,58 @@
-"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP."""
+"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP.
+
+Each idea has a file of its own and a key in the ``qat`` section; this module puts together what is configured.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from ultralytics.nn.tasks import DetectionModel
 
+from trt_qat import distributed
 from trt_qat.artifacts import CheckpointArtifact
 from trt_qat.config import ModelSection, QatSection
 from trt_qat.data.progress import Report, no_report
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.training.batchnorm import folded, freeze_statistics_, unfolded
 from trt_qat.training.checkpoint import save_checkpoint
+from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
-from trt_qat.training.distillation import DistillationCriterion
+from trt_qat.training.distillation import Distillation
+from trt_qat.training.error_monitor import QuantizationErrorMonitor
+from trt_qat.training.learned_scales import keep_ranges_positive_, learn_scales_, move_ranges_
+from trt_qat.training.learning_rate import QATLearningRateScheduler
+from trt_qat.training.penalty import QATPenaltyLoss
+from trt_qat.training.progressive import ProgressiveQuantization
+from trt_qat.training.resume import load_state, run_fingerprint, save_state
+
+LOG = logging.getLogger(__name__)
+_GRADIENT_NORM = 10.0  # Ultralytics' own limit
 
 
 class QATTrainer(DatasetTrainer):
     """Fine-tunes a calibrated network in place.
 
     Args:
-        model: calibrated; BatchNorm is folded already, so no statistics move.
+        model: calibrated; its BatchNorm is folded unless ``section.bn`` is ``freeze``.
         teacher: the float network for distillation, None for the detection loss alone.
         data: what ``trt_qat.data.dataset.ultralytics_data`` returns.
-        out: folder for ``best.safetensors``, ``last.safetensors``, ``results.csv``.
+        out: folder for ``best.safetensors``, ``last.safetensors``, ``results.csv``, ``resume.pt``.
+        order: scale groups in the order in which progressive quantization switches them on.
+        state: what ``resume.pt`` held, None for a new run.
     """
+
+    stage = "QAT"
 
     def __init__(
         self,
@@ -40,56 +64,165 @@ class QATTrainer(DatasetTrainer):
         section: QatSection,
         provenance: Mapping[str, Any],
         report: Report = no_report,
+        order: Sequence[str] = (),
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self._quantized = model
         self._teacher = teacher
         self._section = section
         self._provenance = provenance
+        self._state = state
+        self._out = out
         self.start_fitness = 0.0
         super().__init__(model.network, data, _overrides(model_section, section, out), report)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
-        self.add_callback("on_train_start", _validate_start)
+        self._penalty = QATPenaltyLoss(model, section.penalty) if section.penalty else None
+        self._monitor = QuantizationErrorMonitor(out, section.collapse) if section.monitor else None
+        if section.scheduler == "qat":
+            QATLearningRateScheduler(section.warmup_epochs, section.lrf).attach(self)
+        self.add_callback("on_train_epoch_start", QATTrainer._seed_epoch)
+        self.add_callback("on_train_batch_start", QATTrainer._batch_starts)
+        if state is None:
+            self.add_callback("on_train_start", QATTrainer._validate_start)
+        if self._monitor is not None and distributed.is_main():
+            self._monitor.attach(self)
+        if section.progressive != "off":  # after the EMA copy is made, which keeps every quantizer on
+            ProgressiveQuantization(model, order, section.progressive_end).attach(self)
+        self.add_callback("on_fit_epoch_end", QATTrainer._save_state)
 
-    stage = "QAT"
+    def evaluated_model(self) -> QuantizedModel:
+        """The EMA network that is validated and saved."""
+        return replace(self._quantized, network=self.ema.ema)
 
     def _setup_train(self) -> None:
         for parameter in self._quantized.network.parameters():
             parameter.requires_grad_(True)
+        if self._section.learned_scales:
+            learn_scales_(self._quantized)
         super()._setup_train()
         network = self._quantized.network
-        if self._teacher is not None and self._section.loss != "detection":
-            network.criterion = DistillationCriterion(
-                network.init_criterion(),
-                self._teacher.to(self.device),
-                with_labels=self._section.loss == "both",
-                weight=self._section.distill_weight,
+        network.criterion = QATCriterion(
+            network.init_criterion(), self._section.loss != "distill", self._distillation(), self._penalty
+        )
+        self.ema.ema.criterion = network.criterion
+
+    def _distillation(self) -> Distillation | None:
+        if self._teacher is None or self._section.loss == "detection":
+            return None
+        section = self._section
+        return Distillation(
+            self._teacher.to(self.device), section.distill_score, section.distill_box, section.distill_feature
+        )
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **keys: Any) -> Optimizer:
+        """Ultralytics' optimizer; learned ranges get groups of their own."""
+        optimizer: Optimizer = super().build_optimizer(model, *args, **keys)
+        if self._section.learned_scales:
+            move_ranges_(optimizer, self._quantized, self._section.scale_lr)
+        return optimizer
+
+    def optimizer_step(self) -> None:
+        """One step with clipped gradients; a step that is not finite is left out and ends the run."""
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            if self._section.learned_scales:
+                keep_ranges_positive_(self._quantized)
+            self.ema.update(self.model)
+        else:
+            LOG.warning(
+                "QAT diverged: the gradient of step %d is not finite. Stopped; the best checkpoint is kept. "
+                "Lower qat.lr0.",
+                self.steps_done,
             )
-            self.ema.ema.criterion = network.criterion
+            self.stop = True
+        self.optimizer.zero_grad()
+
+    def _model_train(self) -> None:
+        super()._model_train()
+        if self._section.bn == "freeze" and self.epoch >= self._section.bn_freeze_epochs:
+            freeze_statistics_(self.model)
 
     def save_model(self) -> bool:
         """Write ``last``, and ``best`` when this epoch is the best so far."""
-        quantized = replace(self._quantized, network=self.ema.ema)
+        model = self.evaluated_model()
+        if self._section.bn == "freeze":
+            model = folded(model)
         fitness = {"epoch": self.epoch + 1, "fake_quant_map50_95": float(self.fitness)}
         provenance = {**self._provenance, "training": fitness}
-        save_checkpoint(self.last, quantized, "qat", self.args.imgsz, provenance)
+        save_checkpoint(self.last, model, "qat", self.args.imgsz, provenance)
         if self.best_fitness == self.fitness:
-            save_checkpoint(self.best, quantized, "qat", self.args.imgsz, provenance)
+            save_checkpoint(self.best, model, "qat", self.args.imgsz, provenance)
         return True
 
     def final_eval(self) -> None:
         """Nothing: the exported file is what gets evaluated."""
 
+    def resume_training(self, ckpt: Any) -> None:
+        """Go on from the state of an interrupted run."""
+        del ckpt  # Ultralytics' own kind of checkpoint
+        if self._state is None:
+            return
+        state = self._state
+        self._quantized.network.load_state_dict(state["model"])
+        self.ema.ema.load_state_dict(state["ema"])
+        self.ema.updates = state["updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_fitness, self.start_fitness = state["best_fitness"], state["start_fitness"]
+        self.stopper.best_fitness, self.stopper.best_epoch = state["stopper"]
+        self.start_epoch = state["epoch"] + 1
+        if distributed.is_main():
+            self.csv.write_text(state["results_csv"], encoding="utf-8")
+            if self._monitor is not None:
+                self._monitor.load_state(state["monitor"], self.start_epoch)
 
-def _validate_start(trainer: QATTrainer) -> None:
-    """Epoch 0: the calibrated network itself is a candidate, so QAT never returns something worse."""
-    trainer.epoch = -1
-    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
-    with torch.no_grad():
-        trainer.loss, trainer.loss_items = trainer.model(batch)
-    trainer.metrics, trainer.fitness = trainer.validate()
-    trainer.start_fitness = float(trainer.fitness)
-    trainer.save_model()
-    trainer.epoch = 0
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Never: a step that is not finite was left out."""
+        del epoch
+        return False
+
+    def _seed_epoch(self) -> None:
+        """Order and augmentation depend on seed and epoch alone, so that an interrupted epoch can be done again."""
+        seed = self.args.seed + 7919 * (self.epoch + 1) + distributed.rank()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        self.train_loader.reset()
+        self.train_loader.generator.manual_seed(seed)
+
+    def _batch_starts(self) -> None:
+        if self._penalty is not None:
+            self._penalty.progress = self.steps_done / (len(self.train_loader) * self.epochs)
+
+    def _validate_start(self) -> None:
+        """Epoch 0: the calibrated network itself is a candidate, so QAT never returns something worse."""
+        self.epoch = -1
+        batch = self.preprocess_batch(next(iter(self.train_loader)))
+        with torch.no_grad():
+            self.loss, self.loss_items = self.ema.ema(batch)
+        self.metrics, self.fitness = self.validate()
+        if distributed.is_main():
+            self.start_fitness = float(self.fitness)
+            self.save_model()
+        self.epoch = 0
+
+    def _save_state(self) -> None:
+        if not distributed.is_main():
+            return
+        state = {
+            "epoch": self.epoch,
+            "finished": bool(self.stop),
+            "model": self._quantized.network.state_dict(),
+            "ema": self.ema.ema.state_dict(),
+            "updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "best_fitness": float(self.best_fitness),
+            "start_fitness": self.start_fitness,
+            "stopper": (float(self.stopper.best_fitness), int(self.stopper.best_epoch)),
+            "results_csv": self.csv.read_text(encoding="utf-8"),
+            "monitor": self._monitor.state() if self._monitor is not None else {},
+        }
+        save_state(self._out, run_fingerprint(self._provenance), state)
 
 
 def _overrides(model: ModelSection, section: QatSection, out: Path) -> dict[str, Any]:
@@ -101,7 +234,7 @@ def _overrides(model: ModelSection, section: QatSection, out: Path) -> dict[str,
         "lrf": section.lrf,
         "cos_lr": True,
         "weight_decay": section.weight_decay,
-        "warmup_epochs": section.warmup_epochs,
+        "warmup_epochs": section.warmup_epochs if section.scheduler == "ultralytics" else 0.0,
         "warmup_bias_lr": 0.0,
         "nbs": section.batch,
         "mosaic": 0.0,
@@ -127,11 +260,36 @@ def train_qat(
     section: QatSection,
     provenance: Mapping[str, Any],
     report: Report = no_report,
+    *,
+    unfolded_network: DetectionModel | None = None,
+    order: Sequence[str] = (),
+    resume: bool = False,
 ) -> CheckpointArtifact:
-    """Fine-tune and return the best checkpoint, ``out/best.safetensors``. ``model`` is left as it was."""
-    trained = replace(model, network=copy.deepcopy(model.network))
+    """Fine-tune and return the best checkpoint, ``out/best.safetensors``. ``model`` is left as it was.
+
+    Args:
+        unfolded_network: the same detector with its BatchNorm, for ``bn: freeze``; changed in place.
+        order: scale groups in the order of progressive quantization; by depth if empty.
+        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+
+    Raises:
+        ArtifactError: ``resume`` with other weights, data, versions or settings than the interrupted run's.
+    """
+    state = load_state(out, run_fingerprint(provenance)) if resume else None
+    if state is not None and state["finished"]:
+        return CheckpointArtifact(out / "best.safetensors")
+    if section.bn == "freeze":
+        if unfolded_network is None:
+            raise ValueError("bn=freeze needs the unfolded network")
+        trained = unfolded(model, unfolded_network)
+    else:
+        trained = replace(model, network=copy.deepcopy(model.network))
+    depth = [group.name for group in model.placement.groups]
     with quiet_ultralytics():
-        trainer = QATTrainer(trained, teacher, data, out, model_section, section, provenance, report)
+        trainer = QATTrainer(
+            trained, teacher, data, out, model_section, section, provenance, report, order or depth, state
+        )
         trainer.train()
-    (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write
+    if distributed.is_main():
+        (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write
     return CheckpointArtifact(Path(trainer.best))
