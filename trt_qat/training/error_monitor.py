@@ -120,7 +120,7 @@ class QuantizationErrorMonitor:
         """Go on after ``epochs`` finished epochs; what a killed run wrote later is dropped."""
         self._start = dict(state["start"])
         file = self._folder / FILE
-        rows = list(csv.reader(file.open(newline=""))) if file.is_file() else []
+        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
         kept = [row for row in rows[1:] if int(row[0]) <= epochs]
         self._sqnr = {(row[1], row[2]): float(row[3]) for row in kept if row[0] == "0"}
         self._write_rows(kept, "w")
