@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trt_qat import __version__
+from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, write_json
 from trt_qat.config import Config, Flavor, Precision, RuntimeName, choices
 from trt_qat.errors import TrtQatError
@@ -62,7 +62,7 @@ def _bars() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not (console.is_terminal and distributed.is_main())) as bar:
         yield Bars(bar)
 
 
@@ -82,11 +82,11 @@ def _command(function: Command) -> Command:
     @click.option("--json", "json_file", type=FILE, help="Also write the result as JSON.")
     @functools.wraps(function)
     def wrapped(files: tuple[Path, ...], overrides: tuple[str, ...], json_file: Path | None, **arguments: Any) -> None:
-        with _one_line_errors():
+        with _one_line_errors(), distributed.process_group():
             if json_file is not None:
                 check_json_path(json_file)
             result = function(config=Config.load(files, overrides), **arguments)
-            if json_file is not None:
+            if json_file is not None and distributed.is_main():
                 write_json(json_file, result)
 
     return wrapped
@@ -157,7 +157,8 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
         from trt_qat import pipeline  # seconds: torch and its friends
 
         checkpoint = pipeline.calibrate(weights, data, out, config, bars.over)
-    click.echo(f"Calibrated: {checkpoint.path}")
+    if distributed.is_main():
+        click.echo(f"Calibrated: {checkpoint.path}")
     return {"checkpoint": str(checkpoint.path)}
 
 

@@ -78,7 +78,7 @@ class QuantizationSection(Section):
     toolkit: ToolkitName = "modelopt"
     calibrator: Calibrator = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
-    histogram_bins: int = Field(default=2048, ge=128)
+    histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
     exclude: tuple[str, ...] = ()

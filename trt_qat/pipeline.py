@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trt_qat import distributed
 from trt_qat.artifacts import (
     CheckpointArtifact,
     EngineArtifact,
@@ -80,12 +81,15 @@ def train(weights: Path, data: Path, out: Path, config: Config, report: Report =
 
 
 def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent) -> CheckpointArtifact:
-    """Quantize and calibrate a float model; writes one checkpoint."""
+    """Quantize and calibrate a float model; writes one checkpoint. Processes of one job share the images."""
     writable_folder(out.parent)
     model = load_float(weights)
     dataset = _dataset_for(model, data)
     quantized = _calibrated(model, dataset, config, progress)
-    return save_checkpoint(out, quantized, "ptq", config.model.imgsz, _provenance(weights, dataset, config))
+    if distributed.is_main():
+        save_checkpoint(out, quantized, "ptq", config.model.imgsz, _provenance(weights, dataset, config))
+    distributed.barrier()
+    return CheckpointArtifact(out)
 
 
 def qat(
@@ -247,11 +251,13 @@ def _calibrated(model: LoadedModel, dataset: Dataset, config: Config, progress: 
     bins, imgsz = config.quantization.histogram_bins, config.model.imgsz
     key = cache_key(quantized, dataset_sha256(images), imgsz, bins)
     cache = Path(config.data.calibration_cache) / f"{model.source.stem}-{key}.safetensors"
-    histograms = load_histograms(cache)
+    histograms = distributed.broadcast(load_histograms(cache))  # all must agree on whether there is a pass
     if histograms is None:
         batches = [images[i : i + config.data.batch] for i in range(0, len(images), config.data.batch)]
-        histograms = collect_histograms(quantized, _letterboxed(progress(batches, "calibrating"), imgsz), bins)
-        save_histograms(cache, histograms)
+        mine = batches[distributed.rank() :: distributed.world_size()]  # whole ones: their size can move a last bit
+        histograms = collect_histograms(quantized, _letterboxed(progress(mine, "calibrating"), imgsz), bins)
+        if distributed.is_main():
+            save_histograms(cache, histograms)
     calibrate_(quantized, histograms, config.quantization)
     return quantized
 

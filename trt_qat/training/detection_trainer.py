@@ -18,6 +18,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer
 
+from trt_qat import distributed
 from trt_qat.config import ModelSection
 from trt_qat.data.progress import Report, no_report
 
@@ -66,8 +67,8 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
 
 
 def use_all_cores() -> None:
-    """Ultralytics leaves one core idle; on two cores that is half the speed."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Ultralytics leaves one core idle; on two cores that is half the speed. Processes of one job share them."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // distributed.local_world_size()))
 
 
 def common_overrides(section: ModelSection, out: Path, epochs: int, batch: int, seed: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-Predictions = Mapping[str, Any]
+from trt_qat.model.output_error import Predictions, box_error, raw_predictions, score_error
+
 Criterion = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -44,7 +45,7 @@ class DistillationCriterion:
             loss, parts = self.detection(predictions, batch)
             return loss, {**parts, **dict.fromkeys(("score", "dist", "feat"), torch.zeros((), device=loss.device))}
         with torch.no_grad():
-            taught = self._teach(batch["img"])
+            taught = raw_predictions(self.teacher, batch["img"])
         terms = distillation_terms(predictions, taught)
         loss = self.weight * torch.stack(list(terms.values())) * len(batch["img"])
         if self.with_labels:
@@ -55,11 +56,6 @@ class DistillationCriterion:
                 parts = self.detection(predictions, batch)[1]
         return loss, {**parts, **{name: term.detach() for name, term in terms.items()}}
 
-    def _teach(self, images: Tensor) -> Predictions:
-        self.teacher.model[-1].training = True  # raw predictions; the head holds no layer that behaves differently
-        output: Predictions = self.teacher(images)
-        return output
-
 
 def distillation_terms(student: Predictions, teacher: Predictions) -> dict[str, Tensor]:
     """The three terms, each a scalar.
@@ -69,25 +65,12 @@ def distillation_terms(student: Predictions, teacher: Predictions) -> dict[str, 
             a list of (batch, channels, h, w).
         teacher: the same for the teacher.
     """
-    probabilities = teacher["scores"].sigmoid()
-    confidence = probabilities.amax(dim=1)  # (batch, anchors): how much an anchor matters
-    total = confidence.sum().clamp(min=1.0)
-    score = F.binary_cross_entropy_with_logits(student["scores"], probabilities, reduction="none")
-    floor = F.binary_cross_entropy_with_logits(teacher["scores"], probabilities, reduction="none")
-    batch, channels, anchors = student["boxes"].shape
-
-    def log_distribution(boxes: Tensor) -> Tensor:
-        return boxes.view(batch, 4, channels // 4, anchors).log_softmax(dim=2)
-
-    divergence = F.kl_div(
-        log_distribution(student["boxes"]), log_distribution(teacher["boxes"]), reduction="none", log_target=True
-    )
     features = [
         F.mse_loss(mine, theirs) / theirs.var().clamp(min=1e-6)
         for mine, theirs in zip(student["feats"], teacher["feats"], strict=True)
     ]
     return {
-        "score": (score - floor).sum() / total,
-        "dist": (divergence.sum(dim=(1, 2)) * confidence).sum() / total,
+        "score": score_error(student, teacher),
+        "dist": box_error(student, teacher),
         "feat": torch.stack(features).mean(),
     }
