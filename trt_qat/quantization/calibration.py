@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trt_qat import distributed
 from trt_qat.artifacts import atomic_path
-from trt_qat.config import QuantizationSection
+from trt_qat.config import Calibrator, QuantizationSection
 from trt_qat.errors import QuantizationError
 from trt_qat.quantization.calibrators import amax_from_histogram
 from trt_qat.quantization.histogram import (
@@ -86,13 +86,22 @@ def _observer(collector: HistogramCollector) -> Callable[[nn.Module, tuple[Any, 
 
 
 def calibrate_(model: QuantizedModel, histograms: Histograms, section: QuantizationSection) -> None:
-    """Set every activation range from its histogram with the configured calibrator, in place."""
-    model.load_amax_(
-        {
-            f"activation.{name}": torch.tensor(amax_from_histogram(histogram, section.calibrator, section.percentile))
-            for name, histogram in histograms.items()
-        }
-    )
+    """Set every activation range from its histogram with the configured calibrator, in place.
+
+    Raises:
+        QuantizationError: the calibrator is ``auto``, which needs images to compare the candidates on.
+    """
+    if section.calibrator == "auto":
+        raise QuantizationError("calibrator=auto has to be resolved on images first. Give the calibrator it chose.")
+    model.load_amax_(activation_ranges(histograms, section.calibrator, section.percentile))
+
+
+def activation_ranges(histograms: Histograms, calibrator: Calibrator, percentile: float) -> dict[str, Tensor]:
+    """The range of every group, named as :meth:`QuantizedModel.load_amax_` takes it."""
+    return {
+        f"activation.{name}": torch.tensor(amax_from_histogram(histogram, calibrator, percentile))
+        for name, histogram in histograms.items()
+    }
 
 
 def cache_key(model: QuantizedModel, data_sha256: str, imgsz: int, bins: int) -> str:

@@ -66,7 +66,7 @@ class HistogramCollector:
         if self._limit == 0.0:
             self._counts[0] += len(magnitudes)  # zeros are in the first bin whatever the limit becomes
             return
-        for part in magnitudes.split(_EXACT_FLOAT32):
+        for part in torch.split(magnitudes, _EXACT_FLOAT32):
             self._counts += torch.histc(part, len(self._counts), 0.0, self._limit).double().cpu()
 
     def _see(self, maximum: float) -> None:
