@@ -1,4 +1,4 @@
-"""One process or several under torchrun: the same histograms and ranges, written once."""
+"""One process or several under torchrun: the same histograms, comparison and ranges, written once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from trt_qat.model.loading import LoadedModel
+from trt_qat.quantization.auto_calibrator import CANDIDATES
 from trt_qat.quantization.calibration import load_histograms
 from trt_qat.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -54,17 +55,20 @@ def test_processes_give_the_same_calibration(weights: Path, demo_yaml: Path, tmp
     found = []
     for processes in (1, 2, 4):
         folder = tmp_path / str(processes)
-        done = calibrate(weights, demo_yaml, folder, processes)
+        done = calibrate(weights, demo_yaml, folder, processes, "quantization.calibrator=auto")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Calibrated:") == 1
-        assert json.loads((folder / "result.json").read_text())["checkpoint"] == str(folder / "ptq.safetensors")
+        assert done.stdout.count("chosen") == 1
+        result = json.loads((folder / "result.json").read_text())
+        assert result.pop("checkpoint") == str(folder / "ptq.safetensors")
+        assert len(result["candidates"]) == len(CANDIDATES)
         (cache,) = (folder / "calib").glob("*.safetensors")
         histograms, quantized = load_histograms(cache), load_checkpoint(folder / "ptq.safetensors").quantized
         assert histograms is not None
         assert quantized is not None
-        found.append((cache.name, histograms, quantized.amax()))
-    for name, histograms, amax in found[1:]:
-        assert name == found[0][0]
+        found.append((cache.name, histograms, quantized.amax(), result))
+    for name, histograms, amax, result in found[1:]:
+        assert (name, result) == (found[0][0], found[0][3])
         for group, histogram in histograms.items():
             expected = found[0][1][group]
             np.testing.assert_array_equal(histogram.counts, expected.counts)
