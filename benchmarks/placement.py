@@ -174,7 +174,7 @@ def ort_static(fp32: Path, images: Images, out: Path) -> Path:
 
 def build_all(model: LoadedModel, fp32: Path, images: Images, out: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(name, maker); a maker returns a path, or an OpenVINO model."""
-    base = QuantizationSection()
+    base = QuantizationSection(calibrator="mse")
     # before ModelOpt, whose import replaces parts of ONNX Runtime's quantizer
     yield "ONNX Runtime quantize_static", lambda: ort_static(fp32, images, out / "ort.onnx")
     yield "naive: one quantizer per conv", lambda: ours(model, images, out / "naive.onnx", base, one_per_conv=True)

@@ -134,7 +134,7 @@ def calibrated(detector: LoadedModel, batches: tuple[Tensor, ...]) -> Calibrated
 
     @cache
     def make(**keys: Any) -> QuantizedModel:
-        section = QuantizationSection(**keys)
+        section = QuantizationSection(**{"calibrator": "mse", **keys})
         model = quantize_model(copy.deepcopy(detector.network), detector.names, section)
         calibrate_(model, collect_histograms(model, batches, section.histogram_bins), section)
         return model

@@ -88,7 +88,7 @@ def calibrated(place: Path) -> str:
     arguments = ("--weights", WEIGHTS, "--data", "demo/coco80.yaml", "--config", "quick.yaml")
     said = _succeed("calibrate", *arguments, "--out", "out/ptq.safetensors", "--json", "out/ptq.json")
     assert said == "Calibrated: out/ptq.safetensors\n"
-    assert _json("out/ptq.json") == {"checkpoint": "out/ptq.safetensors"}
+    assert _json("out/ptq.json") == {"checkpoint": "out/ptq.safetensors", "calibrator": "mse", "candidates": []}
     return "out/ptq.safetensors"
 
 

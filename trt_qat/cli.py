@@ -12,19 +12,22 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trt_qat import __version__
+from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, write_json
 from trt_qat.config import Config, Flavor, Precision, RuntimeName, choices
 from trt_qat.errors import TrtQatError
 from trt_qat.infer import check_json_path
 from trt_qat.infer import main as infer_command
+
+if TYPE_CHECKING:
+    from trt_qat.quantization.auto_calibrator import Calibration
 
 Item = TypeVar("Item")
 Command = Callable[..., Any]
@@ -62,7 +65,7 @@ def _bars() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not (console.is_terminal and distributed.is_main())) as bar:
         yield Bars(bar)
 
 
@@ -82,11 +85,11 @@ def _command(function: Command) -> Command:
     @click.option("--json", "json_file", type=FILE, help="Also write the result as JSON.")
     @functools.wraps(function)
     def wrapped(files: tuple[Path, ...], overrides: tuple[str, ...], json_file: Path | None, **arguments: Any) -> None:
-        with _one_line_errors():
+        with _one_line_errors(), distributed.process_group():
             if json_file is not None:
                 check_json_path(json_file)
             result = function(config=Config.load(files, overrides), **arguments)
-            if json_file is not None:
+            if json_file is not None and distributed.is_main():
                 write_json(json_file, result)
 
     return wrapped
@@ -146,19 +149,22 @@ def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str
 @_data
 @click.option("--out", type=FILE, required=True, help="Checkpoint to write, e.g. ptq.safetensors.")
 @_command
-def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str]:
+def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str, Any]:
     """Quantize and calibrate float weights (PTQ).
 
     The histograms of the training images are cached in data.calibration_cache (calib/), so that another calibrator
-    needs no second pass over the images.
+    needs no second pass over the images. torchrun -m trt_qat calibrate ... shares the images among processes.
     """
     writable_file(out, ".safetensors")
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        checkpoint = pipeline.calibrate(weights, data, out, config, bars.over)
-    click.echo(f"Calibrated: {checkpoint.path}")
-    return {"checkpoint": str(checkpoint.path)}
+        result = pipeline.calibrate(weights, data, out, config, bars.over)
+    if distributed.is_main():
+        _print_candidates(result.calibration)
+        click.echo(f"Calibrated: {result.path}")
+    found = result.calibration.as_dict()
+    return {"checkpoint": str(result.path), "calibrator": found["calibrator"], "candidates": found["candidates"]}
 
 
 @cli.command()
@@ -383,6 +389,20 @@ def _print_rows(rows: Sequence[ResultRow]) -> None:
         table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*cells(row))
+    _print_table(table)
+
+
+def _print_candidates(calibration: Calibration) -> None:
+    if not calibration.candidates:
+        return
+    table = Table("calibrator", "percentile", "output error", "")
+    for candidate in sorted(calibration.candidates, key=lambda candidate: candidate.error):
+        percentile = "" if candidate.percentile is None else str(candidate.percentile)
+        table.add_row(candidate.calibrator, percentile, f"{candidate.error:.4f}", "chosen" if candidate.chosen else "")
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a piped table must stay readable

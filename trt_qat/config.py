@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from trt_qat.errors import ConfigError
 
 Calibrator = Literal["max", "entropy", "percentile", "mse"]
+CalibratorChoice = Literal["max", "entropy", "percentile", "mse", "auto"]
 Precision = Literal["int8+fp32", "int8+fp16", "fp32", "fp16"]
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 RuntimeName = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
@@ -77,9 +78,10 @@ class QuantizationSection(Section):
     """Which tensors become INT8 and how their ranges are found."""
 
     toolkit: ToolkitName = "modelopt"
-    calibrator: Calibrator = "mse"
+    calibrator: CalibratorChoice = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
-    histogram_bins: int = Field(default=2048, ge=128)
+    histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
+    auto_images: int = Field(default=32, ge=1)
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
     exclude: tuple[str, ...] = ()

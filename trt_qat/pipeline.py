@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trt_qat import distributed
 from trt_qat.artifacts import (
     CheckpointArtifact,
     EngineArtifact,
@@ -30,6 +32,7 @@ from trt_qat.data.dataset import (
     check_class_count,
     dataset_fingerprint,
     dataset_sha256,
+    evenly_spaced,
     load_dataset,
     ultralytics_data,
 )
@@ -43,9 +46,11 @@ from trt_qat.evaluation.report import markdown_table
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.export.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel, load_model, load_unfolded, trainable_network
+from trt_qat.quantization.auto_calibrator import Calibration, choice_key, choose_calibrator, load_choice, save_choice
 from trt_qat.quantization.calibration import (
+    Histograms,
+    activation_ranges,
     cache_key,
-    calibrate_,
     collect_histograms,
     load_histograms,
     save_histograms,
@@ -79,13 +84,25 @@ def train(weights: Path, data: Path, out: Path, config: Config, report: Report =
     )
 
 
-def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent) -> CheckpointArtifact:
-    """Quantize and calibrate a float model; writes one checkpoint."""
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What ``calibrate`` leaves behind: a checkpoint, and how its ranges were found."""
+
+    path: Path
+    calibration: Calibration
+
+
+def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent) -> CalibrationResult:
+    """Quantize and calibrate a float model; writes one checkpoint. Processes of one job share the images."""
     writable_folder(out.parent)
     model = load_float(weights)
     dataset = _dataset_for(model, data)
-    quantized = _calibrated(model, dataset, config, progress)
-    return save_checkpoint(out, quantized, "ptq", config.model.imgsz, _provenance(weights, dataset, config))
+    quantized, calibration = _calibrated(model, dataset, config, progress)
+    if distributed.is_main():
+        provenance = {**_provenance(weights, dataset, config), "calibration": calibration.as_dict()}
+        save_checkpoint(out, quantized, "ptq", config.model.imgsz, provenance)
+    distributed.barrier()
+    return CalibrationResult(out, calibration)
 
 
 def qat(
@@ -107,12 +124,14 @@ def qat(
     checkpoint = load_any(weights, config)
     dataset = _dataset_for(checkpoint, data)
     if checkpoint.quantized is None:
-        quantized = _calibrated(_loaded(checkpoint, weights), dataset, config, progress)
+        quantized, calibration = _calibrated(_loaded(checkpoint, weights), dataset, config, progress)
+        start = {"calibration": calibration.as_dict()}
     else:
         quantized = checkpoint.quantized
+        start = {key: checkpoint.provenance[key] for key in ("calibration",) if key in checkpoint.provenance}
     with quantized.quantizers_off():  # the copy stays float: it is the teacher
         teacher = copy.deepcopy(quantized.network)
-    provenance = _provenance(weights, dataset, config)
+    provenance = {**_provenance(weights, dataset, config), **start}
     data_dict = ultralytics_data(dataset)
     return train_qat(
         quantized,
@@ -262,25 +281,63 @@ def _dataset_for(model: LoadedModel | Checkpoint, data: Path) -> Dataset:
     return dataset
 
 
-def _calibrated(model: LoadedModel, dataset: Dataset, config: Config, progress: Progress) -> QuantizedModel:
+def _calibrated(
+    model: LoadedModel, dataset: Dataset, config: Config, progress: Progress
+) -> tuple[QuantizedModel, Calibration]:
     """Quantize and set the ranges, from the calibration cache where it fits."""
     quantized = quantize_model(copy.deepcopy(model.network), model.names, config.quantization)
     images = calibration_images(dataset, config.data.calibration_images)
     bins, imgsz = config.quantization.histogram_bins, config.model.imgsz
     key = cache_key(quantized, dataset_sha256(images), imgsz, bins)
     cache = Path(config.data.calibration_cache) / f"{model.source.stem}-{key}.safetensors"
-    histograms = load_histograms(cache)
+    histograms = distributed.broadcast(load_histograms(cache))  # all must agree on whether there is a pass
     if histograms is None:
-        batches = [images[i : i + config.data.batch] for i in range(0, len(images), config.data.batch)]
-        histograms = collect_histograms(quantized, _letterboxed(progress(batches, "calibrating"), imgsz), bins)
-        save_histograms(cache, histograms)
-    calibrate_(quantized, histograms, config.quantization)
-    return quantized
+        batches = _batches(images, config.data.batch)
+        mine = batches[distributed.rank() :: distributed.world_size()]  # whole ones: their size can move a last bit
+        inputs = (_letterboxed(paths, imgsz) for paths in progress(mine, "calibrating"))
+        histograms = collect_histograms(quantized, inputs, bins)
+        if distributed.is_main():
+            save_histograms(cache, histograms)
+    section = config.quantization
+    if section.calibrator == "auto":
+        calibration = _chosen(quantized, histograms, images, config, cache, key, progress)
+    else:
+        calibration = Calibration.given(section.calibrator, section.percentile)
+    ranges = activation_ranges(histograms, calibration.calibrator, calibration.percentile or section.percentile)
+    quantized.load_amax_(ranges)
+    return quantized, calibration
 
 
-def _letterboxed(batches: Any, imgsz: int) -> Iterator[Tensor]:
-    for paths in batches:
-        yield torch.from_numpy(np.concatenate([network_input(read_image_bgr(path), imgsz)[0] for path in paths]))
+def _chosen(
+    quantized: QuantizedModel,
+    histograms: Histograms,
+    images: Sequence[Path],
+    config: Config,
+    cache: Path,
+    key: str,
+    progress: Progress,
+) -> Calibration:
+    """The answer of calibrator ``auto``, from the file beside the histograms where it fits."""
+    section, batch = config.quantization, config.data.batch
+    file = cache.with_name(f"{cache.stem}-auto-{choice_key(key, section, batch)}.json")
+    known = distributed.broadcast(load_choice(file))
+    if known is not None:
+        return known
+    some = _batches(evenly_spaced(images, section.auto_images), batch)
+    calibration = choose_calibrator(
+        quantized, histograms, [partial(_letterboxed, paths, config.model.imgsz) for paths in some], progress
+    )
+    if distributed.is_main():
+        save_choice(file, calibration)
+    return calibration
+
+
+def _batches(images: Sequence[Path], size: int) -> list[Sequence[Path]]:
+    return [images[i : i + size] for i in range(0, len(images), size)]
+
+
+def _letterboxed(paths: Sequence[Path], imgsz: int) -> Tensor:
+    return torch.from_numpy(np.concatenate([network_input(read_image_bgr(path), imgsz)[0] for path in paths]))
 
 
 def _provenance(weights: Path, dataset: Dataset, config: Config) -> dict[str, Any]:

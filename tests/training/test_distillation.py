@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from trt_qat.model.loading import LoadedModel
-from trt_qat.training.distillation import DistillationCriterion, distillation_terms
+from trt_qat.training.criterion import QATCriterion
+from trt_qat.training.distillation import Distillation, distillation_terms
+from trt_qat.training.penalty import QATPenaltyLoss
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -27,11 +30,11 @@ def test_zero_for_equal_networks(detector: LoadedModel, batches: tuple[Tensor, .
     with torch.no_grad():
         same = predictions(network, batches[0])
     terms = distillation_terms(same, same)
-    assert set(terms) == {"score", "dist", "feat"}
+    assert set(terms) == {"score", "box_kl", "feature"}
     assert all(float(term) == pytest.approx(0.0, abs=1e-6) for term in terms.values())
 
 
-@pytest.mark.parametrize(("changed", "key"), [("score", "scores"), ("dist", "boxes"), ("feat", "feats")])
+@pytest.mark.parametrize(("changed", "key"), [("score", "scores"), ("box_kl", "boxes"), ("feature", "feats")])
 def test_each_term_follows_its_own_output(
     detector: LoadedModel, batches: tuple[Tensor, ...], changed: str, key: str
 ) -> None:
@@ -63,36 +66,52 @@ def test_gradient_reaches_every_quantized_convolution(calibrated: Calibrated, ba
         assert gradient.abs().max() > 0, name
 
 
-def test_criterion_adds_the_detection_loss_only_when_asked(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+def test_criterion_has_the_configured_parts(
+    calibrated: Calibrated, detector: LoadedModel, batches: tuple[Tensor, ...]
+) -> None:
     student, teacher = copy.deepcopy(detector.network), copy.deepcopy(detector.network)
     output = predictions(student, batches[0])
+    penalty = QATPenaltyLoss(calibrated(), weight=1.0)
+    penalty.progress = 1.0
 
     def detection(*_: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.tensor([5.0, 7.0]), {"box": torch.tensor(5.0), "cls": torch.tensor(7.0)}
 
     batch = {"img": batches[0]}
-    for with_labels, size in ((False, 3), (True, 5)):
-        criterion = DistillationCriterion(detection, teacher, with_labels, weight=2.0)
+    terms = ["score", "box_kl", "feature"]
+    for with_labels, with_teacher, with_penalty in itertools.product((False, True), repeat=3):
+        if not with_labels and not with_teacher:
+            continue
+        criterion = QATCriterion(
+            detection, with_labels, Distillation(teacher) if with_teacher else None, penalty if with_penalty else None
+        )
+        names = ["box", "cls"] + terms * with_teacher + ["penalty"] * with_penalty
         loss, parts = criterion(output, batch)
-        assert loss.shape == (size,)
-        assert float(loss[-3:].detach().abs().max()) == pytest.approx(0.0, abs=1e-4)
-        assert list(parts) == ["box", "cls", "score", "dist", "feat"]
+        assert loss.shape == (2 * with_labels + 3 * with_teacher + with_penalty,)
+        assert list(parts) == names
+        assert [float(parts["box"]), float(parts["cls"])] == pytest.approx(
+            [5.0, 7.0] if with_labels else [torch.nan, torch.nan], nan_ok=True
+        )
+        if with_teacher:
+            start = 2 * with_labels
+            assert float(loss[start : start + 3].detach().abs().max()) == pytest.approx(0.0, abs=1e-4)
+        if with_penalty:
+            assert float(parts["penalty"]) > 0
+            assert float(loss[-1].detach()) == pytest.approx(len(batches[0]) * float(parts["penalty"]))
         with torch.no_grad():
             loss, parts = criterion(output, batch)
         assert loss.tolist() == [5.0, 7.0]  # validation reports the detection loss alone
-        assert list(parts) == ["box", "cls", "score", "dist", "feat"]
-    assert copy.deepcopy(criterion).teacher is teacher
+        assert list(parts) == names
+        assert copy.deepcopy(criterion) is criterion  # the EMA network does not copy the teacher
 
 
-def test_weight_scales_the_terms(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
-    teacher = copy.deepcopy(detector.network)
-    student = copy.deepcopy(detector.network)
+def test_weights_scale_the_terms(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+    teacher, student = copy.deepcopy(detector.network), copy.deepcopy(detector.network)
     with torch.no_grad():
         student.get_submodule("model.4.cv1.conv").weight *= 1.2
     output = predictions(student, batches[0])
-    losses = [
-        DistillationCriterion(lambda *_: (torch.zeros(3), {}), teacher, False, weight)(output, {"img": batches[0]})[0]
-        for weight in (1.0, 3.0)
-    ]
-    assert torch.allclose(losses[1], 3 * losses[0])
-    assert losses[0].min() > 0
+    plain = Distillation(teacher)(output, batches[0])
+    weighted = Distillation(teacher, score=3.0, box=0.0, feature=0.5)(output, batches[0])
+    assert min(float(term.detach()) for term in plain.values()) > 0
+    for name, factor in (("score", 3.0), ("box_kl", 0.0), ("feature", 0.5)):
+        assert torch.allclose(weighted[name], factor * plain[name])

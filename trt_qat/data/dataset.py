@@ -98,10 +98,13 @@ def calibration_images(dataset: Dataset, count: int) -> list[Path]:
     """
     if count < 1:
         raise DatasetError(f"{count} calibration images are not possible. Ask for 1 or more.")
-    total = len(dataset.train)
-    if count >= total:
-        return list(dataset.train)
-    return [dataset.train[index * total // count] for index in range(count)]
+    return evenly_spaced(dataset.train, count)
+
+
+def evenly_spaced(images: Sequence[Path], count: int) -> list[Path]:
+    """``count`` of the images; all of them if there are fewer."""
+    count = min(count, len(images))
+    return [images[index * len(images) // count] for index in range(count)]
 
 
 def ultralytics_data(dataset: Dataset) -> dict[str, Any]:

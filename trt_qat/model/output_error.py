@@ -14,6 +14,8 @@ from ultralytics.nn.tasks import DetectionModel
 
 Predictions = Mapping[str, Any]
 
+MEASURE = "score+dist"  # names what output_error computes; a cached comparison made with another is not used
+
 
 def raw_predictions(network: DetectionModel, images: Tensor) -> Predictions:
     """What the head says before decoding: ``scores`` (batch, classes, anchors) as logits, ``boxes`` (batch, 4 * bins,
@@ -27,6 +29,11 @@ def raw_predictions(network: DetectionModel, images: Tensor) -> Predictions:
     finally:
         head.training = was_training
     return output
+
+
+def output_error(predictions: Predictions, reference: Predictions) -> Tensor:
+    """The error of scores and boxes together, a scalar; 0 where both are equal."""
+    return score_error(predictions, reference) + box_error(predictions, reference)
 
 
 def score_error(predictions: Predictions, reference: Predictions) -> Tensor:

@@ -14,11 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from trt_qat import distributed
 from trt_qat.artifacts import atomic_path
-from trt_qat.config import QuantizationSection
+from trt_qat.config import Calibrator, QuantizationSection
 from trt_qat.errors import QuantizationError
 from trt_qat.quantization.calibrators import amax_from_histogram
-from trt_qat.quantization.histogram import ActivationHistogram, HistogramCollector
+from trt_qat.quantization.histogram import (
+    SAMPLES_PER_IMAGE,
+    ActivationHistogram,
+    HistogramCollector,
+    reduce_over_processes_,
+)
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.quantization.placement import AddOperand
 from trt_qat.quantization.residual import OperandQuantizers
@@ -29,6 +35,8 @@ Histograms = dict[str, ActivationHistogram]
 @torch.no_grad()
 def collect_histograms(model: QuantizedModel, batches: Iterable[Tensor], bins: int) -> Histograms:
     """Run the float network over the batches and collect one histogram per scale group.
+
+    Several processes (see :mod:`trt_qat.distributed`) each give their own batches and all get the histograms of all.
 
     Args:
         batches: float32 tensors of shape (n, 3, h, w) in [0, 1].
@@ -60,8 +68,9 @@ def collect_histograms(model: QuantizedModel, batches: Iterable[Tensor], bins: i
         for _, add in operands:
             _operand_quantizers(model, add).observers.clear()
         model.network.train(was_training)
-    if count == 0:
+    if int(distributed.all_sum(torch.tensor(count))) == 0:
         raise QuantizationError("Calibration got no image. Give a dataset with at least one training image.")
+    reduce_over_processes_(list(collectors.values()))
     return {name: collector.result() for name, collector in collectors.items()}
 
 
@@ -77,13 +86,22 @@ def _observer(collector: HistogramCollector) -> Callable[[nn.Module, tuple[Any, 
 
 
 def calibrate_(model: QuantizedModel, histograms: Histograms, section: QuantizationSection) -> None:
-    """Set every activation range from its histogram with the configured calibrator, in place."""
-    model.load_amax_(
-        {
-            f"activation.{name}": torch.tensor(amax_from_histogram(histogram, section.calibrator, section.percentile))
-            for name, histogram in histograms.items()
-        }
-    )
+    """Set every activation range from its histogram with the configured calibrator, in place.
+
+    Raises:
+        QuantizationError: the calibrator is ``auto``, which needs images to compare the candidates on.
+    """
+    if section.calibrator == "auto":
+        raise QuantizationError("calibrator=auto has to be resolved on images first. Give the calibrator it chose.")
+    model.load_amax_(activation_ranges(histograms, section.calibrator, section.percentile))
+
+
+def activation_ranges(histograms: Histograms, calibrator: Calibrator, percentile: float) -> dict[str, Tensor]:
+    """The range of every group, named as :meth:`QuantizedModel.load_amax_` takes it."""
+    return {
+        f"activation.{name}": torch.tensor(amax_from_histogram(histogram, calibrator, percentile))
+        for name, histogram in histograms.items()
+    }
 
 
 def cache_key(model: QuantizedModel, data_sha256: str, imgsz: int, bins: int) -> str:
@@ -96,7 +114,8 @@ def cache_key(model: QuantizedModel, data_sha256: str, imgsz: int, bins: int) ->
         if "quantizer" not in name:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    recipe = [data_sha256, "letterbox-114-rgb-255", imgsz, bins, model.placement.as_dict()["groups"]]
+    scheme = f"power-of-two-limit-{SAMPLES_PER_IMAGE}-samples"
+    recipe = [data_sha256, "letterbox-114-rgb-255", scheme, imgsz, bins, model.placement.as_dict()["groups"]]
     digest.update(json.dumps(recipe, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

@@ -1,13 +1,24 @@
-"""Histograms of absolute activation values, from which every calibrator derives its range."""
+"""Histograms of absolute activation values, from which every calibrator derives its range.
+
+The upper limit is always a power of two and bins merge in pairs, so a value's bin does not depend on what was counted
+before it: any order of the images, and any split of the batches over processes, gives the same counts bit for bit.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from trt_qat import distributed
+
+SAMPLES_PER_IMAGE = 1 << 16
+_EXACT_FLOAT32 = 1 << 24  # histc counts in float32, exact up to here
 
 
 @dataclass(frozen=True)
@@ -16,7 +27,7 @@ class ActivationHistogram:
 
     Args:
         counts: float64, shape (bins,).
-        limit: upper edge of the last bin.
+        limit: upper edge of the last bin, the smallest power of two above ``maximum``.
         maximum: largest ``|x|`` seen.
     """
 
@@ -28,7 +39,7 @@ class ActivationHistogram:
 class HistogramCollector:
     """Collects a histogram batch by batch without knowing the range beforehand.
 
-    When a value exceeds the limit, the limit doubles and neighbouring bins merge, so that nothing already counted is
+    When a value reaches the limit, the limit doubles and neighbouring bins merge, so that nothing already counted is
     lost and the bin count stays.
     """
 
@@ -41,22 +52,57 @@ class HistogramCollector:
 
     @torch.no_grad()
     def add(self, values: Tensor) -> None:
-        """Count the values of a tensor of any shape."""
-        magnitudes = values.detach().float().abs().flatten()
-        maximum = float(magnitudes.max()) if magnitudes.numel() else 0.0
-        if not np.isfinite(maximum):
+        """Count the values of a batch, shape (images, ...).
+
+        The maximum is that of all values. An image with more than 65536 values is counted at a fixed stride, whichever
+        images stand beside it.
+        """
+        if not values.numel():
+            return
+        values = values.detach().float()
+        low, high = torch.aminmax(values)
+        self._see(float(torch.maximum(-low, high)))
+        magnitudes = _sampled(values).abs().flatten()
+        if self._limit == 0.0:
+            self._counts[0] += len(magnitudes)  # zeros are in the first bin whatever the limit becomes
+            return
+        for part in torch.split(magnitudes, _EXACT_FLOAT32):
+            self._counts += torch.histc(part, len(self._counts), 0.0, self._limit).double().cpu()
+
+    def _see(self, maximum: float) -> None:
+        if not math.isfinite(maximum):
             raise ValueError("activations contain NaN or infinity")
         self._maximum = max(self._maximum, maximum)
-        if self._limit == 0.0:
-            self._limit = maximum
-        if self._limit == 0.0:
-            return  # all zeros so far: no scale to choose a range by
-        while maximum > self._limit:
+        if maximum < self._limit or maximum == 0.0:
+            return
+        # strictly above: a value equal to the limit would be in the last bin now and in the next one after a merge
+        limit = 2.0 ** math.frexp(maximum)[1]
+        while 0.0 < self._limit < limit:
             pairs = self._counts.reshape(-1, 2).sum(dim=1)
             self._counts = torch.cat([pairs, torch.zeros_like(pairs)])
             self._limit *= 2
-        self._counts += torch.histc(magnitudes, len(self._counts), 0.0, self._limit).double().cpu()
+        self._limit = limit
 
     def result(self) -> ActivationHistogram:
         """What was collected so far."""
         return ActivationHistogram(self._counts.numpy().copy(), self._limit, self._maximum)
+
+
+def reduce_over_processes_(collectors: Sequence[HistogramCollector]) -> None:
+    """Give every process's collectors what all processes counted together, in place. Bin counts are equal."""
+    maxima = distributed.all_max(torch.tensor([c._maximum for c in collectors], dtype=torch.float64))
+    for collector, maximum in zip(collectors, maxima.tolist(), strict=True):
+        collector._see(maximum)
+    counts = distributed.all_sum(torch.stack([collector._counts for collector in collectors]))
+    for collector, total in zip(collectors, counts, strict=True):
+        collector._counts = total
+
+
+def _sampled(values: Tensor) -> Tensor:
+    """At most about 65536 values of each image, shape (images, samples)."""
+    flat = values.reshape(len(values), -1)
+    size = flat.shape[1]
+    stride = -(-size // SAMPLES_PER_IMAGE)
+    while stride > 1 and math.gcd(stride, size) > 1:
+        stride += 1  # a common factor with the width would visit the same columns in every row
+    return flat[:, ::stride]

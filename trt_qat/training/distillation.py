@@ -25,12 +25,12 @@ class Distillation:
         feature: weight of the feature maps.
     """
 
-    TERMS = ("score", "box", "feature")
+    TERMS = ("score", "box_kl", "feature")
 
     def __init__(self, teacher: DetectionModel, score: float = 1.0, box: float = 1.0, feature: float = 1.0) -> None:
         # channels last saves a fifth of the teacher's time on a CPU
         self.teacher = teacher.eval().to(memory_format=torch.channels_last)
-        self._weights = {"score": score, "box": box, "feature": feature}
+        self._weights = {"score": score, "box_kl": box, "feature": feature}
 
     def __call__(self, predictions: Predictions, images: Tensor) -> dict[str, Tensor]:
         """Each term, a scalar.
@@ -53,6 +53,6 @@ def distillation_terms(student: Predictions, teacher: Predictions) -> dict[str, 
     ]
     return {
         "score": score_error(student, teacher),
-        "box": box_error(student, teacher),
+        "box_kl": box_error(student, teacher),
         "feature": torch.stack(features).mean(),
     }
