@@ -78,7 +78,7 @@ class QuantizationSection(Section):
     """Which tensors become INT8 and how their ranges are found."""
 
     toolkit: ToolkitName = "modelopt"
-    calibrator: CalibratorChoice = "mse"
+    calibrator: CalibratorChoice = "auto"
     percentile: float = Field(default=99.99, gt=50, le=100)
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
@@ -92,7 +92,7 @@ class QatSection(Section):
 
     epochs: int = Field(default=2, ge=1)
     batch: int = Field(default=8, ge=1)
-    lr0: float = Field(default=1e-5, gt=0)
+    lr0: float = Field(default=1e-4, gt=0)
     lrf: float = Field(default=0.1, gt=0, le=1)
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
     weight_decay: float = Field(default=0.0, ge=0)

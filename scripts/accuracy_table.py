@@ -1,0 +1,281 @@
+"""What each way to INT8 costs in accuracy, in one table with the commands that made it. Hours on two cores.
+
+    python scripts/accuracy_table.py --weights yolov8n.pt --data data.yaml --out runs/accuracy --epochs 2
+
+Rows: FP32, PTQ with each calibrator, this project's QAT with several seeds, Ultralytics' QAT (``quantize=8``) with its
+documented recipe and with its defaults, NNCF's PTQ as Ultralytics' OpenVINO export calls it, and one run per idea of
+the ``qat`` section. Every row is measured on its exported file. ``--agreement`` takes the FP32 model's own detections
+as the labels of the val images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import click
+import yaml
+
+from trt_qat.artifacts import write_json
+from trt_qat.config import Config
+from trt_qat.data.dataset import calibration_images, load_dataset
+from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.runtime.detector import Detector
+from trt_qat.runtime.openvino import OpenVinoRunner
+from trt_qat.runtime.runner import class_names
+from trt_qat.vision.image import read_image_bgr
+from trt_qat.vision.letterbox import network_input
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.placement import CompiledRunner, nncf_openvino
+
+IMGSZ = 640
+FAST = ["--set", "evaluation.latency_iterations=3"]  # this table is about accuracy
+CALIBRATORS = {
+    "max": ["quantization.calibrator=max"],
+    "percentile 99.9999": ["quantization.calibrator=percentile", "quantization.percentile=99.9999"],
+    "percentile 99.999": ["quantization.calibrator=percentile", "quantization.percentile=99.999"],
+    "percentile 99.99": ["quantization.calibrator=percentile", "quantization.percentile=99.99"],
+    "percentile 99.9": ["quantization.calibrator=percentile", "quantization.percentile=99.9"],
+    "entropy": ["quantization.calibrator=entropy"],
+    "mse": ["quantization.calibrator=mse"],
+    "auto": ["quantization.calibrator=auto"],
+}
+IDEAS = {
+    "as configured": [],
+    "start from max": ["quantization.calibrator=max"],
+    "labels too": ["qat.loss=both"],
+    "labels only": ["qat.loss=detection"],
+    "no feature term": ["qat.distill_feature=0"],
+    "one learning rate per epoch": ["qat.scheduler=ultralytics"],
+    "learning rate 1e-5": ["qat.lr0=1e-5"],
+    "learning rate 2e-4": ["qat.lr0=2e-4"],
+    "progressive by depth": ["qat.progressive=depth"],
+    "progressive by sensitivity": ["qat.progressive=sensitivity"],
+    "penalty 0.01": ["qat.penalty=0.01"],
+    "learned scales": ["qat.learned_scales=true"],
+    "BatchNorm kept and frozen": ["qat.bn=freeze"],
+}
+RECIPES = {
+    "documented recipe": dict(optimizer="AdamW", lr0=1e-5, lrf=0.1, cos_lr=True, mosaic=0.0, warmup_epochs=0.5),
+    "CLI defaults": dict(),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured file."""
+
+    name: str
+    map50_95: float
+    map50: float
+    commands: list[str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every row has in common."""
+
+    weights: Path
+    data: Path
+    labels: Path
+    out: Path
+    epochs: int
+    idea_epochs: int
+    idea_fraction: float
+    batch: int
+
+
+def run(*arguments: object) -> str:
+    """Run a trt-qat command in a process of its own; returns the command as text."""
+    command = ["trt-qat", *map(str, arguments)]
+    click.echo(f"$ {shlex.join(command)}")
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "trt_qat", *command[1:]], check=True)
+    return shlex.join(command)
+
+
+def sets(keys: list[str]) -> list[str]:
+    """``--set`` options."""
+    return [part for key in keys for part in ("--set", key)]
+
+
+def measured(name: str, model: Path, setting: Setting, commands: list[str]) -> Row:
+    """Evaluate an exported ONNX file on OpenVINO."""
+    result = setting.out / "evaluation.json"
+    commands.append(run("evaluate", model, "--data", setting.labels, *FAST, "--json", result))
+    (entry,) = json.loads(result.read_text(encoding="utf-8"))
+    return Row(name, entry["map50_95"], entry["map50"], commands)
+
+
+def fp32(name: str, setting: Setting) -> Row:
+    """The float model."""
+    model = setting.out / "fp32.onnx"
+    return measured(name, model, setting, [run("export", setting.weights, "--precision", "fp32", "--out", model)])
+
+
+def ptq(name: str, setting: Setting, keys: list[str]) -> Row:
+    """Calibrated, not trained."""
+    file = setting.out / f"{name.replace(' ', '_')}.safetensors"
+    commands = [
+        run("calibrate", "--weights", setting.weights, "--data", setting.data, *sets(keys), "--out", file),
+        run("export", file, "--out", file.with_suffix(".onnx")),
+    ]
+    return measured(name, file.with_suffix(".onnx"), setting, commands)
+
+
+def qat(name: str, setting: Setting, keys: list[str], epochs: int) -> Row:
+    """This project's QAT."""
+    folder = setting.out / name.replace(" ", "_")
+    keys = [f"qat.batch={setting.batch}", *keys]
+    model = folder / "best.onnx"
+    commands = [
+        run("qat", "--weights", setting.weights, "--data", setting.data, "--epochs", epochs, *sets(keys),
+            "--resume", "--out", folder),
+        run("export", folder / "best.safetensors", "--out", model),
+    ]  # fmt: skip
+    return measured(name, model, setting, commands)
+
+
+def ultralytics_qat(name: str, setting: Setting, recipe: str) -> Row:
+    """Ultralytics' own QAT, exported by Ultralytics."""
+    keys = dict(RECIPES[recipe], quantize=8, data=str(setting.data), epochs=setting.epochs, batch=setting.batch,
+                imgsz=IMGSZ, device="cpu", plots=False, exist_ok=True, val=False, workers=0,
+                project=str(setting.out.resolve()), name=name.replace(" ", "_"))  # fmt: skip
+    # on two cores Ultralytics trains on one; threads do not change the recipe
+    code = (
+        "import os, torch; from ultralytics import YOLO; "
+        f"m = YOLO({str(setting.weights)!r}); "
+        "m.add_callback('on_train_start', lambda _: torch.set_num_threads(os.cpu_count())); "
+        f"m.train(**{keys!r}); "
+        "YOLO(m.trainer.last).export(format='onnx', simplify=False)"
+    )
+    click.echo(f"$ python -c {shlex.quote(code)}")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    model = setting.out / name.replace(" ", "_") / "weights" / "last.onnx"
+    return measured(name, model, setting, [f"python -c {shlex.quote(code)}"])
+
+
+def nncf(name: str, setting: Setting) -> Row:
+    """NNCF on the OpenVINO model."""
+    import openvino
+
+    dataset = load_dataset(setting.data)
+    images = [network_input(read_image_bgr(path), IMGSZ)[0] for path in calibration_images(dataset, 512)]
+    file = setting.out / "nncf.xml"
+    openvino.save_model(nncf_openvino(setting.out / "fp32.onnx", images), file)
+    with OpenVinoRunner(setting.out / "fp32.onnx") as like:
+        runner = CompiledRunner(openvino.Core().read_model(file), like)
+        labels = load_dataset(setting.labels, class_names(like.metadata))
+        accuracy = measure_accuracy(runner, labels, Config().evaluation)
+    return Row(name, accuracy.map50_95, accuracy.map50, ["scripts/accuracy_table.py: nncf()"])
+
+
+def rows(setting: Setting, seeds: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Every row's name and how it is made."""
+    yield "FP32", lambda: fp32("FP32", setting)
+    for calibrator, keys in CALIBRATORS.items():
+        name = f"PTQ {calibrator}"
+        yield name, lambda name=name, keys=keys: ptq(name, setting, keys)
+    yield "NNCF PTQ", lambda: nncf("NNCF PTQ", setting)
+    for seed in seeds:
+        name = f"QAT seed {seed}"
+        yield name, lambda name=name, seed=seed: qat(name, setting, [f"qat.seed={seed}"], setting.epochs)
+    for recipe in RECIPES:
+        name = f"Ultralytics QAT {recipe}"
+        yield name, lambda name=name, recipe=recipe: ultralytics_qat(name, setting, recipe)
+    for idea, keys in IDEAS.items():
+        name = f"idea {idea}"
+        keys = [f"qat.fraction={setting.idea_fraction}", *keys]
+        yield name, lambda name=name, keys=keys: qat(name, setting, keys, setting.idea_epochs)
+
+
+def float_detections(setting: Setting) -> Path:
+    """A dataset whose labels are what the FP32 model detects on the val images with a confidence of 0.25 or more."""
+    dataset = load_dataset(setting.data)
+    folder = setting.out / "float_detections"
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "labels").mkdir(exist_ok=True)
+    with OpenVinoRunner(setting.out / "fp32.onnx") as runner:
+        detector = Detector(runner, conf=0.25)
+        for path in dataset.val:
+            image = read_image_bgr(path)
+            found = detector.detect(image)
+            height, width = image.shape[:2]
+            lines = [
+                f"{int(label)} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
+                f"{(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f}"
+                for (x1, y1, x2, y2), label in zip(found.boxes_xyxy.tolist(), found.class_ids.tolist(), strict=True)
+            ]
+            (folder / "labels" / f"{path.stem}.txt").write_text("\n".join(lines) + "\n" * bool(lines))
+            (folder / "images" / path.name).write_bytes(path.read_bytes())
+    content = {"path": str(folder.resolve()), "train": "images", "val": "images", "names": dict(dataset.names)}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    return folder / "data.yaml"
+
+
+def as_markdown(table: dict[str, Row]) -> str:
+    """The rows, and the commands of each."""
+    base = table["FP32"].map50_95
+    lines = ["| | mAP50-95 | mAP50 | points against FP32 |", "|---|---|---|---|"]
+    lines += [
+        f"| {r.name} | {r.map50_95:.4f} | {r.map50:.4f} | {100 * (r.map50_95 - base):+.2f} |" for r in table.values()
+    ]
+    seeds = [row.map50_95 for name, row in table.items() if name.startswith("QAT seed")]
+    if seeds:
+        lines.append(
+            f"\nQAT over {len(seeds)} seeds: mean {mean(seeds):.4f}, from {min(seeds):.4f} to {max(seeds):.4f}."
+        )
+    for row in table.values():
+        lines += [f"\n{row.name}:", *(f"    {command}" for command in row.commands)]
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--weights", type=click.Path(path_type=Path), required=True)
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--epochs", default=2, show_default=True, help="Of every QAT, ours and Ultralytics'.")
+@click.option("--batch", default=8, show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--idea-epochs", default=1, show_default=True, help="Epochs of the runs that change one idea.")
+@click.option("--idea-fraction", default=1.0, show_default=True, help="Share of the images in those runs.")
+@click.option("--agreement", is_flag=True, help="Measure against the FP32 model's detections instead of the labels.")
+@click.option("--only", multiple=True, help="Rows whose name starts with this; repeatable.")
+def main(
+    weights: Path,
+    data: Path,
+    out: Path,
+    epochs: int,
+    batch: int,
+    seeds: str,
+    idea_epochs: int,
+    idea_fraction: float,
+    agreement: bool,
+    only: tuple[str, ...],
+) -> None:
+    """Make the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    setting = Setting(weights, data, data, out, epochs, idea_epochs, idea_fraction, batch)
+    if agreement:
+        if not (out / "fp32.onnx").is_file():
+            run("export", weights, "--precision", "fp32", "--out", out / "fp32.onnx")
+        setting = Setting(weights, data, float_detections(setting), out, epochs, idea_epochs, idea_fraction, batch)
+    file = out / "table.json"
+    table = {row["name"]: Row(**row) for row in json.loads(file.read_text())} if file.is_file() else {}
+    for name, make in rows(setting, tuple(int(seed) for seed in seeds.split(","))):
+        if name in table or (only and not name.startswith(only)):
+            continue
+        table[name] = make()
+        click.echo(f"== {name}: {table[name].map50_95:.4f}")
+        write_json(file, [vars(row) for row in table.values()])
+        (out / "table.md").write_text(as_markdown(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
