@@ -47,7 +47,7 @@ CALIBRATORS = {
     "mse": ["quantization.calibrator=mse"],
     "auto": ["quantization.calibrator=auto"],
 }
-IDEAS = {
+IDEAS: dict[str, list[str]] = {
     "as configured": [],
     "start from max": ["quantization.calibrator=max"],
     "labels too": ["qat.loss=both"],
@@ -62,9 +62,16 @@ IDEAS = {
     "learned scales": ["qat.learned_scales=true"],
     "BatchNorm kept and frozen": ["qat.bn=freeze"],
 }
-RECIPES = {
-    "documented recipe": dict(optimizer="AdamW", lr0=1e-5, lrf=0.1, cos_lr=True, mosaic=0.0, warmup_epochs=0.5),
-    "CLI defaults": dict(),
+RECIPES: dict[str, dict[str, object]] = {
+    "documented recipe": {
+        "optimizer": "AdamW",
+        "lr0": 1e-5,
+        "lrf": 0.1,
+        "cos_lr": True,
+        "mosaic": 0.0,
+        "warmup_epochs": 0.5,
+    },
+    "CLI defaults": {},
 }
 
 
@@ -144,9 +151,11 @@ def qat(name: str, setting: Setting, keys: list[str], epochs: int) -> Row:
 
 def ultralytics_qat(name: str, setting: Setting, recipe: str) -> Row:
     """Ultralytics' own QAT, exported by Ultralytics."""
-    keys = dict(RECIPES[recipe], quantize=8, data=str(setting.data), epochs=setting.epochs, batch=setting.batch,
-                imgsz=IMGSZ, device="cpu", plots=False, exist_ok=True, val=False, workers=0,
-                project=str(setting.out.resolve()), name=name.replace(" ", "_"))  # fmt: skip
+    keys = {
+        **RECIPES[recipe], "quantize": 8, "data": str(setting.data), "epochs": setting.epochs, "batch": setting.batch,
+        "imgsz": IMGSZ, "device": "cpu", "plots": False, "exist_ok": True, "val": False, "workers": 0,
+        "project": str(setting.out.resolve()), "name": name.replace(" ", "_"),
+    }  # fmt: skip
     # on two cores Ultralytics trains on one; threads do not change the recipe
     code = (
         "import os, torch; from ultralytics import YOLO; "

@@ -186,7 +186,8 @@ def qat(config: Config, weights: Path, data: Path, epochs: int | None, resume: b
         from trt_qat import pipeline  # seconds: torch and its friends
 
         checkpoint = pipeline.qat(weights, data, out, config, bars.over, bars.report, resume)
-    click.echo(f"Fine-tuned: {checkpoint.path}")
+    if distributed.is_main():
+        click.echo(f"Fine-tuned: {checkpoint.path}")
     return {"checkpoint": str(checkpoint.path)}
 
 
