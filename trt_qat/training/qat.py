@@ -38,6 +38,7 @@ from trt_qat.training.resume import load_state, run_fingerprint, save_state
 
 LOG = logging.getLogger(__name__)
 _GRADIENT_NORM = 10.0  # Ultralytics' own limit
+_LEARNING_RATES = {"lr/pg0", "lr/pg1", "lr/pg2"}  # Ultralytics' groups: weights, norms, biases
 
 
 class QATTrainer(DatasetTrainer):
@@ -142,6 +143,10 @@ class QATTrainer(DatasetTrainer):
         super()._model_train()
         if self._section.bn == "freeze" and self.epoch >= self._section.bn_freeze_epochs:
             freeze_statistics_(self.model)
+
+    def save_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Ultralytics' results.csv, without the learning rate of every learned range."""
+        super().save_metrics({k: v for k, v in metrics.items() if not k.startswith("lr/pg") or k in _LEARNING_RATES})
 
     def save_model(self) -> bool:
         """Write ``last``, and ``best`` when this epoch is the best so far."""
