@@ -174,6 +174,9 @@ CASES = {
     "calibrate to a folder": (f"calibrate {GOOD} --out folder.safetensors", "'folder.safetensors' is a folder"),
     "calibrate to another name": (f"calibrate {GOOD} --out a.pt", "'a.pt' must be named *.safetensors"),
     "export to another name": ("export yolov8n.yaml --out a", "'a' must be named *.onnx"),
+    "ranking to another name": (f"sensitivity {GOOD} --out a.txt", "'a.txt' must be named *.json"),
+    "ranking below a file": (f"sensitivity {GOOD} --out blocker/a.json", "Cannot write to folder 'blocker'"),
+    "ranking of other classes": ("sensitivity --weights yolov8n.yaml --data signs --out a.json", "2 classes"),
     "cache below a file": (
         f"calibrate {GOOD} --set model.imgsz=64 --set data.calibration_cache=blocker/c --out a.safetensors",
         "Cannot write",

@@ -138,7 +138,7 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
-        "train", "calibrate", "qat", "export", "engine", "evaluate", "run", "lint", "data", "infer",
+        "train", "calibrate", "qat", "export", "engine", "evaluate", "run", "lint", "data", "infer", "sensitivity",
     }  # fmt: skip
     assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo"}
 
@@ -174,6 +174,7 @@ def test_version_from_a_shell(program: list[str]) -> None:
         ["calibrate", "--weights", "a.pt", "--data", "d"],
         ["calibrate", "--nope"],
         ["qat", "--weights", "a.pt", "--data", "d", "--out", "o", "--epochs", "0"],
+        ["sensitivity", "--weights", "a.pt", "--data", "d", "--out", "o.json", "--metric", "loss"],
         ["export", "a.pt", "--precision", "int4", "--out", "o.onnx"],
         ["export", "--out", "o.onnx"],
         ["engine", "a.onnx", "--flavor", "lean", "--out", "a.plan"],
@@ -231,6 +232,24 @@ def test_second_calibration_does_not_look_at_the_images_again(calibrated: str) -
     assert len(ranges) > 30
     assert all((first[name] <= largest[name] * 1.0001).all() for name in ranges)
     assert any((first[name] < largest[name]).all() for name in ranges)
+
+
+def test_sensitivity_ranks_every_group_and_continues(calibrated: str) -> None:
+    arguments = ("--weights", calibrated, "--data", "demo/coco80.yaml", "--config", "quick.yaml")
+    said = _succeed("sensitivity", *arguments, "--out", "out/sens.json", "--json", "out/copy.json")
+    assert said.splitlines()[-2:] == ["Ranking: out/sens.json", "Chart: out/sens.png"]
+    content = _json("out/sens.json")
+    assert content == _json("out/copy.json")
+    assert content["metric"] == "error"
+    assert len(content["layers"]) == content["groups"] > 30
+    errors = [layer["error"] for layer in content["layers"]]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0
+    shown = [line for line in said.splitlines() if line.startswith("│")]
+    assert len(shown) == 15
+    assert cv2.imread("out/sens.png") is not None
+    again = _succeed("sensitivity", *arguments, "--out", "out/sens.json")
+    assert again == f"Continuing 'out/sens.json': {len(errors)} of {len(errors)} groups are measured already.\n" + said
 
 
 def test_a_quantized_checkpoint_is_not_calibrated_again(calibrated: str) -> None:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -21,14 +21,18 @@ from rich.table import Table
 
 from trt_qat import __version__
 from trt_qat.artifacts import ResultRow, writable_file, write_json
-from trt_qat.config import Config, Flavor, Precision, RuntimeName, choices
+from trt_qat.config import Config, Flavor, Precision, RuntimeName, SensitivityMetric, choices
 from trt_qat.errors import TrtQatError
 from trt_qat.infer import check_json_path
 from trt_qat.infer import main as infer_command
 
+if TYPE_CHECKING:
+    from trt_qat.evaluation.group_sensitivity import GroupSensitivity
+
 Item = TypeVar("Item")
 Command = Callable[..., Any]
 FILE = click.Path(path_type=Path)
+SHOWN_GROUPS = 15
 
 
 class Bars:
@@ -159,6 +163,32 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
         checkpoint = pipeline.calibrate(weights, data, out, config, bars.over)
     click.echo(f"Calibrated: {checkpoint.path}")
     return {"checkpoint": str(checkpoint.path)}
+
+
+@cli.command()
+@_weights
+@_data
+@click.option("--metric", type=click.Choice(choices(SensitivityMetric)), help="Same as --set sensitivity.metric=...")
+@click.option("--out", type=FILE, required=True, help="JSON file to write; it is continued if it is there.")
+@_command
+def sensitivity(
+    config: Config, weights: Path, data: Path, metric: SensitivityMetric | None, out: Path
+) -> dict[str, Any]:
+    """Rank layers by what INT8 costs in each alone.
+
+    Each scale group is quantized alone, everything else float. OUT is rewritten after each group, so that an
+    interrupted run continues; a bar chart (PNG) is written beside it. Float weights are calibrated first.
+    """
+    writable_file(out, ".json")
+    if metric is not None:
+        config = config.with_values("sensitivity", metric=metric)
+    with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
+        result = pipeline.sensitivity(weights, data, out, config, bars.over, click.echo)
+    _print_sensitivity(result.rows)
+    click.echo(f"Ranking: {result.json_file}\nChart: {result.chart}")
+    return result.content
 
 
 @cli.command()
@@ -376,11 +406,30 @@ def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path)
 def _print_rows(rows: Sequence[ResultRow]) -> None:
     from trt_qat.evaluation.report import HEADER, cells
 
+    _print_table(HEADER, [cells(row) for row in rows])
+
+
+def _print_sensitivity(rows: Sequence[GroupSensitivity]) -> None:
+    header = ("worst groups alone in INT8", "output error", "mAP50-95 drop, points")
+    _print_table(
+        header,
+        [
+            (
+                row.label,
+                "" if row.error is None else f"{row.error:.6f}",
+                "" if row.map50_95_drop is None else f"{100 * row.map50_95_drop:.3f}",
+            )
+            for row in rows[:SHOWN_GROUPS]
+        ],
+    )
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table()
-    for name in HEADER:
+    for name in header:
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*cells(row))
+        table.add_row(*row)
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a piped table must stay readable

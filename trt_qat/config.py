@@ -26,6 +26,7 @@ Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 QatLoss = Literal["detection", "distill", "both"]
 Role = Literal["first_conv", "head_last", "dfl"]
+SensitivityMetric = Literal["error", "map", "both"]
 
 
 class Section(BaseModel):
@@ -82,6 +83,14 @@ class QuantizationSection(Section):
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
     exclude: tuple[str, ...] = ()
+
+
+class SensitivitySection(Section):
+    """What each scale group costs when it alone is INT8."""
+
+    metric: SensitivityMetric = "error"
+    images: int = Field(default=16, ge=1)
+    map_images: int = Field(default=128, ge=1)
 
 
 class QatSection(Section):
@@ -152,6 +161,7 @@ class Config(Section):
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     quantization: QuantizationSection = QuantizationSection()
+    sensitivity: SensitivitySection = SensitivitySection()
     qat: QatSection = QatSection()
     export: ExportSection = ExportSection()
     engine: EngineSection = EngineSection()
@@ -170,10 +180,23 @@ class Config(Section):
             _merge(merged, _read_yaml(Path(file)), str(file))
         for override in overrides:
             _merge(merged, _parse_override(override), f"--set {override}")
+        return cls._checked(merged)
+
+    def with_values(self, section: str, **values: Any) -> Config:
+        """A copy with other values in one section.
+
+        Raises:
+            ConfigError: a bad value.
+        """
+        everything = self.model_dump()
+        return self._checked({**everything, section: {**everything[section], **values}})
+
+    @classmethod
+    def _checked(cls, content: dict[str, dict[str, Any]]) -> Config:
         try:
-            return cls.model_validate(merged)
+            return cls.model_validate(content)
         except ValidationError as exc:
-            raise ConfigError(_explain(exc, merged)) from exc
+            raise ConfigError(_explain(exc, content)) from exc
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

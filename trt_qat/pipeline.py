@@ -33,13 +33,14 @@ from trt_qat.data.dataset import (
     load_dataset,
     ultralytics_data,
 )
-from trt_qat.data.progress import Progress, Report, no_report, silent
+from trt_qat.data.progress import Note, Progress, Report, no_note, no_report, silent
 from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, RunnerError
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import markdown_table
+from trt_qat.evaluation.sensitivity import SensitivityResult, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.export.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel, load_model, trainable_network
@@ -104,6 +105,24 @@ def qat(
     provenance = _provenance(weights, dataset, config)
     data_dict = ultralytics_data(dataset)
     return train_qat(quantized, teacher, data_dict, out, config.model, config.qat, provenance, report)
+
+
+def sensitivity(
+    weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, note: Note = no_note
+) -> SensitivityResult:
+    """Rank the scale groups by what each costs alone; float weights are calibrated first. ``out`` is resumed.
+
+    Writes ``out`` (JSON) after each group and a bar chart beside it (PNG) at the end.
+    """
+    writable_folder(out.parent)
+    checkpoint = load_any(weights, config)
+    dataset = _dataset_for(checkpoint, data)
+    if checkpoint.quantized is None:
+        model, imgsz = _calibrated(_loaded(checkpoint, weights), dataset, config, progress), config.model.imgsz
+    else:
+        model, imgsz = checkpoint.quantized, checkpoint.imgsz
+    batches = _calibration_batches(dataset, config.sensitivity.images, config.data.batch, imgsz)
+    return rank_groups(model, imgsz, dataset, batches, config, out, progress, note)
 
 
 def export(weights: Path, out: Path, config: Config) -> OnnxArtifact:
@@ -254,6 +273,11 @@ def _calibrated(model: LoadedModel, dataset: Dataset, config: Config, progress: 
         save_histograms(cache, histograms)
     calibrate_(quantized, histograms, config.quantization)
     return quantized
+
+
+def _calibration_batches(dataset: Dataset, count: int, batch: int, imgsz: int) -> Iterator[Tensor]:
+    images = calibration_images(dataset, count)
+    return _letterboxed((images[i : i + batch] for i in range(0, len(images), batch)), imgsz)
 
 
 def _letterboxed(batches: Any, imgsz: int) -> Iterator[Tensor]:
