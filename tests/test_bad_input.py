@@ -149,6 +149,12 @@ CASES = {
         f"calibrate {GOOD} --set quantization.exclude=[model.99] --set model.imgsz=64 --out a.safetensors",
         "'model.99' matches no convolution",
     ),
+    "negative budget": (f"qat {GOOD} --max-drop -1 --out a", "qat.max_drop = -1.0"),
+    "budget that is no number": (f"qat {GOOD} --max-drop nan --out a", "qat.max_drop = nan"),
+    "budget without an ONNX runtime": (
+        f"run {GOOD} --set qat.max_drop=1 --set evaluation.runtime=torch --out a",
+        "Use openvino or onnxruntime",
+    ),
     "batches out of order": ("engine tiny.onnx --set engine.opt_batch=9 --out a.plan", "must be in ascending order"),
     "timing cache of another name": ("engine tiny.onnx --set engine.timing_cache=x.json --out a.plan", "named *.cache"),
     # ONNX files and plans

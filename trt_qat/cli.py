@@ -1,7 +1,7 @@
 """The ``trt-qat`` command: one short function per verb; the only place that prints or exits.
 
-Exit codes: 0 done, 1 an expected failure (one line on stderr) or lint errors, 2 wrong usage. Anything else is a bug and
-keeps its traceback.
+Exit codes: 0 done, 1 an expected failure (one line on stderr) or lint errors, 2 wrong usage, 3 everything is written
+but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.table import Table
 from trt_qat import __version__
 from trt_qat.artifacts import ResultRow, writable_file, write_json
 from trt_qat.config import Config, Flavor, Precision, RuntimeName, SensitivityMetric, choices
-from trt_qat.errors import TrtQatError
+from trt_qat.errors import BudgetMissed, TrtQatError
 from trt_qat.infer import check_json_path
 from trt_qat.infer import main as infer_command
 
@@ -103,11 +103,21 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except TrtQatError as exc:
-        click.echo(f"Error: {' '.join(str(exc).splitlines())}", err=True)
-        sys.exit(1)
+        _say_error(exc)
+        sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
+
+
+def _say_error(exc: TrtQatError) -> None:
+    click.echo(f"Error: {' '.join(str(exc).splitlines())}", err=True)
+
+
+def _fail_at_end(exc: TrtQatError) -> None:
+    """Report a failure that leaves a result: the command still returns it, and exits with the error's code."""
+    _say_error(exc)
+    click.get_current_context().call_on_close(lambda: sys.exit(exc.exit_code))
 
 
 def _weights(function: Command) -> Command:
@@ -124,7 +134,10 @@ def _data(function: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trt-qat")
 def cli() -> None:
-    """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file."""
+    """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file.
+
+    Exit codes: 0 done, 1 an error or lint errors, 2 wrong usage, 3 done but qat.max_drop is not met.
+    """
 
 
 @cli.command()
@@ -195,21 +208,38 @@ def sensitivity(
 @_weights
 @_data
 @click.option("--epochs", type=click.IntRange(min=1), help="Same as --set qat.epochs=N.")
+@click.option("--max-drop", type=float, help="Same as --set qat.max_drop=POINTS.")
 @click.option("--out", type=FILE, required=True, help="Folder for best.safetensors and last.safetensors.")
 @_command
-def qat(config: Config, weights: Path, data: Path, epochs: int | None, out: Path) -> dict[str, str]:
+def qat(
+    config: Config, weights: Path, data: Path, epochs: int | None, max_drop: float | None, out: Path
+) -> dict[str, str]:
     """Fine-tune with quantization in the loop.
 
-    Starts from a calibrated checkpoint; float weights are calibrated first.
+    Starts from a calibrated checkpoint; float weights are calibrated first. With --max-drop, the fewest layers are left
+    float that keep mAP50-95 within so many points of the float model, measured on exported files
+    (OUT/mixed_precision.json, OUT/best_int8.safetensors); exit code 3 if none do.
     """
     if epochs is not None:
-        config = config.model_copy(update={"qat": config.qat.model_copy(update={"epochs": epochs})})
+        config = config.with_values("qat", epochs=epochs)
+    if max_drop is not None:
+        config = config.with_values("qat", max_drop=max_drop)
+    missed = None
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        checkpoint = pipeline.qat(weights, data, out, config, bars.over, bars.report)
-    click.echo(f"Fine-tuned: {checkpoint.path}")
-    return {"checkpoint": str(checkpoint.path)}
+        try:
+            pipeline.qat(weights, data, out, config, bars.over, bars.report)
+        except BudgetMissed as exc:
+            missed = exc
+    best = out / "best.safetensors"
+    click.echo(f"Fine-tuned: {best}")
+    result = {"checkpoint": str(best)}
+    if config.qat.max_drop is not None:
+        result["mixed_precision"] = str(_print_mixes(out))
+    if missed:
+        _fail_at_end(missed)
+    return result
 
 
 @cli.command()
@@ -280,7 +310,8 @@ def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: Runt
 def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     """All stages, from float weights to an engine.
 
-    Calibrate, fine-tune, export, build the engine, and evaluate FP32 against PTQ and QAT.
+    Calibrate, fine-tune, export, build the engine, and evaluate FP32 against PTQ and QAT. With qat.max_drop set, the
+    exit code is 3 if the QAT model does not meet it; everything is written all the same.
     """
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
@@ -296,6 +327,10 @@ def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, 
         "picture": result.picture,
     }.items():
         click.echo(f"{what}: {path}")
+    if config.qat.max_drop is not None:
+        _print_mixes(out / "qat")
+    if result.missed:
+        _fail_at_end(result.missed)
     return [row.as_dict() for row in result.rows]
 
 
@@ -422,6 +457,16 @@ def _print_sensitivity(rows: Sequence[GroupSensitivity]) -> None:
             for row in rows[:SHOWN_GROUPS]
         ],
     )
+
+
+def _print_mixes(folder: Path) -> Path:
+    """Show what ``qat.max_drop`` led to; returns its file."""
+    from trt_qat.evaluation.mixed_precision import REPORT, table
+
+    header, rows, chosen = table(folder / REPORT)
+    _print_table(header, rows)
+    click.echo(f"{chosen}\nMixed precision: {folder / REPORT}")
+    return folder / REPORT
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -37,7 +37,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float, float | None):
             raise ValueError("must be a number")
         return value
 
@@ -110,6 +110,7 @@ class QatSection(Section):
     fraction: float = Field(default=1.0, gt=0, le=1)
     loss: QatLoss = "distill"
     distill_weight: float = Field(default=1.0, gt=0)
+    max_drop: float | None = Field(default=None, ge=0)
     seed: int = 0
 
 

@@ -35,9 +35,10 @@ from trt_qat.data.dataset import (
 )
 from trt_qat.data.progress import Note, Progress, Report, no_note, no_report, silent
 from trt_qat.engine.build import build_engine
-from trt_qat.errors import ArtifactError, RunnerError
+from trt_qat.errors import ArtifactError, BudgetMissed, RunnerError
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.mixed_precision import ALL_INT8, REPORT, check_budget_runtime, keep_budget
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import markdown_table
 from trt_qat.evaluation.sensitivity import SensitivityResult, rank_groups
@@ -92,7 +93,15 @@ def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Pr
 def qat(
     weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, report: Report = no_report
 ) -> CheckpointArtifact:
-    """Fine-tune a calibrated checkpoint (a float model is calibrated first); returns ``out/best.safetensors``."""
+    """Fine-tune a calibrated checkpoint (a float model is calibrated first); returns ``out/best.safetensors``.
+
+    With ``config.qat.max_drop`` set, layers are left float until that budget is met, see
+    :func:`~trt_qat.evaluation.mixed_precision.keep_budget`.
+
+    Raises:
+        BudgetMissed: it cannot be met; ``out`` is complete all the same.
+    """
+    check_budget_runtime(config)
     writable_folder(out)
     checkpoint = load_any(weights, config)
     dataset = _dataset_for(checkpoint, data)
@@ -104,7 +113,14 @@ def qat(
         teacher = copy.deepcopy(quantized.network)
     provenance = _provenance(weights, dataset, config)
     data_dict = ultralytics_data(dataset)
-    return train_qat(quantized, teacher, data_dict, out, config.model, config.qat, provenance, report)
+    best = train_qat(quantized, teacher, data_dict, out, config.model, config.qat, provenance, report)
+    for stale in (REPORT, ALL_INT8):  # of an earlier run into the same folder
+        (out / stale).unlink(missing_ok=True)
+    if config.qat.max_drop is None:
+        return best
+    float_model = Checkpoint(quantized.network, quantized.names, "fp32", config.model.imgsz, quantized, {})
+    batches = _calibration_batches(dataset, config.sensitivity.images, config.data.batch, config.model.imgsz)
+    return keep_budget(float_model, best.path, dataset, batches, config, progress)
 
 
 def sensitivity(
@@ -174,7 +190,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class RunResult:
-    """What ``run`` leaves behind."""
+    """What ``run`` leaves behind. ``missed``: the QAT model does not meet ``qat.max_drop``; all else is there."""
 
     rows: list[ResultRow]
     checkpoints: dict[str, Path]
@@ -183,19 +199,25 @@ class RunResult:
     result_json: Path
     report: Path
     picture: Path
+    missed: BudgetMissed | None
 
 
 def run(
     weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, report: Report = no_report
 ) -> RunResult:
     """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector."""
+    check_budget_runtime(config)
     writable_folder(out)
     model = load_float(weights)
     dataset = _dataset_for(model, data)
     imgsz, provenance = config.model.imgsz, _provenance(weights, dataset, config)
     float_file = save_checkpoint(out / "fp32.safetensors", model, "fp32", imgsz, provenance).path
     ptq_file = calibrate(float_file, data, out / "ptq.safetensors", config, progress).path
-    qat_file = qat(ptq_file, data, out / "qat", config, progress, report).path
+    qat_file, missed = out / "qat" / "best.safetensors", None
+    try:
+        qat(ptq_file, data, out / "qat", config, progress, report)
+    except BudgetMissed as exc:  # its best model goes through the other stages like any other
+        missed = exc
     exports = (
         ("fp32", float_file, _float_of(config.export.precision)),
         ("ptq", ptq_file, config.export.precision),
@@ -215,7 +237,7 @@ def run(
             [("FP32", first), ("QAT INT8", second)], dataset.val, config.infer, out / "picture.jpg"
         )
     checkpoints = {"fp32": float_file, "ptq": ptq_file, "qat": qat_file}
-    return RunResult(rows, checkpoints, onnx, plan, out / "result.json", out / "report.md", picture)
+    return RunResult(rows, checkpoints, onnx, plan, out / "result.json", out / "report.md", picture, missed)
 
 
 def load_float(weights: Path) -> LoadedModel:

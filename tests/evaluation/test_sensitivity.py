@@ -175,4 +175,4 @@ def test_chart_has_room_for_every_bar(tmp_path: Path) -> None:
 
 def test_label_names_the_first_convolution() -> None:
     assert GroupSensitivity("silu_3", ("model.2.cv1.conv",)).label == "model.2.cv1"
-    assert GroupSensitivity("silu_3", ("model.2.cv1.conv", "a", "b")).label == "model.2.cv1  +2"
+    assert GroupSensitivity("silu_3", ("model.2.cv1.conv", "a", "b")).label == "model.2.cv1 +2"

@@ -46,4 +46,4 @@ class GroupSensitivity:
     def label(self) -> str:
         """The first convolution and how many more there are: names of traced tensors tell a reader little."""
         more = len(self.convs) - 1
-        return self.convs[0].removesuffix(".conv") + (f"  +{more}" if more else "")
+        return self.convs[0].removesuffix(".conv") + (f" +{more}" if more else "")
