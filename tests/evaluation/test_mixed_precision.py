@@ -202,7 +202,7 @@ def test_three_groups_float(
     best: Path, demo: Dataset, batches: tuple[Tensor, ...], accuracy: Callable[..., None]
 ) -> None:
     before = best.read_bytes()
-    few = {"all INT8": 0.48, "with 1 groups float": 0.49, "with 2 groups float": 0.495}
+    few = {"all INT8": 0.48, "groups left float: 1": 0.49, "groups left float: 2": 0.495}
     accuracy({"FP32": 0.5, **few}, otherwise=0.499)
     content = kept(best, demo, batches, 0.2)
     ranked = [line["group"] for line in content["ranking"]]
@@ -232,7 +232,7 @@ def test_three_groups_float(
 def test_a_budget_out_of_reach_keeps_the_best_measured(
     best: Path, demo: Dataset, batches: tuple[Tensor, ...], accuracy: Callable[..., None]
 ) -> None:
-    accuracy({"FP32": 0.5, "all INT8": 0.3, "with 2 groups float": 0.45}, otherwise=0.4)
+    accuracy({"FP32": 0.5, "all INT8": 0.3, "groups left float: 2": 0.45}, otherwise=0.4)
     with pytest.raises(BudgetMissed) as caught:
         kept(best, demo, batches, 0.2)
     assert caught.value.exit_code == 3

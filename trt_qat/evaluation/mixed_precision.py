@@ -193,7 +193,7 @@ class ExportedMixes:
         self._config = config
         self._folder = folder
         self._progress = progress
-        self._int8: Precision = "int8+fp16" if config.export.precision.endswith("fp16") else "int8+fp32"
+        self._int8 = _int8_precision(config)
         self._all_int8 = self._export(checkpoint, self._int8, "int8")
 
     def __call__(self, groups: tuple[str, ...]) -> Measured:
@@ -201,7 +201,7 @@ class ExportedMixes:
         if not groups:
             return self._measure(self._all_int8, "all INT8")
         mixed = load_checkpoint(self.save(groups, self._folder / "mixed.safetensors").path)
-        return self._measure(self._export(mixed, self._int8, "mixed"), f"with {len(groups)} groups float")
+        return self._measure(self._export(mixed, self._int8, "mixed"), f"groups left float: {len(groups)}")
 
     def float_model(self, checkpoint: Checkpoint) -> Measured:
         """Measure a checkpoint with all its quantizers off, in the type that the mixes' float part has."""
@@ -228,6 +228,11 @@ class ExportedMixes:
             accuracy = measure_accuracy(runner, self._dataset, evaluation, batch, self._progress, label)
             latency, int8_latency = measure_latency([runner, all_int8], evaluation, self._progress)
         return Measured(accuracy.map50_95, latency.median, int8_latency.median)
+
+
+def _int8_precision(config: Config) -> Precision:
+    """What mixes are exported in: the configured precision, or the INT8 one with the same float type."""
+    return "int8+fp16" if config.export.precision.endswith("fp16") else "int8+fp32"
 
 
 def check_budget_runtime(config: Config) -> None:
@@ -307,7 +312,7 @@ def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate],
         "max_drop_points": config.qat.max_drop,
         "met": search.met,
         "runtime": config.evaluation.runtime,
-        "export_precision": config.export.precision,
+        "precision": _int8_precision(config),
         "ranked_by": "output error of the group alone in INT8 / its share of the multiply-accumulates "
         "(an estimate of its share of the latency)",
         "float": {"map50_95": of_float.map50_95, "latency_ms": of_float.latency_ms},
