@@ -22,10 +22,10 @@ PLAN := engines/$(NAME)_int8.plan
 BEST = $(if $(wildcard $(QAT)),$(QAT),$(if $(wildcard $(PTQ)),$(PTQ),$(WEIGHTS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types train calibrate qat export engine evaluate run clean
+.PHONY: help install demo test test-slow lint types train calibrate sensitivity qat export engine evaluate run clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 	@echo "Variables: WEIGHTS=$(WEIGHTS) DATA=$(DATA) NAME=$(NAME) OUT=$(OUT) ARGS='--set section.key=value'"
 
 $(READY): pyproject.toml scripts/constraints.txt
@@ -67,6 +67,9 @@ endif
 
 calibrate: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## WEIGHTS and DATA to calib/NAME_ptq.safetensors
 	$(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $(PTQ) $(FLAGS)
+
+sensitivity: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## What INT8 costs per layer: OUT/sensitivity.json and .png
+	$(BIN)/trt-qat sensitivity --weights $(if $(wildcard $(PTQ)),$(PTQ),$(WEIGHTS)) --data $(DATA) --out $(OUT)/sensitivity.json $(FLAGS)
 
 qat: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## Fine-tune (the calibrated checkpoint if there is one) to OUT/qat
 	$(BIN)/trt-qat qat --weights $(if $(wildcard $(PTQ)),$(PTQ),$(WEIGHTS)) --data $(DATA) --out $(OUT)/qat $(FLAGS)

@@ -149,6 +149,12 @@ CASES = {
         f"calibrate {GOOD} --set quantization.exclude=[model.99] --set model.imgsz=64 --out a.safetensors",
         "'model.99' matches no convolution",
     ),
+    "negative budget": (f"qat {GOOD} --max-drop -1 --out a", "qat.max_drop = -1.0"),
+    "budget that is no number": (f"qat {GOOD} --max-drop nan --out a", "qat.max_drop = nan"),
+    "budget without an ONNX runtime": (
+        f"run {GOOD} --set qat.max_drop=1 --set evaluation.runtime=torch --out a",
+        "Use openvino or onnxruntime",
+    ),
     "batches out of order": ("engine tiny.onnx --set engine.opt_batch=9 --out a.plan", "must be in ascending order"),
     "timing cache of another name": ("engine tiny.onnx --set engine.timing_cache=x.json --out a.plan", "named *.cache"),
     # ONNX files and plans
@@ -174,6 +180,9 @@ CASES = {
     "calibrate to a folder": (f"calibrate {GOOD} --out folder.safetensors", "'folder.safetensors' is a folder"),
     "calibrate to another name": (f"calibrate {GOOD} --out a.pt", "'a.pt' must be named *.safetensors"),
     "export to another name": ("export yolov8n.yaml --out a", "'a' must be named *.onnx"),
+    "ranking to another name": (f"sensitivity {GOOD} --out a.txt", "'a.txt' must be named *.json"),
+    "ranking below a file": (f"sensitivity {GOOD} --out blocker/a.json", "Cannot write to folder 'blocker'"),
+    "ranking of other classes": ("sensitivity --weights yolov8n.yaml --data signs --out a.json", "2 classes"),
     "cache below a file": (
         f"calibrate {GOOD} --set model.imgsz=64 --set data.calibration_cache=blocker/c --out a.safetensors",
         "Cannot write",

@@ -138,7 +138,7 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
-        "train", "calibrate", "qat", "export", "engine", "evaluate", "run", "lint", "data", "infer",
+        "train", "calibrate", "qat", "export", "engine", "evaluate", "run", "lint", "data", "infer", "sensitivity",
     }  # fmt: skip
     assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo"}
 
@@ -174,6 +174,7 @@ def test_version_from_a_shell(program: list[str]) -> None:
         ["calibrate", "--weights", "a.pt", "--data", "d"],
         ["calibrate", "--nope"],
         ["qat", "--weights", "a.pt", "--data", "d", "--out", "o", "--epochs", "0"],
+        ["sensitivity", "--weights", "a.pt", "--data", "d", "--out", "o.json", "--metric", "loss"],
         ["export", "a.pt", "--precision", "int4", "--out", "o.onnx"],
         ["export", "--out", "o.onnx"],
         ["engine", "a.onnx", "--flavor", "lean", "--out", "a.plan"],
@@ -231,6 +232,80 @@ def test_second_calibration_does_not_look_at_the_images_again(calibrated: str) -
     assert len(ranges) > 30
     assert all((first[name] <= largest[name] * 1.0001).all() for name in ranges)
     assert any((first[name] < largest[name]).all() for name in ranges)
+
+
+def test_sensitivity_ranks_every_group_and_continues(calibrated: str) -> None:
+    arguments = ("--weights", calibrated, "--data", "demo/coco80.yaml", "--config", "quick.yaml")
+    said = _succeed("sensitivity", *arguments, "--out", "out/sens.json", "--json", "out/copy.json")
+    assert said.splitlines()[-2:] == ["Ranking: out/sens.json", "Chart: out/sens.png"]
+    content = _json("out/sens.json")
+    assert content == _json("out/copy.json")
+    assert content["metric"] == "error"
+    assert len(content["layers"]) == content["groups"] > 30
+    errors = [layer["error"] for layer in content["layers"]]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0
+    shown = [line for line in said.splitlines() if line.startswith("│")]
+    assert len(shown) == 15
+    assert cv2.imread("out/sens.png") is not None
+    again = _succeed("sensitivity", *arguments, "--out", "out/sens.json")
+    assert again == f"Continuing 'out/sens.json': {len(errors)} of {len(errors)} groups are measured already.\n" + said
+
+
+def test_a_budget_that_all_int8_meets(calibrated: str) -> None:
+    arguments = ("--weights", calibrated, "--data", "demo/coco80.yaml", "--config", "quick.yaml")
+    said = _succeed("qat", *arguments, "--max-drop", "100", "--out", "out/met", "--json", "out/met.json")
+    assert said.splitlines()[0] == "Fine-tuned: out/met/best.safetensors"
+    assert said.splitlines()[-2:] == [
+        "All INT8 is within 100 points.",
+        "Mixed precision: out/met/mixed_precision.json",
+    ]
+    assert _json("out/met.json") == {
+        "checkpoint": "out/met/best.safetensors",
+        "mixed_precision": "out/met/mixed_precision.json",
+    }
+    assert _json("out/met/mixed_precision.json")["met"] is True
+    assert {file.name for file in Path("out/met").glob("best*")} == {"best.safetensors"}
+    _succeed("qat", *arguments, "--out", "out/met")  # without a budget: what the last run said is gone
+    assert not Path("out/met/mixed_precision.json").exists()
+
+
+@pytest.fixture
+def few_groups(calibrated: str) -> str:
+    """The calibrated checkpoint with 3 groups in INT8, so that few mixes are measured."""
+    from trt_qat.training.checkpoint import load_checkpoint, save_checkpoint
+
+    model = load_checkpoint(Path(calibrated)).quantized
+    assert model is not None
+    few = model.leave_float([group.name for group in model.placement.groups[3:]], "test")
+    return str(save_checkpoint(Path("out/few.safetensors"), few, "ptq", 64, {}).path)
+
+
+def test_a_budget_out_of_reach_exits_with_3_and_leaves_its_files(
+    few_groups: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trt_qat.evaluation import mixed_precision
+    from trt_qat.evaluation.accuracy import Accuracy
+
+    def measure(*arguments: Any) -> Accuracy:
+        return Accuracy({"FP32": 0.5, "groups left float: 1": 0.45}.get(arguments[-1], 0.4), 0.9, 2)
+
+    monkeypatch.setattr(mixed_precision, "measure_accuracy", measure)
+    arguments = ("--weights", few_groups, "--data", "demo/coco80.yaml", "--config", "quick.yaml", "--max-drop", "0.2")
+    result = _run("qat", *arguments, "--out", "out/missed", "--json", "out/missed.json")
+    assert result.exit_code == 3, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: No mix keeps mAP50-95 within 0.2 points of the float model: 0.5000 float, 0.4500")
+    assert "with 1 of 3 groups float" in line
+    assert "1  <- kept" in result.stdout
+    content = _json("out/missed/mixed_precision.json")
+    assert (content["met"], content["chosen"]["k"]) == (False, 1)
+    assert [step["k"] for step in content["steps"]] == [0, 1, 2]
+    assert _json("out/missed.json")["checkpoint"] == "out/missed/best.safetensors"
+    best, all_int8 = (load_file(f"out/missed/{name}.safetensors") for name in ("best", "best_int8"))
+    ranges = [{name for name in file if name.startswith("amax.activation.")} for file in (best, all_int8)]
+    assert (len(ranges[0]), len(ranges[1])) == (2, 3)
+    _succeed("export", "out/missed/best.safetensors", "--config", "quick.yaml", "--out", "out/missed.onnx")
 
 
 def test_a_quantized_checkpoint_is_not_calibrated_again(calibrated: str) -> None:
@@ -298,6 +373,32 @@ def test_run_does_all_stages(place: Path) -> None:
     assert len(named) == 11
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
+
+
+@pytest.mark.slow
+def test_run_goes_on_after_a_missed_budget_and_exits_with_3(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trt_qat import pipeline
+    from trt_qat.artifacts import EngineArtifact
+    from trt_qat.evaluation import mixed_precision
+    from trt_qat.evaluation.accuracy import Accuracy
+
+    def measure(*arguments: Any) -> Accuracy:
+        return Accuracy(0.5 if arguments[-1] == "FP32" else 0.4, 0.9, 2)
+
+    monkeypatch.setattr(mixed_precision, "measure_accuracy", measure)
+    monkeypatch.setattr(pipeline, "engine", lambda onnx, out, config: EngineArtifact(out, out, "tensorrt-rtx"))
+    two_groups = ("--set", "quantization.exclude=['model.[2-9].*', 'model.[12][0-9].*']")
+    arguments = ("--weights", WEIGHTS, "--data", "demo/coco80.yaml", "--config", "quick.yaml", *two_groups)
+    result = _run("run", *arguments, "--set", "qat.max_drop=0.2", "--out", "missed", "--json", "out/missed_run.json")
+    assert result.exit_code == 3, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: No mix keeps mAP50-95 within 0.2 points")
+    assert "all INT8 is kept" in result.stdout
+    assert not Path("missed/qat/best_int8.safetensors").exists()  # best.safetensors is that one
+    assert len(_json("missed/result.json")) == 3
+    assert _json("missed/result.json") == _json("out/missed_run.json")
+    assert Path("missed/report.md").is_file()
+    assert Path("missed/picture.jpg").is_file()
 
 
 def test_infer_takes_the_shared_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

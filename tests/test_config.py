@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SECTIONS_OF_FILE = {
     "base_config.yaml": {"model", "data", "train", "evaluation", "infer"},
     "qat_config.yaml": {"qat"},
-    "quantization_config.yaml": {"quantization"},
+    "quantization_config.yaml": {"quantization", "sensitivity"},
     "export_config.yaml": {"export", "engine"},
 }
 DEFAULTS: dict[str, dict[str, Any]] = Config().model_dump(mode="json")
@@ -71,7 +71,7 @@ def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
         ("quantisation.calibrator=max", "Unknown key 'quantisation' in --set quantisation.calibrator=max. "),
         ("quantisation.calibrator=max", "Did you mean 'quantization'?"),
         ("infer.zzz=1", "Known: infer.conf, infer.iou, infer.max_det."),
-        ("zzz.zzz=1", "Known: data, engine, evaluation, export, infer, model, qat, quantization, train."),
+        ("zzz.zzz=1", "Known: data, engine, evaluation, export, infer, model, qat, quantization, sensitivity, train."),
     ],
 )
 def test_unknown_key_suggests_the_nearest(override: str, message: str) -> None:
@@ -96,9 +96,11 @@ def test_key_in_the_wrong_section_names_the_right_one(override: str, belongs: st
         ("qat.epochs=two", "qat.epochs = 'two'"),
         ("qat.epochs=2.5", "qat.epochs = 2.5"),
         ("qat.epochs=true", "qat.epochs = True: must be a number"),
+        ("qat.max_drop=true", "qat.max_drop = True: must be a number"),
         ("qat.epochs=", "qat.epochs = None"),
         ("quantization.exclude=model.22", "Input should be a list, e.g. [a, b]"),
         ("data.calibration_cache=5", "data.calibration_cache = 5"),
+        ("sensitivity.metric=loss", "'error', 'map' or 'both'"),
         ("export.precision=int4", "'int8+fp32', 'int8+fp16', 'fp32' or 'fp16'"),
         ("quantization.float_roles=[last]", "'first_conv', 'head_last' or 'dfl'"),
     ],
@@ -116,6 +118,8 @@ def test_wrong_type_says_what_was_given_and_what_is_allowed(override: str, said:
         "qat.lr0=0",
         "qat.lr0=.inf",
         "qat.lr0=nan",
+        "qat.max_drop=-0.1",
+        "qat.max_drop=nan",
         "qat.lrf=1.01",
         "qat.fliplr=-0.1",
         "quantization.percentile=50",
@@ -128,6 +132,8 @@ def test_wrong_type_says_what_was_given_and_what_is_allowed(override: str, said:
         "evaluation.latency_iterations=2",
         "engine.workspace_mib=15",
         "model.imgsz=0",
+        "sensitivity.images=0",
+        "sensitivity.map_images=0",
     ],
 )
 def test_out_of_range(override: str) -> None:

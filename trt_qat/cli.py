@@ -1,7 +1,7 @@
 """The ``trt-qat`` command: one short function per verb; the only place that prints or exits.
 
-Exit codes: 0 done, 1 an expected failure (one line on stderr) or lint errors, 2 wrong usage. Anything else is a bug and
-keeps its traceback.
+Exit codes: 0 done, 1 an expected failure (one line on stderr) or lint errors, 2 wrong usage, 3 everything is written
+but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from rich.table import Table
 
 from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, write_json
-from trt_qat.config import Config, Flavor, Precision, RuntimeName, choices
-from trt_qat.errors import TrtQatError
+from trt_qat.config import Config, Flavor, Precision, RuntimeName, SensitivityMetric, choices
+from trt_qat.errors import BudgetMissed, TrtQatError
 from trt_qat.infer import check_json_path
 from trt_qat.infer import main as infer_command
 
 if TYPE_CHECKING:
+    from trt_qat.evaluation.group_sensitivity import GroupSensitivity
     from trt_qat.quantization.auto_calibrator import Calibration
 
 Item = TypeVar("Item")
 Command = Callable[..., Any]
 FILE = click.Path(path_type=Path)
+SHOWN_GROUPS = 15
 
 
 class Bars:
@@ -102,11 +104,21 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except TrtQatError as exc:
-        click.echo(f"Error: {' '.join(str(exc).splitlines())}", err=True)
-        sys.exit(1)
+        _say_error(exc)
+        sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
+
+
+def _say_error(exc: TrtQatError) -> None:
+    click.echo(f"Error: {' '.join(str(exc).splitlines())}", err=True)
+
+
+def _fail_at_end(exc: TrtQatError) -> None:
+    """Report a failure that leaves a result: the command still returns it, and exits with the error's code."""
+    _say_error(exc)
+    click.get_current_context().call_on_close(lambda: sys.exit(exc.exit_code))
 
 
 def _weights(function: Command) -> Command:
@@ -123,7 +135,10 @@ def _data(function: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trt-qat")
 def cli() -> None:
-    """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file."""
+    """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file.
+
+    Exit codes: 0 done, 1 an error or lint errors, 2 wrong usage, 3 done but qat.max_drop is not met.
+    """
 
 
 @cli.command()
@@ -170,25 +185,71 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
 @cli.command()
 @_weights
 @_data
+@click.option("--metric", type=click.Choice(choices(SensitivityMetric)), help="Same as --set sensitivity.metric=...")
+@click.option("--out", type=FILE, required=True, help="JSON file to write; it is continued if it is there.")
+@_command
+def sensitivity(
+    config: Config, weights: Path, data: Path, metric: SensitivityMetric | None, out: Path
+) -> dict[str, Any]:
+    """Rank layers by what INT8 costs in each alone.
+
+    Each scale group is quantized alone, everything else float. OUT is rewritten after each group, so that an
+    interrupted run continues; a bar chart (PNG) is written beside it. Float weights are calibrated first.
+    """
+    writable_file(out, ".json")
+    if metric is not None:
+        config = config.with_values("sensitivity", metric=metric)
+    with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
+        result = pipeline.sensitivity(weights, data, out, config, bars.over, click.echo)
+    _print_sensitivity(result.rows)
+    click.echo(f"Ranking: {result.json_file}\nChart: {result.chart}")
+    return result.content
+
+
+@cli.command()
+@_weights
+@_data
 @click.option("--epochs", type=click.IntRange(min=1), help="Same as --set qat.epochs=N.")
+@click.option("--max-drop", type=float, help="Same as --set qat.max_drop=POINTS.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in OUT; give the same options as then.")
 @click.option("--out", type=FILE, required=True, help="Folder for best.safetensors and last.safetensors.")
 @_command
-def qat(config: Config, weights: Path, data: Path, epochs: int | None, resume: bool, out: Path) -> dict[str, str]:
+def qat(
+    config: Config, weights: Path, data: Path, epochs: int | None, max_drop: float | None, resume: bool, out: Path
+) -> dict[str, str]:
     """Fine-tune with quantization in the loop.
 
     Starts from a calibrated checkpoint; float weights are calibrated first. Beside the checkpoints OUT gets
     results.csv, quantization_error.csv (SQNR and drift per layer), TensorBoard's event file and resume.pt.
+
+    With --max-drop, the fewest layers are left
+    float that keep mAP50-95 within so many points of the float model, measured on exported files
+    (OUT/mixed_precision.json, OUT/best_int8.safetensors); exit code 3 if none do.
     """
     if epochs is not None:
-        config = config.model_copy(update={"qat": config.qat.model_copy(update={"epochs": epochs})})
+        config = config.with_values("qat", epochs=epochs)
+    if max_drop is not None:
+        config = config.with_values("qat", max_drop=max_drop)
+    missed = None
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        checkpoint = pipeline.qat(weights, data, out, config, bars.over, bars.report, resume)
-    if distributed.is_main():
-        click.echo(f"Fine-tuned: {checkpoint.path}")
-    return {"checkpoint": str(checkpoint.path)}
+        try:
+            pipeline.qat(weights, data, out, config, bars.over, bars.report, resume)
+        except BudgetMissed as exc:
+            missed = exc
+    best = out / "best.safetensors"
+    result = {"checkpoint": str(best)}
+    if not distributed.is_main():
+        return result
+    click.echo(f"Fine-tuned: {best}")
+    if config.qat.max_drop is not None:
+        result["mixed_precision"] = str(_print_mixes(out))
+    if missed:
+        _fail_at_end(missed)
+    return result
 
 
 @cli.command()
@@ -259,7 +320,8 @@ def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: Runt
 def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     """All stages, from float weights to an engine.
 
-    Calibrate, fine-tune, export, build the engine, and evaluate FP32 against PTQ and QAT.
+    Calibrate, fine-tune, export, build the engine, and evaluate FP32 against PTQ and QAT. With qat.max_drop set, the
+    exit code is 3 if the QAT model does not meet it; everything is written all the same.
     """
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
@@ -275,6 +337,10 @@ def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, 
         "picture": result.picture,
     }.items():
         click.echo(f"{what}: {path}")
+    if config.qat.max_drop is not None:
+        _print_mixes(out / "qat")
+    if result.missed:
+        _fail_at_end(result.missed)
     return [row.as_dict() for row in result.rows]
 
 
@@ -385,12 +451,41 @@ def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path)
 def _print_rows(rows: Sequence[ResultRow]) -> None:
     from trt_qat.evaluation.report import HEADER, cells
 
+    _print_table(HEADER, [cells(row) for row in rows])
+
+
+def _print_sensitivity(rows: Sequence[GroupSensitivity]) -> None:
+    header = ("worst groups alone in INT8", "output error", "mAP50-95 drop, points")
+    _print_table(
+        header,
+        [
+            (
+                row.label,
+                "" if row.error is None else f"{row.error:.6f}",
+                "" if row.map50_95_drop is None else f"{100 * row.map50_95_drop:.3f}",
+            )
+            for row in rows[:SHOWN_GROUPS]
+        ],
+    )
+
+
+def _print_mixes(folder: Path) -> Path:
+    """Show what ``qat.max_drop`` led to; returns its file."""
+    from trt_qat.evaluation.mixed_precision import REPORT, table
+
+    header, rows, chosen = table(folder / REPORT)
+    _print_table(header, rows)
+    click.echo(f"{chosen}\nMixed precision: {folder / REPORT}")
+    return folder / REPORT
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table()
-    for name in HEADER:
+    for name in header:
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*cells(row))
-    _print_table(table)
+        table.add_row(*row)
+    _print(table)
 
 
 def _print_candidates(calibration: Calibration) -> None:
@@ -400,10 +495,10 @@ def _print_candidates(calibration: Calibration) -> None:
     for candidate in sorted(calibration.candidates, key=lambda candidate: candidate.error):
         percentile = "" if candidate.percentile is None else str(candidate.percentile)
         table.add_row(candidate.calibrator, percentile, f"{candidate.error:.4f}", "chosen" if candidate.chosen else "")
-    _print_table(table)
+    _print(table)
 
 
-def _print_table(table: Table) -> None:
+def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a piped table must stay readable

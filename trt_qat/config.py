@@ -28,6 +28,7 @@ ToolkitName = Literal["modelopt", "pytorch-quantization"]
 QatLoss = Literal["detection", "distill", "both"]
 Progressive = Literal["off", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
+SensitivityMetric = Literal["error", "map", "both"]
 
 
 class Section(BaseModel):
@@ -38,7 +39,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float, float | None):
             raise ValueError("must be a number")
         return value
 
@@ -87,6 +88,14 @@ class QuantizationSection(Section):
     exclude: tuple[str, ...] = ()
 
 
+class SensitivitySection(Section):
+    """What each scale group costs when it alone is INT8."""
+
+    metric: SensitivityMetric = "error"
+    images: int = Field(default=16, ge=1)
+    map_images: int = Field(default=128, ge=1)
+
+
 class QatSection(Section):
     """Quantization-aware fine-tuning."""
 
@@ -116,6 +125,7 @@ class QatSection(Section):
     bn_freeze_epochs: int = Field(default=1, ge=0)
     monitor: bool = True
     collapse: float = Field(default=0.5, ge=0, lt=1)
+    max_drop: float | None = Field(default=None, ge=0)
     seed: int = 0
 
 
@@ -167,6 +177,7 @@ class Config(Section):
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     quantization: QuantizationSection = QuantizationSection()
+    sensitivity: SensitivitySection = SensitivitySection()
     qat: QatSection = QatSection()
     export: ExportSection = ExportSection()
     engine: EngineSection = EngineSection()
@@ -185,10 +196,23 @@ class Config(Section):
             _merge(merged, _read_yaml(Path(file)), str(file))
         for override in overrides:
             _merge(merged, _parse_override(override), f"--set {override}")
+        return cls._checked(merged)
+
+    def with_values(self, section: str, **values: Any) -> Config:
+        """A copy with other values in one section.
+
+        Raises:
+            ConfigError: a bad value.
+        """
+        everything = self.model_dump()
+        return self._checked({**everything, section: {**everything[section], **values}})
+
+    @classmethod
+    def _checked(cls, content: dict[str, dict[str, Any]]) -> Config:
         try:
-            return cls.model_validate(merged)
+            return cls.model_validate(content)
         except ValidationError as exc:
-            raise ConfigError(_explain(exc, merged)) from exc
+            raise ConfigError(_explain(exc, content)) from exc
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

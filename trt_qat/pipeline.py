@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -36,13 +36,15 @@ from trt_qat.data.dataset import (
     load_dataset,
     ultralytics_data,
 )
-from trt_qat.data.progress import Progress, Report, no_report, silent
+from trt_qat.data.progress import Note, Progress, Report, no_note, no_report, silent
 from trt_qat.engine.build import build_engine
-from trt_qat.errors import ArtifactError, RunnerError
+from trt_qat.errors import ArtifactError, BudgetMissed, RunnerError
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.mixed_precision import ALL_INT8, REPORT, check_budget_runtime, keep_budget
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import markdown_table
+from trt_qat.evaluation.sensitivity import SensitivityResult, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.export.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel, load_model, load_unfolded, trainable_network
@@ -116,9 +118,16 @@ def qat(
 ) -> CheckpointArtifact:
     """Fine-tune a calibrated checkpoint (a float model is calibrated first); returns ``out/best.safetensors``.
 
+    With ``config.qat.max_drop`` set, layers are left float until that budget is met, see
+    :func:`~trt_qat.evaluation.mixed_precision.keep_budget`.
+
     Args:
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+
+    Raises:
+        BudgetMissed: it cannot be met; ``out`` is complete all the same.
     """
+    check_budget_runtime(config)
     writable_folder(out)
     unfolded = load_unfolded(weights) if config.qat.bn == "freeze" else None
     checkpoint = load_any(weights, config)
@@ -133,7 +142,12 @@ def qat(
         teacher = copy.deepcopy(quantized.network)
     provenance = {**_provenance(weights, dataset, config), **start}
     data_dict = ultralytics_data(dataset)
-    return train_qat(
+    order: list[str] = []
+    if config.qat.progressive == "sensitivity":
+        order = _least_costly_first(quantized, dataset, out, config, progress)
+    if distributed.is_main():
+        _undo_mixed_precision(out, resume)
+    best = train_qat(
         quantized,
         teacher,
         data_dict,
@@ -143,8 +157,51 @@ def qat(
         provenance,
         report,
         unfolded_network=unfolded,
+        order=order,
         resume=resume,
     )
+    if config.qat.max_drop is None or not distributed.is_main():
+        return best
+    float_model = Checkpoint(quantized.network, quantized.names, "fp32", config.model.imgsz, quantized, {})
+    batches = _calibration_batches(dataset, config.sensitivity.images, config.data.batch, config.model.imgsz)
+    return keep_budget(float_model, best.path, dataset, batches, config, progress)
+
+
+def _undo_mixed_precision(out: Path, resume: bool) -> None:
+    """An earlier run in the folder may have left some groups float in ``best``."""
+    if resume and (out / ALL_INT8).is_file():
+        (out / ALL_INT8).replace(out / "best.safetensors")
+    for stale in (REPORT, ALL_INT8):
+        (out / stale).unlink(missing_ok=True)
+
+
+def _least_costly_first(
+    model: QuantizedModel, dataset: Dataset, out: Path, config: Config, progress: Progress
+) -> list[str]:
+    """Every scale group, the one whose quantization changes the output least first."""
+    imgsz = config.model.imgsz
+    batches = _calibration_batches(dataset, config.sensitivity.images, config.data.batch, imgsz)
+    by_error = config.with_values("sensitivity", metric="error")
+    ranking = rank_groups(model, imgsz, dataset, batches, by_error, out / "sensitivity.json", progress, no_note)
+    return [row.group for row in reversed(ranking.rows)]
+
+
+def sensitivity(
+    weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, note: Note = no_note
+) -> SensitivityResult:
+    """Rank the scale groups by what each costs alone; float weights are calibrated first. ``out`` is resumed.
+
+    Writes ``out`` (JSON) after each group and a bar chart beside it (PNG) at the end.
+    """
+    writable_folder(out.parent)
+    checkpoint = load_any(weights, config)
+    dataset = _dataset_for(checkpoint, data)
+    if checkpoint.quantized is None:
+        model, imgsz = _calibrated(_loaded(checkpoint, weights), dataset, config, progress)[0], config.model.imgsz
+    else:
+        model, imgsz = checkpoint.quantized, checkpoint.imgsz
+    batches = _calibration_batches(dataset, config.sensitivity.images, config.data.batch, imgsz)
+    return rank_groups(model, imgsz, dataset, batches, config, out, progress, note)
 
 
 def export(weights: Path, out: Path, config: Config) -> OnnxArtifact:
@@ -196,7 +253,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class RunResult:
-    """What ``run`` leaves behind."""
+    """What ``run`` leaves behind. ``missed``: the QAT model does not meet ``qat.max_drop``; all else is there."""
 
     rows: list[ResultRow]
     checkpoints: dict[str, Path]
@@ -205,19 +262,25 @@ class RunResult:
     result_json: Path
     report: Path
     picture: Path
+    missed: BudgetMissed | None
 
 
 def run(
     weights: Path, data: Path, out: Path, config: Config, progress: Progress = silent, report: Report = no_report
 ) -> RunResult:
     """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector."""
+    check_budget_runtime(config)
     writable_folder(out)
     model = load_float(weights)
     dataset = _dataset_for(model, data)
     imgsz, provenance = config.model.imgsz, _provenance(weights, dataset, config)
     float_file = save_checkpoint(out / "fp32.safetensors", model, "fp32", imgsz, provenance).path
     ptq_file = calibrate(float_file, data, out / "ptq.safetensors", config, progress).path
-    qat_file = qat(ptq_file, data, out / "qat", config, progress, report).path
+    qat_file, missed = out / "qat" / "best.safetensors", None
+    try:
+        qat(ptq_file, data, out / "qat", config, progress, report)
+    except BudgetMissed as exc:  # its best model goes through the other stages like any other
+        missed = exc
     exports = (
         ("fp32", float_file, _float_of(config.export.precision)),
         ("ptq", ptq_file, config.export.precision),
@@ -237,7 +300,7 @@ def run(
             [("FP32", first), ("QAT INT8", second)], dataset.val, config.infer, out / "picture.jpg"
         )
     checkpoints = {"fp32": float_file, "ptq": ptq_file, "qat": qat_file}
-    return RunResult(rows, checkpoints, onnx, plan, out / "result.json", out / "report.md", picture)
+    return RunResult(rows, checkpoints, onnx, plan, out / "result.json", out / "report.md", picture, missed)
 
 
 def load_float(weights: Path) -> LoadedModel:
@@ -338,6 +401,11 @@ def _batches(images: Sequence[Path], size: int) -> list[Sequence[Path]]:
 
 def _letterboxed(paths: Sequence[Path], imgsz: int) -> Tensor:
     return torch.from_numpy(np.concatenate([network_input(read_image_bgr(path), imgsz)[0] for path in paths]))
+
+
+def _calibration_batches(dataset: Dataset, count: int, batch: int, imgsz: int) -> Iterator[Tensor]:
+    for paths in _batches(calibration_images(dataset, count), batch):
+        yield _letterboxed(paths, imgsz)
 
 
 def _provenance(weights: Path, dataset: Dataset, config: Config) -> dict[str, Any]:

@@ -21,6 +21,15 @@ def silent(items: Sequence[Item], description: str, /) -> Iterable[Item]:
     return items
 
 
+# How a stage says one line of text to the user.
+Note = Callable[[str], None]
+
+
+def no_note(line: str) -> None:
+    """The note that says nothing."""
+    del line
+
+
 # How a loop that is not ours reports: description, steps done, steps in total.
 Report = Callable[[str, int, int], None]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
@@ -40,9 +41,9 @@ class QuantizedModel:
     def weight_quantizers(self) -> dict[str, nn.Module]:
         """QuantConv2d name to its weight quantizer."""
         return {
-            name: self.toolkit.weight_quantizer(module)
-            for name, module in self.network.named_modules()
-            if self.toolkit.is_quant_conv(module)
+            conv: self.toolkit.weight_quantizer(self.network.get_submodule(conv))
+            for group in self.placement.groups
+            for conv in group.convs
         }
 
     def amax(self) -> dict[str, Tensor]:
@@ -60,16 +61,52 @@ class QuantizedModel:
                     self.toolkit.set_enabled(quantizer, True)
 
     @contextmanager
-    def quantizers_off(self) -> Iterator[None]:
-        """Within: the network computes in float."""
-        quantizers = [*self.activation_quantizers().values(), *self.weight_quantizers().values()]
-        for quantizer in quantizers:
-            self.toolkit.set_enabled(quantizer, False)
+    def only(self, groups: Collection[str]) -> Iterator[None]:
+        """Within: these groups quantize (activation and weights), all others are float. Afterwards all is as before.
+
+        Raises:
+            QuantizationError: the placement has no such group.
+        """
+        _check_groups(groups, self.placement)
+        weights = self.weight_quantizers()
+        wanted = {quantizer: name in groups for name, quantizer in self.activation_quantizers().items()}
+        wanted |= {weights[conv]: group.name in groups for group in self.placement.groups for conv in group.convs}
+        before = {quantizer: self.toolkit.enabled(quantizer) for quantizer in wanted}
         try:
+            for quantizer, enabled in wanted.items():
+                self.toolkit.set_enabled(quantizer, enabled)
             yield
         finally:
-            for quantizer in quantizers:
-                self.toolkit.set_enabled(quantizer, True)
+            for quantizer, enabled in before.items():
+                self.toolkit.set_enabled(quantizer, enabled)
+
+    def quantizers_off(self) -> AbstractContextManager[None]:
+        """Within: the network computes in float."""
+        return self.only(())
+
+    def leave_float(self, groups: Collection[str], reason: str) -> QuantizedModel:
+        """A copy in which these groups have no quantizers; their convolutions join the placement's float ones.
+
+        Args:
+            reason: what ``Placement.float_convs`` says about each of them.
+
+        Raises:
+            QuantizationError: the placement has no such group.
+        """
+        _check_groups(groups, self.placement)
+        copied = replace(self, network=copy.deepcopy(self.network))
+        weights, activations = copied.weight_quantizers(), copied.activation_quantizers()
+        for group in self.placement.groups:
+            if group.name in groups:
+                for quantizer in (activations[group.name], *(weights[conv] for conv in group.convs)):
+                    self.toolkit.set_enabled(quantizer, False)
+        return replace(copied, placement=self.placement.without(groups, reason))
+
+
+def _check_groups(groups: Collection[str], placement: Placement) -> None:
+    unknown = sorted(set(groups) - {group.name for group in placement.groups})
+    if unknown:
+        raise QuantizationError(f"The placement has no group '{unknown[0]}'.")
 
 
 def quantize_model(network: DetectionModel, names: Mapping[int, str], section: QuantizationSection) -> QuantizedModel:

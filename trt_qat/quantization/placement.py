@@ -12,7 +12,7 @@ No rule names a class of module. Source of the rules: NVIDIA's "Working with qua
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -65,6 +65,12 @@ class Placement:
 
     groups: tuple[ScaleGroup, ...]
     float_convs: Mapping[str, str]
+
+    def without(self, groups: Collection[str], reason: str) -> Placement:
+        """The placement in which these groups are float; ``reason`` is noted for each of their convolutions."""
+        kept = tuple(group for group in self.groups if group.name not in groups)
+        removed = {conv: reason for group in self.groups if group.name in groups for conv in group.convs}
+        return Placement(kept, {**self.float_convs, **removed})
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON form for checkpoints; :meth:`from_dict` is its inverse."""

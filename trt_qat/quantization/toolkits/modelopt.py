@@ -96,6 +96,10 @@ class ModelOptToolkit:
         """See the protocol."""
         (quantizer.enable if enabled else quantizer.disable)()  # type: ignore[operator]
 
+    def enabled(self, quantizer: nn.Module) -> bool:
+        """See the protocol."""
+        return bool(quantizer.is_enabled)
+
     @contextlib.contextmanager
     def exporting(self) -> Iterator[None]:
         """See the protocol. ModelOpt's symbolic functions are always registered."""

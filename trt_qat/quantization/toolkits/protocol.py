@@ -46,5 +46,8 @@ class Toolkit(Protocol):
     def set_enabled(self, quantizer: nn.Module, enabled: bool) -> None:
         """Quantize, or let values through unchanged."""
 
+    def enabled(self, quantizer: nn.Module) -> bool:
+        """Whether the quantizer quantizes, see :meth:`set_enabled`."""
+
     def exporting(self) -> AbstractContextManager[None]:
         """Within: ``torch.onnx.export`` writes QuantizeLinear and DequantizeLinear."""

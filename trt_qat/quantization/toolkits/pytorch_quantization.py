@@ -91,6 +91,10 @@ class PytorchQuantizationToolkit:
         """See the protocol."""
         (quantizer.enable if enabled else quantizer.disable)()  # type: ignore[operator]
 
+    def enabled(self, quantizer: nn.Module) -> bool:
+        """See the protocol. The package keeps it in a private attribute alone."""
+        return not quantizer._disabled
+
     @contextlib.contextmanager
     def exporting(self) -> Iterator[None]:
         """See the protocol. Up to 2.1 a class switch selects PyTorch's operators; 2.2 has its own context."""

@@ -1,0 +1,344 @@
+"""Mixed precision to an accuracy budget: the fewest scale groups left float that keep mAP, each mix measured as a file.
+
+Nothing is retrained. Groups are tried in the order of what they cost in accuracy for what they save in time; how many
+are needed is searched on exported files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trt_qat.artifacts import CheckpointArtifact, atomic_path, write_json
+from trt_qat.config import Config, Precision
+from trt_qat.data.dataset import Dataset
+from trt_qat.data.progress import Progress, silent
+from trt_qat.errors import BudgetMissed, ConfigError, QuantizationError
+from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.evaluation.group_sensitivity import GroupSensitivity
+from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.sensitivity import OutputError, measure_groups
+from trt_qat.export.onnx_export import export_onnx
+from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.runtime.selection import open_runner
+from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+REPORT = "mixed_precision.json"
+ALL_INT8 = "best_int8.safetensors"
+_REASON = "left float to meet qat.max_drop"
+_ROUNDING = 1e-9  # a drop that equals the budget meets it, whatever the last bit says
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One exported file: mAP50-95 as a fraction; median milliseconds of it and of all INT8 in the same rounds."""
+
+    map50_95: float
+    latency_ms: float
+    int8_latency_ms: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A mix that was measured: the first ``k`` ranked groups are float."""
+
+    k: int
+    groups: tuple[str, ...]
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Search:
+    """Every mix that was measured, in that order (all INT8 first), and the one to keep.
+
+    Args:
+        met: whether ``chosen`` is within the budget; if not, it is the most accurate one measured.
+    """
+
+    steps: tuple[Step, ...]
+    chosen: Step
+    met: bool
+
+
+def fewest_float_groups(
+    ranked: Sequence[str],
+    of_float: Measured,
+    of_int8: Measured,
+    max_drop: float,
+    measure: Callable[[tuple[str, ...]], Measured],
+) -> Search:
+    """Find the smallest k such that leaving ``ranked[:k]`` float meets the budget, in few measurements.
+
+    k grows 0, 1, 2, 4, ... until the budget is met and is then bisected: more float groups are taken to be no less
+    accurate. Where they are, k may not be the smallest, but what is chosen was measured all the same.
+
+    Args:
+        ranked: groups in the order in which they are left float.
+        of_float: the float model.
+        of_int8: k = 0.
+        max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
+        measure: measures the mix that leaves the given groups float.
+    """
+    steps = {0: Step(0, (), of_int8)}
+
+    def meets(k: int) -> bool:
+        if k not in steps:
+            groups = tuple(ranked[:k])
+            steps[k] = Step(k, groups, measure(groups))
+        return _meets(of_float, steps[k].measured, max_drop)
+
+    low, high = -1, 0
+    while not meets(high):
+        if high == len(ranked):
+            best = max(steps.values(), key=lambda step: (step.measured.map50_95, -step.k))
+            return Search(tuple(steps.values()), best, met=False)
+        low, high = high, min(len(ranked), max(1, 2 * high))
+    while high - low > 1:
+        middle = (low + high) // 2
+        if meets(middle):
+            high = middle
+        else:
+            low = middle
+    return Search(tuple(steps.values()), steps[high], met=True)
+
+
+def drop_points(of_float: Measured, found: Measured) -> float:
+    """What is lost, in mAP points (hundredths); negative if something is won."""
+    return 100 * (of_float.map50_95 - found.map50_95)
+
+
+def _meets(of_float: Measured, found: Measured, max_drop: float) -> bool:
+    return drop_points(of_float, found) <= max_drop + _ROUNDING
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group with what it costs in accuracy and the share of the network's multiplications that it computes."""
+
+    sensitivity: GroupSensitivity
+    macs_share: float
+
+    @property
+    def error_per_share(self) -> float:
+        """What the ranking goes by: leaving this group float wins much accuracy for little time."""
+        return self.sensitivity.cost / self.macs_share
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return self.sensitivity.as_dict() | {"macs_share": self.macs_share, "error_per_share": self.error_per_share}
+
+
+def rank_candidates(
+    model: QuantizedModel, batches: Iterable[Tensor], imgsz: int, progress: Progress = silent
+) -> list[Candidate]:
+    """Every group, the one to leave float first at the top.
+
+    Args:
+        batches: float32 tensors of shape (n, 3, h, w) in [0, 1].
+        imgsz: side of the square input, pixels.
+    """
+    shares = macs_shares(model, imgsz)
+    rows = measure_groups(model, OutputError(model, batches), None, progress=progress)
+    candidates = [Candidate(row, shares[row.group]) for row in rows]
+    return sorted(candidates, key=lambda candidate: -candidate.error_per_share)
+
+
+@torch.no_grad()
+def macs_shares(model: QuantizedModel, imgsz: int) -> dict[str, float]:
+    """Share of all convolutions' multiply-accumulates per group: an estimate of its share of the latency."""
+    macs: dict[str, int] = {}
+
+    def count(module: nn.Module, inputs: Any, output: Tensor, name: str) -> None:
+        del inputs
+        macs[name] = macs.get(name, 0) + output[0].numel() * module.weight[0].numel()  # type: ignore[index]
+
+    convs = [(name, module) for name, module in model.network.named_modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_hook(partial(count, name=name)) for name, module in convs]
+    try:
+        with model.quantizers_off():
+            device = next(model.network.parameters()).device
+            model.network.eval()(torch.zeros(1, 3, imgsz, imgsz, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = sum(macs.values())
+    return {group.name: sum(macs[conv] for conv in group.convs) / total for group in model.placement.groups}
+
+
+class ExportedMixes:
+    """Measures mixes of one quantized checkpoint, each exported anew, with the configured runtime.
+
+    Args:
+        checkpoint: quantized; left as it is.
+        dataset: mAP is measured on its val split.
+        folder: for the files, which may be removed afterwards.
+
+    Raises:
+        ConfigError: see :func:`check_budget_runtime`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dataset: Dataset, config: Config, folder: Path, progress: Progress):
+        check_budget_runtime(config)
+        self._checkpoint = checkpoint
+        self._dataset = dataset
+        self._config = config
+        self._folder = folder
+        self._progress = progress
+        self._int8 = _int8_precision(config)
+        self._all_int8 = self._export(checkpoint, self._int8, "int8")
+
+    def __call__(self, groups: tuple[str, ...]) -> Measured:
+        """Measure with these groups float; none means all INT8."""
+        if not groups:
+            return self._measure(self._all_int8, "all INT8")
+        mixed = load_checkpoint(self.save(groups, self._folder / "mixed.safetensors").path)
+        return self._measure(self._export(mixed, self._int8, "mixed"), f"groups left float: {len(groups)}")
+
+    def float_model(self, checkpoint: Checkpoint) -> Measured:
+        """Measure a checkpoint with all its quantizers off, in the type that the mixes' float part has."""
+        precision: Precision = "fp16" if self._int8 == "int8+fp16" else "fp32"
+        return self._measure(self._export(checkpoint, precision, "float"), precision.upper())
+
+    def save(self, groups: tuple[str, ...], path: Path) -> CheckpointArtifact:
+        """Write the checkpoint with these groups float."""
+        provenance = {**self._checkpoint.provenance, "left_float": list(groups)}
+        mixed = _quantized(self._checkpoint).leave_float(groups, _REASON)
+        return save_checkpoint(path, mixed, self._checkpoint.stage, self._checkpoint.imgsz, provenance)
+
+    def _export(self, checkpoint: Checkpoint, precision: Precision, stem: str) -> Path:
+        section = self._config.export.model_copy(update={"precision": precision})
+        return export_onnx(checkpoint, self._folder / f"{stem}.onnx", section, checkpoint.imgsz).path
+
+    def _measure(self, onnx: Path, label: str) -> Measured:
+        evaluation = self._config.evaluation
+        with (
+            open_runner(onnx, evaluation.runtime, evaluation.threads) as runner,
+            open_runner(self._all_int8, evaluation.runtime, evaluation.threads) as all_int8,
+        ):
+            batch = self._config.data.batch
+            accuracy = measure_accuracy(runner, self._dataset, evaluation, batch, self._progress, label)
+            latency, int8_latency = measure_latency([runner, all_int8], evaluation, self._progress)
+        return Measured(accuracy.map50_95, latency.median, int8_latency.median)
+
+
+def _int8_precision(config: Config) -> Precision:
+    """What mixes are exported in: the configured precision, or the INT8 one with the same float type."""
+    return "int8+fp16" if config.export.precision.endswith("fp16") else "int8+fp32"
+
+
+def check_budget_runtime(config: Config) -> None:
+    """Refuse a budget that could not be measured, before any training.
+
+    Raises:
+        ConfigError: ``qat.max_drop`` is set and the runtime does not run ONNX files.
+    """
+    if config.qat.max_drop is not None and config.evaluation.runtime not in ("openvino", "onnxruntime"):
+        raise ConfigError(
+            f"qat.max_drop is measured on ONNX files, which evaluation.runtime={config.evaluation.runtime} does not "
+            "run. Use openvino or onnxruntime."
+        )
+
+
+def _quantized(checkpoint: Checkpoint) -> QuantizedModel:
+    if checkpoint.quantized is None:
+        raise QuantizationError("Mixed precision needs a quantized checkpoint, this one is float.")
+    return checkpoint.quantized
+
+
+def keep_budget(
+    float_model: Checkpoint,
+    best: Path,
+    dataset: Dataset,
+    batches: Iterable[Tensor],
+    config: Config,
+    progress: Progress = silent,
+) -> CheckpointArtifact:
+    """Make ``best`` meet ``config.qat.max_drop`` by leaving groups float, if it does not yet.
+
+    Writes ``mixed_precision.json`` beside ``best``; where groups are left float, ``best`` becomes the mixed checkpoint
+    and ``best_int8.safetensors`` keeps the one that was there.
+
+    Args:
+        float_model: what fine-tuning started from; its quantizers, if any, are switched off for measuring.
+        best: the fine-tuned, all-INT8 checkpoint.
+        batches: images for the output error, as :class:`~trt_qat.evaluation.sensitivity.OutputError` takes them.
+
+    Raises:
+        BudgetMissed: no mix meets the budget. All files are written, ``best`` is the most accurate model measured.
+    """
+    max_drop = config.qat.max_drop or 0.0
+    checkpoint = load_checkpoint(best)
+    candidates: list[Candidate] = []
+    with tempfile.TemporaryDirectory() as folder:
+        measure = ExportedMixes(checkpoint, dataset, config, Path(folder), progress)
+        of_float, of_int8 = measure.float_model(float_model), measure(())
+        if not _meets(of_float, of_int8, max_drop):
+            candidates = rank_candidates(_quantized(checkpoint), batches, checkpoint.imgsz, progress)
+        # the last group stays INT8: with all of them float it would be no INT8 model
+        ranked = [candidate.sensitivity.group for candidate in candidates[:-1]]
+        search = fewest_float_groups(ranked, of_float, of_int8, max_drop, measure)
+        if search.chosen.groups:
+            with atomic_path(best.with_name(ALL_INT8)) as temporary:
+                shutil.copyfile(best, temporary)
+            measure.save(search.chosen.groups, best)
+    report = best.with_name(REPORT)
+    write_json(report, _report(search, of_float, candidates, config))
+    if not search.met:
+        found = search.chosen.measured.map50_95
+        raise BudgetMissed(
+            f"No mix keeps mAP50-95 within {max_drop:g} points of the float model: {of_float.map50_95:.4f} float, "
+            f"{found:.4f} at best (with {search.chosen.k} of {len(candidates)} groups float). "
+            f"'{best}' is that model, '{report}' lists the measurements. Raise qat.max_drop or fine-tune longer."
+        )
+    return CheckpointArtifact(best)
+
+
+def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate], config: Config) -> dict[str, Any]:
+    def line(step: Step) -> dict[str, Any]:
+        drop = drop_points(of_float, step.measured)
+        return {"k": step.k, "groups": list(step.groups), "drop_points": drop, **asdict(step.measured)}
+
+    chosen = {candidate.sensitivity.group: candidate for candidate in candidates}
+    return {
+        "max_drop_points": config.qat.max_drop,
+        "met": search.met,
+        "runtime": config.evaluation.runtime,
+        "precision": _int8_precision(config),
+        "ranked_by": "output error of the group alone in INT8 / its share of the multiply-accumulates "
+        "(an estimate of its share of the latency)",
+        "float": {"map50_95": of_float.map50_95, "latency_ms": of_float.latency_ms},
+        "int8": line(search.steps[0]),
+        "steps": [line(step) for step in search.steps],
+        "chosen": line(search.chosen) | {"why": [chosen[group].as_dict() for group in search.chosen.groups]},
+        "ranking": [candidate.as_dict() for candidate in candidates],
+    }
+
+
+def table(report: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """What a ``mixed_precision.json`` says, as text: header, rows, and a sentence about the choice."""
+    content = json.loads(report.read_text(encoding="utf-8"))
+    chosen, of_float = content["chosen"], content["float"]
+    header = ("groups left float", "mAP50-95", "drop, points", "ms median", "all INT8 beside it, ms")
+    rows: list[tuple[str, ...]] = [
+        ("all (the float model)", f"{of_float['map50_95']:.4f}", "", f"{of_float['latency_ms']:.1f}", "")
+    ]
+    for step in sorted(content["steps"], key=lambda step: int(step["k"])):
+        figures = (f"{step['latency_ms']:.1f}", f"{step['int8_latency_ms']:.1f}")
+        mark = "  <- kept" if step["k"] == chosen["k"] else ""
+        rows.append((f"{step['k']}{mark}", f"{step['map50_95']:.4f}", f"{step['drop_points']:.2f}", *figures))
+    budget = f"{content['max_drop_points']:g} points"
+    if not chosen["k"]:
+        said = f"All INT8 is within {budget}." if content["met"] else f"No mix is within {budget}; all INT8 is kept."
+    else:
+        labels = ", ".join(GroupSensitivity.from_dict(group).label for group in chosen["why"])
+        said = f"Left float{'' if content['met'] else f', though not within {budget}'}: {labels}."
+    return header, rows, said

@@ -1,0 +1,261 @@
+"""What quantizing each scale group alone costs: everything float except that group, measured group by group.
+
+One network serves for all: its quantizers are switched, and the float outputs are computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trt_qat.artifacts import write_json
+from trt_qat.config import Config, EvaluationSection, SensitivitySection
+from trt_qat.data.dataset import Dataset, calibration_images, dataset_sha256, label_path
+from trt_qat.data.progress import Note, Progress, no_note, silent
+from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
+from trt_qat.evaluation.group_sensitivity import GroupSensitivity
+from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
+from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.model.output_error import output_error, raw_predictions
+from trt_qat.quantization.insert import QuantizedModel
+
+Measure = Callable[[], float]
+
+
+class OutputError:
+    """Error of the raw head outputs against the float network, per image.
+
+    Args:
+        model: calibrated; its quantizers may be switched between calls, its weights may not change.
+        batches: float32 tensors of shape (n, 3, h, w) in [0, 1]; kept in memory with their float outputs.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: QuantizedModel, batches: Iterable[Tensor]) -> None:
+        self._network = model.network.eval()
+        device = next(self._network.parameters()).device
+        with model.quantizers_off():
+            images = [batch.to(device) for batch in batches]
+            self._taught = [(batch, raw_predictions(self._network, batch)) for batch in images]
+        self._images = sum(len(batch) for batch, _ in self._taught)
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        """The error with the quantizers that are on now."""
+        errors = [
+            float(output_error(raw_predictions(self._network, batch), taught)) * len(batch)
+            for batch, taught in self._taught
+        ]
+        return sum(errors) / self._images
+
+
+class MapOnSubset:
+    """Fake-quant mAP on the first images of the val split.
+
+    Args:
+        model: calibrated; its quantizers may be switched between calls.
+        imgsz: side of the square input, pixels.
+        images: how many val images.
+        folder: where the list of these images is written; it must outlive this object.
+        batch: images per forward pass.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        imgsz: int,
+        dataset: Dataset,
+        images: int,
+        section: EvaluationSection,
+        batch: int,
+        folder: Path,
+    ) -> None:
+        self._runner = TorchRunner(model.network, model.names, imgsz, section.threads)
+        self._dataset = first_val_images(dataset, images, folder)
+        self._section = section
+        self._batch = batch
+
+    def __call__(self) -> Accuracy:
+        """The accuracy with the quantizers that are on now."""
+        return measure_accuracy(self._runner, self._dataset, self._section, self._batch)
+
+    def drop_from(self, float_map: float) -> Measure:
+        """A function that measures ``float_map`` less the mAP50-95 now."""
+        return lambda: float_map - self().map50_95
+
+
+def first_val_images(dataset: Dataset, count: int, folder: Path) -> Dataset:
+    """The dataset with the first ``count`` images as its val split, named in a list file in ``folder``."""
+    images = dataset.val[:count]
+    listed = folder / "val.txt"
+    listed.write_text("".join(f"{image}\n" for image in images), encoding="utf-8")
+    return replace(dataset, val=images, val_entries=(str(listed),))
+
+
+def measure_groups(
+    model: QuantizedModel,
+    error: Measure | None,
+    map_drop: Measure | None,
+    done: Sequence[GroupSensitivity] = (),
+    progress: Progress = silent,
+    keep: Callable[[list[GroupSensitivity]], object] = lambda so_far: None,
+) -> list[GroupSensitivity]:
+    """Measure each group alone; the worst comes first.
+
+    Args:
+        error: the output error with the quantizers that are on, None to leave it out.
+        map_drop: the mAP drop likewise.
+        done: groups measured before, which are not measured again.
+        keep: told all that is measured, sorted, after each group.
+    """
+    rows = {row.group: row for row in done}
+    left = [group for group in model.placement.groups if group.name not in rows]
+    for group in progress(left, "measuring groups"):
+        with model.only([group.name]):
+            rows[group.name] = GroupSensitivity(
+                group.name, group.convs, error() if error else None, map_drop() if map_drop else None
+            )
+        keep(_worst_first(rows.values()))
+    return _worst_first(rows.values())
+
+
+def _worst_first(rows: Iterable[GroupSensitivity]) -> list[GroupSensitivity]:
+    return sorted(rows, key=lambda row: (-row.cost, -(row.error or 0.0), row.group))
+
+
+def sensitivity_key(
+    model: QuantizedModel,
+    dataset: Dataset,
+    section: SensitivitySection,
+    imgsz: int,
+    evaluation: EvaluationSection,
+) -> dict[str, Any]:
+    """Everything that decides the figures, as JSON values: two files with one key hold the same figures."""
+    weights = {name: value for name, value in model.network.state_dict().items() if "quantizer" not in name}
+    placement = json.dumps(model.placement.as_dict(), sort_keys=True)
+    key: dict[str, Any] = {
+        "metric": section.metric,
+        "weights": _tensors_sha256(weights),
+        "ranges": _tensors_sha256(model.amax()),
+        "placement": hashlib.sha256(placement.encode()).hexdigest()[:16],
+        "imgsz": imgsz,
+    }
+    if section.metric != "map":
+        chosen = calibration_images(dataset, section.images)
+        key |= {"images": len(chosen), "data": dataset_sha256(chosen)[:16]}
+    if section.metric != "error":
+        val = dataset.val[: section.map_images]
+        labels = [label for label in map(label_path, val) if label.is_file()]
+        key |= {"map_images": len(val), "val_data": dataset_sha256([*val, *labels])[:16]}
+        key |= {"evaluation": evaluation.model_dump(include={"conf", "iou", "max_det"})}
+    return key
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SensitivityFile:
+    """The JSON file of a ranking, rewritten after each group so that an interrupted run can go on."""
+
+    path: Path
+    key: Mapping[str, Any]
+    groups: int
+
+    def write(self, float_figures: Mapping[str, Any], rows: Sequence[GroupSensitivity]) -> dict[str, Any]:
+        """Write what is measured so far, whole or not at all; returns the content."""
+        content = {
+            "key": dict(self.key),
+            "metric": self.key["metric"],
+            "groups": self.groups,
+            "float": dict(float_figures),
+            "layers": [row.as_dict() for row in rows],
+        }
+        write_json(self.path, content)
+        return content
+
+    def read(self) -> tuple[dict[str, Any], list[GroupSensitivity], str]:
+        """What an earlier run left under the same key: the float figures, the groups, and a line that says so.
+
+        Another key, or another file altogether, gives nothing but the line that says why.
+        """
+        if not self.path.exists():
+            return {}, [], ""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            found = dict(content["key"])
+            rows = [GroupSensitivity.from_dict(row) for row in content["layers"]]
+            figures = dict(content["float"])
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
+            return {}, [], f"Starting anew: '{self.path}' is not a readable sensitivity file."
+        wanted = dict(self.key)
+        other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        if other:
+            return {}, [], f"Starting anew: '{self.path}' was made with other {', '.join(other)}."
+        return figures, rows, f"Continuing '{self.path}': {len(rows)} of {self.groups} groups are measured already."
+
+
+@dataclass(frozen=True)
+class SensitivityResult:
+    """A finished ranking, worst first, and its files."""
+
+    rows: list[GroupSensitivity]
+    content: dict[str, Any]
+    json_file: Path
+    chart: Path
+
+
+def rank_groups(
+    model: QuantizedModel,
+    imgsz: int,
+    dataset: Dataset,
+    batches: Iterable[Tensor],
+    config: Config,
+    out: Path,
+    progress: Progress = silent,
+    note: Note = no_note,
+) -> SensitivityResult:
+    """Measure every group with the metric of ``config.sensitivity``, going on where ``out`` stopped.
+
+    Args:
+        model: calibrated.
+        imgsz: side of the square input, pixels.
+        batches: images for metric ``error``, as :class:`OutputError` takes them; read only if they are needed.
+        out: JSON file; the chart is written beside it once all groups are measured.
+    """
+    section = config.sensitivity
+    key = sensitivity_key(model, dataset, section, imgsz, config.evaluation)
+    file = SensitivityFile(out, key, len(model.placement.groups))
+    figures, done, said = file.read()
+    if said:
+        note(said)
+    unfinished = len(done) < file.groups
+    error = map_drop = None
+    with tempfile.TemporaryDirectory() as folder:
+        if unfinished and section.metric != "map":
+            error = OutputError(model, batches)
+        if unfinished and section.metric != "error":
+            on_val = MapOnSubset(
+                model, imgsz, dataset, section.map_images, config.evaluation, config.data.batch, Path(folder)
+            )
+            if not figures:
+                with model.quantizers_off():
+                    figures = asdict(on_val())
+            map_drop = on_val.drop_from(figures["map50_95"])
+        rows = measure_groups(model, error, map_drop, done, progress, lambda so_far: file.write(figures, so_far))
+    content = file.write(figures, rows)
+    return SensitivityResult(rows, content, out, draw_sensitivity(rows, out.with_suffix(".png")))
