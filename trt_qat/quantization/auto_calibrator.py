@@ -90,7 +90,7 @@ def choose_calibrator(
                     reference = raw_predictions(model.network, images)
             model.load_amax_(ranges[candidate])
             error = output_error(raw_predictions(model.network, images), reference)
-            errors[batch, candidate] = float(error) * len(images)
+            errors[batch, candidate] = max(0.0, float(error)) * len(images)  # rounding can make nothing negative
             counts[batch] = len(images)
     finally:
         model.network.train(was_training)
