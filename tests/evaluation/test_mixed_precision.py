@@ -24,6 +24,8 @@ from trt_qat.evaluation.accuracy import Accuracy
 from trt_qat.evaluation.mixed_precision import (
     Measured,
     Search,
+    Step,
+    best_of,
     check_budget_runtime,
     fewest_float_groups,
     keep_budget,
@@ -100,12 +102,27 @@ def test_macs_shares(calibrated: Calibrated) -> None:
     assert macs_shares(model, 128)[first.name] == pytest.approx(shares[first.name])
 
 
-def test_candidates_are_ranked_by_error_for_their_share(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
+def test_candidates_are_ranked_by_error(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
     candidates = rank_candidates(calibrated(), batches[:1], 64)
-    ratios = [candidate.sensitivity.cost / candidate.macs_share for candidate in candidates]
-    assert ratios == sorted(ratios, reverse=True)
     errors = [candidate.sensitivity.cost for candidate in candidates]
-    assert errors != sorted(errors, reverse=True)  # the share does matter
+    assert errors == sorted(errors, reverse=True)
+    ratios = [candidate.error_per_share for candidate in candidates]
+    assert ratios == [candidate.sensitivity.cost / candidate.macs_share for candidate in candidates]
+    assert ratios != sorted(ratios, reverse=True)  # the share does matter
+
+
+def test_the_order_that_needs_fewer_groups_is_kept() -> None:
+    def step(k: int, accuracy: float, milliseconds: float, order: str) -> Step:
+        return Step(k, tuple("abcd"[:k]), Measured(accuracy, milliseconds, 1.0), order)
+
+    start = step(0, 0.4, 1, "")
+    long, short, slow = step(3, 0.5, 2, "a"), step(2, 0.5, 5, "b"), step(2, 0.5, 6, "c")
+    searches = [Search((start, found), found, met=True) for found in (long, slow, short)]
+    assert best_of(searches) == Search((start, long, slow, short), short, met=True)
+    missed = [Search((start, found), found, met=False) for found in (step(3, 0.41, 2, "a"), step(1, 0.43, 2, "b"))]
+    assert best_of(missed).chosen == missed[1].chosen
+    assert not best_of(missed).met
+    assert best_of([missed[1], searches[0]]).chosen == long
 
 
 @pytest.fixture
@@ -205,9 +222,16 @@ def test_three_groups_float(
     few = {"all INT8": 0.48, "groups left float: 1": 0.49, "groups left float: 2": 0.495}
     accuracy({"FP32": 0.5, **few}, otherwise=0.499)
     content = kept(best, demo, batches, 0.2)
-    ranked = [line["group"] for line in content["ranking"]]
-    assert [step["k"] for step in content["steps"]] == [0, 1, 2, 4, 3]
-    assert all(step["groups"] == ranked[: step["k"]] for step in content["steps"])
+    orders = {
+        "error": [line["group"] for line in content["ranking"]],
+        "error / MACs share": [
+            line["group"] for line in sorted(content["ranking"], key=lambda line: -line["error_per_share"])
+        ],
+    }
+    assert [step["k"] for step in content["steps"]] == [0, 1, 2, 4, 3, 1, 2, 4, 3]
+    assert [step["order"] for step in content["steps"][1:]] == ["error"] * 4 + ["error / MACs share"] * 4
+    assert all(step["groups"] == orders[step["order"]][: step["k"]] for step in content["steps"][1:])
+    ranked = orders[content["chosen"]["order"]]
     assert all(step["latency_ms"] > 0 < step["int8_latency_ms"] for step in content["steps"])
     chosen = content["chosen"]
     assert (content["met"], chosen["k"], chosen["groups"]) == (True, 3, ranked[:3])
@@ -225,7 +249,7 @@ def test_three_groups_float(
     assert mixed.stage == "qat"
     header, rows, said = table(best.with_name("mixed_precision.json"))
     assert {len(row) for row in rows} == {len(header)}
-    assert [row[0] for row in rows] == ["all (the float model)", "0", "1", "2", "3  <- kept", "4"]
+    assert sorted(row[0] for row in rows[1:]) == ["0", "1", "1", "2", "2", "3", "3  <- kept", "4", "4"]
     assert said.startswith("Left float: model.")
 
 
@@ -239,7 +263,7 @@ def test_a_budget_out_of_reach_keeps_the_best_measured(
     assert "0.5000 float, 0.4500 at best (with 2 of " in str(caught.value)
     content = json.loads(best.with_name("mixed_precision.json").read_text())
     assert (content["met"], content["chosen"]["k"]) == (False, 2)
-    assert content["steps"][-1]["k"] == len(content["ranking"]) - 1  # one group always stays INT8
+    assert max(step["k"] for step in content["steps"]) == len(content["ranking"]) - 1  # one always stays INT8
     mixed = load_checkpoint(best)
     assert mixed.provenance["left_float"] == content["chosen"]["groups"]
     assert best.with_name("best_int8.safetensors").exists()

@@ -1,7 +1,7 @@
 """Mixed precision to an accuracy budget: the fewest scale groups left float that keep mAP, each mix measured as a file.
 
-Nothing is retrained. Groups are tried in the order of what they cost in accuracy for what they save in time; how many
-are needed is searched on exported files.
+Nothing is retrained. Groups are tried in two orders: by what they cost in accuracy, and by what they cost in accuracy
+for what they save in time. How many are needed is searched on exported files; the order that needs fewer is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Step:
-    """A mix that was measured: the first ``k`` ranked groups are float."""
+    """A mix that was measured: the first ``k`` groups of an order are float."""
 
     k: int
     groups: tuple[str, ...]
     measured: Measured
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def fewest_float_groups(
     of_int8: Measured,
     max_drop: float,
     measure: Callable[[tuple[str, ...]], Measured],
+    order: str = "",
 ) -> Search:
     """Find the smallest k such that leaving ``ranked[:k]`` float meets the budget, in few measurements.
 
@@ -87,13 +89,14 @@ def fewest_float_groups(
         of_int8: k = 0.
         max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
         measure: measures the mix that leaves the given groups float.
+        order: what the steps say about where ``ranked`` comes from.
     """
     steps = {0: Step(0, (), of_int8)}
 
     def meets(k: int) -> bool:
         if k not in steps:
             groups = tuple(ranked[:k])
-            steps[k] = Step(k, groups, measure(groups))
+            steps[k] = Step(k, groups, measure(groups), order)
         return _meets(of_float, steps[k].measured, max_drop)
 
     low, high = -1, 0
@@ -109,6 +112,20 @@ def fewest_float_groups(
         else:
             low = middle
     return Search(tuple(steps.values()), steps[high], met=True)
+
+
+def best_of(searches: Sequence[Search]) -> Search:
+    """The steps of all searches (all INT8 once), and the choice with the fewest float groups, then the fastest.
+
+    If none met the budget, it is the most accurate mix of all.
+    """
+    steps = (*searches[0].steps, *(step for search in searches[1:] for step in search.steps if step.k))
+    met = [search.chosen for search in searches if search.met]
+    if met:
+        return Search(steps, min(met, key=lambda step: (step.k, step.measured.latency_ms)), met=True)
+    return Search(
+        steps, max((search.chosen for search in searches), key=lambda step: step.measured.map50_95), met=False
+    )
 
 
 def drop_points(of_float: Measured, found: Measured) -> float:
@@ -129,7 +146,7 @@ class Candidate:
 
     @property
     def error_per_share(self) -> float:
-        """What the ranking goes by: leaving this group float wins much accuracy for little time."""
+        """How much accuracy leaving this group float wins for the time that it costs."""
         return self.sensitivity.cost / self.macs_share
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,7 +157,7 @@ class Candidate:
 def rank_candidates(
     model: QuantizedModel, batches: Iterable[Tensor], imgsz: int, progress: Progress = silent
 ) -> list[Candidate]:
-    """Every group, the one to leave float first at the top.
+    """Every group, the most costly alone at the top.
 
     Args:
         batches: float32 tensors of shape (n, 3, h, w) in [0, 1].
@@ -149,7 +166,7 @@ def rank_candidates(
     shares = macs_shares(model, imgsz)
     rows = measure_groups(model, OutputError(model, batches), None, progress=progress)
     candidates = [Candidate(row, shares[row.group]) for row in rows]
-    return sorted(candidates, key=lambda candidate: -candidate.error_per_share)
+    return sorted(candidates, key=lambda candidate: -candidate.sensitivity.cost)
 
 
 @torch.no_grad()
@@ -281,11 +298,18 @@ def keep_budget(
     with tempfile.TemporaryDirectory() as folder:
         measure = ExportedMixes(checkpoint, dataset, config, Path(folder), progress)
         of_float, of_int8 = measure.float_model(float_model), measure(())
+        measured = cache(measure)
         if not _meets(of_float, of_int8, max_drop):
             candidates = rank_candidates(_quantized(checkpoint), batches, checkpoint.imgsz, progress)
-        # the last group stays INT8: with all of them float it would be no INT8 model
-        ranked = [candidate.sensitivity.group for candidate in candidates[:-1]]
-        search = fewest_float_groups(ranked, of_float, of_int8, max_drop, measure)
+        search = best_of(
+            [
+                # the last group stays INT8: with all of them float it would be no INT8 model
+                fewest_float_groups(
+                    [c.sensitivity.group for c in ranked[:-1]], of_float, of_int8, max_drop, measured, name
+                )
+                for name, ranked in _orders(candidates).items()
+            ]
+        )
         if search.chosen.groups:
             with atomic_path(best.with_name(ALL_INT8)) as temporary:
                 shutil.copyfile(best, temporary)
@@ -302,10 +326,18 @@ def keep_budget(
     return CheckpointArtifact(best)
 
 
+def _orders(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    return {
+        "error": list(candidates),
+        "error / MACs share": sorted(candidates, key=lambda candidate: -candidate.error_per_share),
+    }
+
+
 def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate], config: Config) -> dict[str, Any]:
     def line(step: Step) -> dict[str, Any]:
         drop = drop_points(of_float, step.measured)
-        return {"k": step.k, "groups": list(step.groups), "drop_points": drop, **asdict(step.measured)}
+        figures = {"drop_points": drop, **asdict(step.measured)}
+        return {"k": step.k, "order": step.order, "groups": list(step.groups), **figures}
 
     chosen = {candidate.sensitivity.group: candidate for candidate in candidates}
     return {
@@ -313,8 +345,8 @@ def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate],
         "met": search.met,
         "runtime": config.evaluation.runtime,
         "precision": _int8_precision(config),
-        "ranked_by": "output error of the group alone in INT8 / its share of the multiply-accumulates "
-        "(an estimate of its share of the latency)",
+        "orders": "error: output error of the group alone in INT8; error / MACs share: that divided by its share of "
+        "the multiply-accumulates, an estimate of its share of the latency",
         "float": {"map50_95": of_float.map50_95, "latency_ms": of_float.latency_ms},
         "int8": line(search.steps[0]),
         "steps": [line(step) for step in search.steps],
@@ -327,14 +359,22 @@ def table(report: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """What a ``mixed_precision.json`` says, as text: header, rows, and a sentence about the choice."""
     content = json.loads(report.read_text(encoding="utf-8"))
     chosen, of_float = content["chosen"], content["float"]
-    header = ("groups left float", "mAP50-95", "drop, points", "ms median", "all INT8 beside it, ms")
+    header = ("groups left float", "by", "mAP50-95", "drop, points", "ms median", "all INT8 beside it, ms")
     rows: list[tuple[str, ...]] = [
-        ("all (the float model)", f"{of_float['map50_95']:.4f}", "", f"{of_float['latency_ms']:.1f}", "")
+        ("all (the float model)", "", f"{of_float['map50_95']:.4f}", "", f"{of_float['latency_ms']:.1f}", "")
     ]
     for step in sorted(content["steps"], key=lambda step: int(step["k"])):
         figures = (f"{step['latency_ms']:.1f}", f"{step['int8_latency_ms']:.1f}")
-        mark = "  <- kept" if step["k"] == chosen["k"] else ""
-        rows.append((f"{step['k']}{mark}", f"{step['map50_95']:.4f}", f"{step['drop_points']:.2f}", *figures))
+        mark = "  <- kept" if step == {key: chosen[key] for key in step} else ""
+        rows.append(
+            (
+                f"{step['k']}{mark}",
+                step["order"] if step["k"] else "",
+                f"{step['map50_95']:.4f}",
+                f"{step['drop_points']:.2f}",
+                *figures,
+            )
+        )
     budget = f"{content['max_drop_points']:g} points"
     if not chosen["k"]:
         said = f"All INT8 is within {budget}." if content["met"] else f"No mix is within {budget}; all INT8 is kept."
