@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,16 @@ import torch
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.config import ModelSection, QatLoss, QatSection, QuantizationSection, TrainSection
+from trt_qat import pipeline
+from trt_qat.config import Config, ModelSection, QatLoss, QatSection, QuantizationSection, TrainSection
 from trt_qat.data.dataset import Dataset, load_dataset, ultralytics_data
 from trt_qat.model.loading import LoadedModel, load_model
 from trt_qat.quantization.calibration import calibrate_, collect_histograms
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
-from trt_qat.training.checkpoint import Checkpoint, load_checkpoint
+from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trt_qat.training.fp32 import train_fp32
-from trt_qat.training.qat import train_qat
+from trt_qat.training.progressive import ProgressiveQuantization
+from trt_qat.training.qat import QATTrainer, train_qat
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -150,6 +153,72 @@ def test_a_ruinous_epoch_keeps_the_calibrated_network(shared_data: Path, tmp_pat
     assert last.provenance["training"]["fake_quant_map50_95"] < start["fake_quant_map50_95"]
     for name, value in weights(best).items():
         assert torch.equal(value, model.network.state_dict()[name])
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_ends_the_run(
+    model: QuantizedModel,
+    demo: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[QATTrainer] = []
+    whole = QATTrainer.optimizer_step
+
+    def poisoned(trainer: QATTrainer) -> None:
+        steps.append(trainer)
+        if len(steps) == 2:
+            next(p for p in trainer.model.parameters() if p.grad is not None).grad.fill_(torch.nan)  # type: ignore[union-attr]
+        whole(trainer)
+
+    monkeypatch.setattr(QATTrainer, "optimizer_step", poisoned)
+    last, reports = finetune(model, demo, tmp_path / "run", epochs=3)
+    assert "the gradient of step 1 is not finite" in caplog.text
+    assert len(steps) == 2
+    assert {description for description, _, _ in reports} == {"QAT epoch 1/3"}
+    assert all(torch.isfinite(value).all() for value in weights(last).values())
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_batchnorm_kept_until_the_end(
+    model: QuantizedModel, unfolded: DetectionModel, demo: Dataset, tmp_path: Path
+) -> None:
+    section = QatSection(epochs=2, batch=4, lr0=1e-4, loss="detection", bn="freeze", bn_freeze_epochs=1)
+    network = copy.deepcopy(unfolded)
+    train_qat(
+        model, None, ultralytics_data(demo), tmp_path / "run", ModelSection(imgsz=64), section, {},
+        lambda *_: None, unfolded_network=network,
+    )  # fmt: skip
+    last = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    before = {name: value for name, value in model.network.state_dict().items() if "quantizer" not in name}
+    assert weights(last).keys() == before.keys()  # folded like any other checkpoint
+    assert all(torch.isfinite(value).all() for value in weights(last).values())
+    assert last.quantized is not None
+    assert last.quantized.placement == model.placement
+    statistics = {name: value for name, value in unfolded.state_dict().items() if "running_mean" in name}
+    moved = network.state_dict()
+    assert all(not torch.equal(value, moved[name]) for name, value in statistics.items())  # in the first epoch
+
+
+def test_progressive_by_sensitivity_switches_the_least_costly_on_first(
+    detector: LoadedModel, demo_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[Sequence[str]] = []
+    original = ProgressiveQuantization.__init__
+
+    def spy(self: ProgressiveQuantization, model: QuantizedModel, order: Sequence[str], end: float) -> None:
+        orders.append(order)
+        original(self, model, order, end)
+
+    monkeypatch.setattr(ProgressiveQuantization, "__init__", spy)
+    source = save_checkpoint(tmp_path / "fp32.safetensors", detector, "fp32", 64, {}).path
+    overrides = ["model.imgsz=64", "qat.progressive=sensitivity", "qat.epochs=1", "qat.batch=4", "sensitivity.images=2"]
+    config = Config.load(overrides=[*overrides, f"data.calibration_cache={tmp_path / 'calib'}"])
+    pipeline.qat(source, demo_yaml, tmp_path / "run", config)
+    layers = json.loads((tmp_path / "run" / "sensitivity.json").read_text())["layers"]
+    costs = {layer["group"]: layer["error"] for layer in layers}
+    (order,) = orders
+    assert [costs[name] for name in order] == sorted(costs.values())
 
 
 def few_real_images(shared_data: Path, folder: Path, count: int) -> Dataset:
