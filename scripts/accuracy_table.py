@@ -151,8 +151,12 @@ def qat(name: str, setting: Setting, keys: list[str], epochs: int) -> Row:
 
 def ultralytics_qat(name: str, setting: Setting, recipe: str) -> Row:
     """Ultralytics' own QAT, exported by Ultralytics."""
+    content = yaml.safe_load(setting.data.read_text(encoding="utf-8"))
+    data = setting.out / "ultralytics_data.yaml"  # Ultralytics takes a relative path from the working directory
+    content["path"] = str((setting.data.parent / content.get("path", ".")).resolve())
+    data.write_text(yaml.safe_dump(content), encoding="utf-8")
     keys = {
-        **RECIPES[recipe], "quantize": 8, "data": str(setting.data), "epochs": setting.epochs, "batch": setting.batch,
+        **RECIPES[recipe], "quantize": 8, "data": str(data), "epochs": setting.epochs, "batch": setting.batch,
         "imgsz": IMGSZ, "device": "cpu", "plots": False, "exist_ok": True, "val": False, "workers": 0,
         "project": str(setting.out.resolve()), "name": name.replace(" ", "_"),
     }  # fmt: skip
@@ -280,7 +284,11 @@ def main(
     for name, make in rows(setting, tuple(int(seed) for seed in seeds.split(","))):
         if name in table or (only and not name.startswith(only)):
             continue
-        table[name] = make()
+        try:
+            table[name] = make()
+        except Exception as exc:  # noqa: BLE001  a row that fails is named, the others are still wanted
+            click.echo(f"== left out: {name} ({type(exc).__name__}: {' '.join(str(exc).split())[:200]})")
+            continue
         click.echo(f"== {name}: {table[name].map50_95:.4f}")
         write_json(file, [vars(row) for row in table.values()])
         (out / "table.md").write_text(as_markdown(table), encoding="utf-8")

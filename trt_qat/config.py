@@ -26,7 +26,7 @@ RuntimeName = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 QatLoss = Literal["detection", "distill", "both"]
-Progressive = Literal["off", "depth", "sensitivity"]
+Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 SensitivityMetric = Literal["error", "map", "both"]
 
@@ -117,7 +117,7 @@ class QatSection(Section):
     distill_feature: float = Field(default=1.0, ge=0)
     penalty: float = Field(default=0.0, ge=0)
     scheduler: Literal["qat", "ultralytics"] = "qat"
-    progressive: Progressive = "off"
+    progressive: Progressive = "none"
     progressive_end: float = Field(default=0.5, gt=0, lt=2 / 3)
     learned_scales: bool = False
     scale_lr: float = Field(default=1e-3, gt=0, lt=1)

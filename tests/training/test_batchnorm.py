@@ -34,6 +34,7 @@ def unfolded_network(unfolded: DetectionModel) -> DetectionModel:
     return network
 
 
+@torch.no_grad()
 def test_folding_keeps_levels_and_output(model: QuantizedModel, batches: tuple[Tensor, ...]) -> None:
     after = folded(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in after.network.modules())
@@ -51,6 +52,7 @@ def test_folding_keeps_levels_and_output(model: QuantizedModel, batches: tuple[T
     assert cosine(before_output, after_output) > 0.9999
 
 
+@torch.no_grad()
 def test_folding_equals_ultralytics_in_float(
     calibrated: Calibrated, unfolded: DetectionModel, batches: tuple[Tensor, ...]
 ) -> None:

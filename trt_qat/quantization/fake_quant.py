@@ -50,7 +50,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _straight_through(gradient: Tensor, values: Tensor, amax: Tensor) -> Tensor:
     if amax.numel() == 1 and not amax.is_cuda:  # one pass; on a GPU reading the number would stall the queue
-        high = float(amax)
+        high = float(amax.detach())
         masked: Tensor = torch.ops.aten.hardtanh_backward(gradient, values, high * LOWEST / HIGHEST, high)
         return masked
     scale = amax / HIGHEST

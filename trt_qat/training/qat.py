@@ -87,7 +87,7 @@ class QATTrainer(DatasetTrainer):
             self.add_callback("on_train_start", QATTrainer._validate_start)
         if self._monitor is not None and distributed.is_main():
             self._monitor.attach(self)
-        if section.progressive != "off":  # after the EMA copy is made, which keeps every quantizer on
+        if section.progressive != "none":  # after the EMA copy is made, which keeps every quantizer on
             ProgressiveQuantization(model, order, section.progressive_end).attach(self)
         self.add_callback("on_fit_epoch_end", QATTrainer._save_state)
 
