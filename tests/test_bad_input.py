@@ -114,6 +114,10 @@ CASES = {
     "text safetensors": ("qat --weights text.safetensors --data good --out a", "is not a readable checkpoint"),
     "foreign safetensors": ("evaluate foreign.safetensors --data good", "not a trt_qat checkpoint"),
     "train from safetensors": ("train --weights foreign.safetensors --data good --out a", "'foreign.safetensors'"),
+    "BatchNorm that is gone": (
+        "qat --weights foreign.safetensors --data good --set qat.bn=freeze --out a",
+        "qat.bn=freeze needs the BatchNorm, which 'foreign.safetensors' has folded",
+    ),
     "int8 of float weights": ("export yolov8n.yaml --set model.imgsz=64 --out a.onnx", "Run `trt-qat calibrate` first"),
     # datasets
     "missing data.yaml": (

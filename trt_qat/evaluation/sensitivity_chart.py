@@ -13,7 +13,7 @@ from trt_qat.evaluation.group_sensitivity import GroupSensitivity
 
 _BAR_INCHES = 0.22
 _COLOURS = {"error": "#3b6ea5", "map50_95_drop": "#c1553b"}
-_TITLES = {"error": "output error (score + dist)", "map50_95_drop": "mAP50-95 drop, points"}
+_TITLES = {"error": "output error (scores and boxes)", "map50_95_drop": "mAP50-95 drop, points"}
 
 
 def draw_sensitivity(rows: Sequence[GroupSensitivity], out: Path) -> Path:

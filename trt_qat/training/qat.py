@@ -214,9 +214,13 @@ class QATTrainer(DatasetTrainer):
     def _save_state(self) -> None:
         if not distributed.is_main():
             return
+        fingerprint = run_fingerprint(self._provenance)
+        if self.stop:
+            save_state(self._out, fingerprint, {"finished": True})
+            return
         state = {
             "epoch": self.epoch,
-            "finished": bool(self.stop),
+            "finished": False,
             "model": self._quantized.network.state_dict(),
             "ema": self.ema.ema.state_dict(),
             "updates": self.ema.updates,
@@ -227,7 +231,7 @@ class QATTrainer(DatasetTrainer):
             "results_csv": self.csv.read_text(encoding="utf-8"),
             "monitor": self._monitor.state() if self._monitor is not None else {},
         }
-        save_state(self._out, run_fingerprint(self._provenance), state)
+        save_state(self._out, fingerprint, state)
 
 
 def _overrides(model: ModelSection, section: QatSection, out: Path) -> dict[str, Any]:
