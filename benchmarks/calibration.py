@@ -24,7 +24,7 @@ from trt_qat.data.dataset import calibration_images, load_dataset
 from trt_qat.model.loading import load_model
 from trt_qat.quantization.calibration import collect_histograms
 from trt_qat.quantization.insert import quantize_model
-from trt_qat.training.detection_trainer import use_all_cores
+from trt_qat.training.detection_trainer import tune_cpu
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 
@@ -44,7 +44,7 @@ def seconds(job: Callable[[], object]) -> float:
 @click.option("--rounds", type=int, default=15, show_default=True, help="Measured after 3 to warm up.")
 def main(weights: Path, data: Path, batch: int, imgsz: int, rounds: int) -> None:
     """Measure and print."""
-    use_all_cores()
+    tune_cpu()
     model = load_model(weights)
     section = Config().quantization
     quantized = quantize_model(copy.deepcopy(model.network), model.names, section)

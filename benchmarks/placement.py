@@ -39,7 +39,7 @@ from trt_qat.quantization.toolkits.choose import toolkit_from_name
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner
 from trt_qat.training.checkpoint import Checkpoint
-from trt_qat.training.detection_trainer import use_all_cores
+from trt_qat.training.detection_trainer import tune_cpu
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 
@@ -251,7 +251,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 def main(weights: Path, data: Path, out: Path, count: int, iterations: int) -> None:
     """Build, lint and measure every placement."""
     out.mkdir(parents=True, exist_ok=True)
-    use_all_cores()
+    tune_cpu()
     config = Config.load(overrides=[f"evaluation.latency_iterations={iterations}"])
     model = load_model(weights)
     dataset = load_dataset(data, model.names)

@@ -4,7 +4,7 @@
 
 A step is forward, loss, backward, gradient clipping and AdamW, on random images. ``FP32`` is what ``trt-qat train``
 and Ultralytics run: BatchNorm unfolded, detection loss. The QAT steps have BatchNorm folded; ``distill`` is the default
-loss and includes the float teacher's forward pass.
+loss and includes the float teacher's forward pass, with learned scales it is the default step.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from trt_qat.config import QuantizationSection
 from trt_qat.model.loading import load_model, load_unfolded
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
 from trt_qat.training.criterion import QATCriterion
-from trt_qat.training.detection_trainer import use_all_cores
+from trt_qat.training.detection_trainer import tune_cpu
 from trt_qat.training.distillation import Distillation
+from trt_qat.training.learned_scales import learn_scales_
 
 
 def batch_of(count: int, imgsz: int, boxes: int = 4) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ def step_of(network: DetectionModel, batch: dict[str, Tensor]) -> Callable[[], N
 @click.option("--rounds", default=9, show_default=True)
 def main(weights: Path, imgsz: int, size: int, rounds: int) -> None:
     """Measure."""
-    use_all_cores()
+    tune_cpu()
     batch = batch_of(size, imgsz)
     model = calibrated(weights, batch["img"][:1])
     with model.quantizers_off():
@@ -87,14 +88,17 @@ def main(weights: Path, imgsz: int, size: int, rounds: int) -> None:
         "FP32, BatchNorm folded": copy.deepcopy(teacher),
         "QAT, loss detection": copy.deepcopy(model.network),
         "QAT, loss distill": copy.deepcopy(model.network),
-        "QAT, loss both": model.network,
+        "QAT, loss both": copy.deepcopy(model.network),
+        "QAT, loss distill, learned scales": model.network,
     }
+    learn_scales_(model)
     for network in networks.values():
         network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, cls_pw=0.0)
         network.criterion = network.init_criterion()
-    for name, with_labels in (("QAT, loss distill", False), ("QAT, loss both", True)):
-        network = networks[name]
-        network.criterion = QATCriterion(network.criterion, with_labels, Distillation(copy.deepcopy(teacher)))
+    for name, network in networks.items():
+        if "distill" in name or "both" in name:
+            distillation = Distillation(copy.deepcopy(teacher))
+            network.criterion = QATCriterion(network.criterion, "both" in name, distillation)
     steps = {name: step_of(network, batch) for name, network in networks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(rounds + 1):

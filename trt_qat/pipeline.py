@@ -61,7 +61,7 @@ from trt_qat.quantization.insert import QuantizedModel, quantize_model
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner
 from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, package_versions, save_checkpoint
-from trt_qat.training.detection_trainer import use_all_cores
+from trt_qat.training.detection_trainer import tune_cpu
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import train_qat
 from trt_qat.vision.image import read_image_bgr
@@ -72,7 +72,7 @@ def train(weights: Path, data: Path, out: Path, config: Config, report: Report =
     """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     writable_folder(out)
     dataset = load_dataset(data)
-    use_all_cores()
+    tune_cpu()
     torch.manual_seed(config.train.seed)
     network = trainable_network(weights, dataset.names)
     best = train_fp32(network, ultralytics_data(dataset), out, config.model, config.train, report)
@@ -309,7 +309,7 @@ def load_float(weights: Path) -> LoadedModel:
     Raises:
         ArtifactError: missing, unreadable, or a quantized checkpoint.
     """
-    use_all_cores()
+    tune_cpu()
     if weights.suffix != ".safetensors":
         return load_model(weights)
     checkpoint = load_checkpoint(weights)
@@ -320,7 +320,7 @@ def load_float(weights: Path) -> LoadedModel:
 
 def load_any(weights: Path, config: Config) -> Checkpoint:
     """A trt_qat checkpoint, or a float model as if it were one."""
-    use_all_cores()
+    tune_cpu()
     if weights.suffix == ".safetensors":
         return load_checkpoint(weights)
     model = load_model(weights)

@@ -27,7 +27,7 @@ def weights(detector: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> 
 ONE_THREAD = """
 import torch
 import trt_qat.training.detection_trainer as trainer
-trainer.use_all_cores = lambda: torch.set_num_threads(1)
+trainer.tune_cpu = lambda: torch.set_num_threads(1)
 from trt_qat.cli import main
 main()
 """

@@ -1,7 +1,8 @@
 """Symmetric INT8 fake quantization in few passes over memory, with the gradients that QAT needs.
 
 Values: straight-through inside the range, zero outside (Jacob et al. 2018). Range, only where it is a parameter:
-"Learned Step Size Quantization" (Esser et al. 2020), equation 3 with its gradient scale.
+"Learned Step Size Quantization" (Esser et al. 2020), equation 3 with its gradient scale; a scalar range (an activation)
+learns from the first quarter of the batch, which costs a quarter and is as good an estimate as a smaller batch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 LOWEST, HIGHEST = -128, 127
+_PART = 4  # a scalar range learns from one image in so many
 
 
 def fake_quantize(values: Tensor, amax: Tensor) -> Tensor:
@@ -43,9 +45,17 @@ class _FakeQuantize(torch.autograd.Function):
         if output is None:
             return passed, None
         # inside the range (output - value) / amax, outside output / amax
-        moved = (gradient * output - passed * values) / amax
-        towards = moved.sum() if amax.dim() == 0 else moved.sum_to_size(amax.shape)
-        return passed, towards / (values.numel() / amax.numel() * HIGHEST) ** 0.5
+        if amax.dim() == 0:
+            some = -(-len(values) // _PART)
+            moved = _dot(gradient[:some], output[:some]) - _dot(passed[:some], values[:some])
+            moved *= len(values) / some
+        else:
+            moved = (gradient * output - passed * values).sum_to_size(amax.shape)
+        return passed, moved / amax / (values.numel() / amax.numel() * HIGHEST) ** 0.5
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return first.flatten().dot(second.flatten())
 
 
 def _straight_through(gradient: Tensor, values: Tensor, amax: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Learned scales: the quantizers' ranges become parameters (LSQ; the gradient is in ``quantization/fake_quant.py``)."""
+"""Learned scales: the activations' ranges become parameters (LSQ; the gradient is in ``quantization/fake_quant.py``).
+
+The weights' ranges stay: a weight can move to the grid by itself, an activation cannot.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from trt_qat.quantization.insert import QuantizedModel
 
 
 def learn_scales_(model: QuantizedModel) -> None:
-    """Make every range a parameter, in place.
+    """Make every activation's range a parameter, in place.
 
     Raises:
         QuantizationError: the toolkit has no gradient for its ranges.
     """
-    for quantizer in _quantizers(model):
+    for quantizer in model.activation_quantizers().values():
         model.toolkit.learn_range(quantizer)
 
 
@@ -31,9 +34,7 @@ def move_ranges_(optimizer: Optimizer, model: QuantizedModel, rate: float) -> No
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
     for parameter in ranges:
-        optimizer.add_param_group(
-            {"params": [parameter], "lr": rate * float(parameter.detach().mean()), "weight_decay": 0.0}
-        )
+        optimizer.add_param_group({"params": [parameter], "lr": rate * float(parameter.detach()), "weight_decay": 0.0})
 
 
 def keep_ranges_positive_(model: QuantizedModel) -> None:
@@ -42,10 +43,6 @@ def keep_ranges_positive_(model: QuantizedModel) -> None:
         parameter.data.clamp_(min=1e-6)
 
 
-def _quantizers(model: QuantizedModel) -> list[nn.Module]:
-    return [*model.activation_quantizers().values(), *model.weight_quantizers().values()]
-
-
 def _ranges(model: QuantizedModel) -> list[nn.Parameter]:
-    ranges = [model.toolkit.amax(quantizer) for quantizer in _quantizers(model)]
+    ranges = [model.toolkit.amax(quantizer) for quantizer in model.activation_quantizers().values()]
     return [amax for amax in ranges if isinstance(amax, nn.Parameter)]
