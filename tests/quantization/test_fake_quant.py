@@ -30,7 +30,8 @@ def test_values_and_gradients(values: Tensor, amax: Tensor) -> None:
     for function in (fake_quantize, written_out):
         inputs, ranges = values.clone().requires_grad_(), amax.clone().requires_grad_()
         output = function(inputs, ranges)
-        (output * torch.linspace(-1, 1, output[:2].numel()).reshape(output[:2].shape).repeat(3, 1, 1, 1)).sum().backward()
+        weights = torch.linspace(-1, 1, output[:2].numel()).reshape(output[:2].shape)
+        (output * weights.repeat(3, 1, 1, 1)).sum().backward()
         assert inputs.grad is not None
         assert ranges.grad is not None
         results.append((output.detach(), inputs.grad, ranges.grad))

@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
 Predictions = Mapping[str, Any]
 
-# names what output_error computes; a cached comparison made with another is not used
-MEASURE = "score+box, confident anchors"
+MEASURE = "score+dist"  # names what output_error computes; a cached comparison made with another is not used
 
 
 def raw_predictions(network: DetectionModel, images: Tensor) -> Predictions:
@@ -47,21 +45,17 @@ def score_error(predictions: Predictions, reference: Predictions) -> Tensor:
 
 
 def box_error(predictions: Predictions, reference: Predictions) -> Tensor:
-    """Kullback-Leibler divergence of the box distributions, weighted by confidence; a scalar.
-
-    Anchors whose confidence is below 0.001 are left out: nearly all of them, and together they weigh next to nothing.
-    """
-    confidence = _confidence(reference)
-    image, anchor = torch.nonzero(confidence > 0.001, as_tuple=True)
+    """Kullback-Leibler divergence of the box distributions, weighted by confidence; a scalar."""
+    batch, channels, anchors = reference["boxes"].shape
 
     def log_distribution(boxes: Tensor) -> Tensor:
-        chosen = boxes.transpose(1, 2)[image, anchor]  # (chosen, 4 * bins)
-        return chosen.view(len(chosen), 4, chosen.shape[1] // 4).log_softmax(dim=2)
+        return boxes.view(batch, 4, channels // 4, anchors).log_softmax(dim=2)
 
     divergence = F.kl_div(
         log_distribution(predictions["boxes"]), log_distribution(reference["boxes"]), reduction="none", log_target=True
     )
-    return (divergence.sum(dim=(1, 2)) * confidence[image, anchor]).sum() / confidence.sum().clamp(min=1.0)
+    confidence = _confidence(reference)
+    return (divergence.sum(dim=(1, 2)) * confidence).sum() / confidence.sum().clamp(min=1.0)
 
 
 def _confidence(reference: Predictions) -> Tensor:
