@@ -4,8 +4,9 @@
 
 Rows: FP32, PTQ with each calibrator, this project's QAT with several seeds, Ultralytics' QAT (``quantize=8``) with its
 documented recipe and with its defaults, NNCF's PTQ as Ultralytics' OpenVINO export calls it, and one run per idea of
-the ``qat`` section. Every row is measured on its exported file. ``--agreement`` takes the FP32 model's own detections
-as the labels of the val images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
+the ``qat`` section. Every row is measured on its exported file. With ``--agreement`` the FP32 model's own detections on
+the val images are the only labels: they are measured against, choose the best epoch, and every QAT trains on those
+images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def qat(name: str, setting: Setting, keys: list[str], epochs: int) -> Row:
     keys = [f"qat.batch={setting.batch}", *keys]
     model = folder / "best.onnx"
     commands = [
-        run("qat", "--weights", setting.weights, "--data", setting.data, "--epochs", epochs, *sets(keys),
+        run("qat", "--weights", setting.weights, "--data", setting.labels, "--epochs", epochs, *sets(keys),
             "--resume", "--out", folder),
         run("export", folder / "best.safetensors", "--out", model),
     ]  # fmt: skip
@@ -151,9 +152,9 @@ def qat(name: str, setting: Setting, keys: list[str], epochs: int) -> Row:
 
 def ultralytics_qat(name: str, setting: Setting, recipe: str) -> Row:
     """Ultralytics' own QAT, exported by Ultralytics."""
-    content = yaml.safe_load(setting.data.read_text(encoding="utf-8"))
+    content = yaml.safe_load(setting.labels.read_text(encoding="utf-8"))
     data = setting.out / "ultralytics_data.yaml"  # Ultralytics takes a relative path from the working directory
-    content["path"] = str((setting.data.parent / content.get("path", ".")).resolve())
+    content["path"] = str((setting.labels.parent / content.get("path", ".")).resolve())
     data.write_text(yaml.safe_dump(content), encoding="utf-8")
     keys = {
         **RECIPES[recipe], "quantize": 8, "data": str(data), "epochs": setting.epochs, "batch": setting.batch,
@@ -258,7 +259,7 @@ def as_markdown(table: dict[str, Row]) -> str:
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--idea-epochs", default=1, show_default=True, help="Epochs of the runs that change one idea.")
 @click.option("--idea-fraction", default=1.0, show_default=True, help="Share of the images in those runs.")
-@click.option("--agreement", is_flag=True, help="Measure against the FP32 model's detections instead of the labels.")
+@click.option("--agreement", is_flag=True, help="The FP32 model's detections are the labels.")
 @click.option("--only", multiple=True, help="Rows whose name starts with this; repeatable.")
 def main(
     weights: Path,

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import strip_optimizer
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from trt_qat import distributed
 from trt_qat.config import ModelSection
@@ -56,6 +57,11 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
     def get_dataset(self) -> dict[str, Any]:
         """The dataset given at construction."""
         return self._dataset
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Ultralytics' dataset; validation images are letterboxed to a square as in deployment, not to their shape."""
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return build_yolo_dataset(self.args, img_path, batch, self.data, mode=mode, rect=False, stride=stride)
 
     @property
     def steps_done(self) -> int:
