@@ -101,7 +101,7 @@ class QatSection(Section):
 
     epochs: int = Field(default=2, ge=1)
     batch: int = Field(default=8, ge=1)
-    lr0: float = Field(default=1e-4, gt=0)
+    lr0: float = Field(default=1e-5, gt=0)
     lrf: float = Field(default=0.1, gt=0, le=1)
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
     weight_decay: float = Field(default=0.0, ge=0)
