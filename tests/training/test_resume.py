@@ -15,6 +15,7 @@ from trt_qat.errors import ArtifactError
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.checkpoint import load_checkpoint
 from trt_qat.training.qat import train_qat
+from trt_qat.training.resume import run_fingerprint
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -91,3 +92,11 @@ def test_another_runs_state_is_refused(calibrated: Calibrated, demo: Dataset, tm
     torch.save({"format": "trt_qat-resume-1", "fingerprint": "another"}, tmp_path / "resume.pt")
     with pytest.raises(ArtifactError, match="other weights, data, versions or settings"):
         train(calibrated(), demo, tmp_path, resume=True)
+
+
+def test_a_finished_run_may_get_another_budget_but_no_other_setting() -> None:
+    def fingerprint(**keys: float) -> str:
+        return run_fingerprint({"config": {"qat": {"lr0": 1e-5, "max_drop": None, **keys}}})
+
+    assert fingerprint(max_drop=0.2) == fingerprint()
+    assert fingerprint(lr0=1e-4) != fingerprint()

@@ -6,6 +6,7 @@ Within an epoch nothing has to be kept: order and augmentation follow from the s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import pickle
@@ -23,8 +24,13 @@ _FORMAT = "trt_qat-resume-1"
 
 
 def run_fingerprint(provenance: Mapping[str, Any]) -> str:
-    """One hash of everything that decides a run: weights, data, versions, configuration."""
-    return hashlib.sha256(json.dumps(dict(provenance), sort_keys=True).encode()).hexdigest()[:16]
+    """One hash of everything that decides a run: weights, data, versions, configuration.
+
+    ``qat.max_drop`` is left out: a finished run may be given another budget.
+    """
+    provenance = copy.deepcopy(dict(provenance))
+    provenance.get("config", {}).get("qat", {}).pop("max_drop", None)
+    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_state(folder: Path, fingerprint: str, state: Mapping[str, Any]) -> None:
