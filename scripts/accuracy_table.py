@@ -50,20 +50,21 @@ CALIBRATORS = {
     "auto": ["quantization.calibrator=auto"],
 }
 IDEAS: dict[str, list[str]] = {
-    "as configured": [],
+    "base": [],
     "start from max": ["quantization.calibrator=max"],
     "labels too": ["qat.loss=both"],
     "labels only": ["qat.loss=detection"],
     "no feature term": ["qat.distill_feature=0"],
     "one learning rate per epoch": ["qat.scheduler=ultralytics"],
-    "learning rate 1e-4": ["qat.lr0=1e-4"],
-    "learning rate 1e-6": ["qat.lr0=1e-6"],
+    "learning rate 1e-5": ["qat.lr0=1e-5"],
+    "learning rate 2e-4": ["qat.lr0=2e-4"],
     "progressive by depth": ["qat.progressive=depth"],
     "progressive by sensitivity": ["qat.progressive=sensitivity"],
     "penalty 0.01": ["qat.penalty=0.01"],
     "learned scales": ["qat.learned_scales=true"],
     "BatchNorm kept and frozen": ["qat.bn=freeze"],
 }
+IDEA_RATE = "qat.lr0=1e-4"  # at the default rate the few steps of these runs move too little to tell ideas apart
 RECIPES: dict[str, dict[str, object]] = {
     "documented recipe": {
         "optimizer": "AdamW",
@@ -213,7 +214,7 @@ def rows(setting: Setting, seeds: tuple[int, ...]) -> Iterator[tuple[str, Callab
         yield name, lambda name=name, recipe=recipe: ultralytics_qat(name, setting, recipe)
     for idea, keys in IDEAS.items():
         name = f"idea {idea}"
-        keys = [f"qat.fraction={setting.idea_fraction}", *keys]
+        keys = [f"qat.fraction={setting.idea_fraction}", IDEA_RATE, *keys]
         yield name, lambda name=name, keys=keys: qat(name, setting, keys, setting.idea_epochs)
 
 
