@@ -4,7 +4,7 @@
 
 A step is forward, loss, backward, gradient clipping and AdamW, on random images. ``FP32`` is what ``trt-qat train``
 and Ultralytics run: BatchNorm unfolded, detection loss. The QAT steps have BatchNorm folded; ``distill`` is the default
-loss and includes the float teacher's forward pass, with learned scales it is the default step.
+loss and includes the float teacher's forward pass. Learned scales are off by default.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def main(weights: Path, imgsz: int, size: int, rounds: int) -> None:
     for network in networks.values():
         network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, cls_pw=0.0)
         network.criterion = network.init_criterion()
-    for name, network in networks.items():
-        if "distill" in name or "both" in name:
-            distillation = Distillation(copy.deepcopy(teacher))
-            network.criterion = QATCriterion(network.criterion, "both" in name, distillation)
+    distilled = {"QAT, loss distill": False, "QAT, loss both": True, "QAT, loss distill, learned scales": False}
+    for name, with_labels in distilled.items():
+        network = networks[name]
+        network.criterion = QATCriterion(network.criterion, with_labels, Distillation(copy.deepcopy(teacher)))
     steps = {name: step_of(network, batch) for name, network in networks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(rounds + 1):

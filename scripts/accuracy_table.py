@@ -65,19 +65,20 @@ IDEAS: dict[str, list[str]] = {
     "BatchNorm kept and frozen": ["qat.bn=freeze"],
 }
 IDEA_RATE = "qat.lr0=1e-4"  # at the default rate the few steps of these runs move too little to tell ideas apart
-RECIPES: dict[str, dict[str, object]] = {
-    "documented recipe": {
-        "optimizer": "AdamW",
-        "lr0": 1e-5,
-        "lrf": 0.1,
-        "cos_lr": True,
-        "mosaic": 0.0,
-        "warmup_epochs": 0.5,
-    },
-    "CLI defaults": {},
+DOCUMENTED: dict[str, object] = {
+    "optimizer": "AdamW",
+    "lr0": 1e-5,
+    "lrf": 0.1,
+    "cos_lr": True,
+    "mosaic": 0.0,
+    "warmup_epochs": 0.5,
 }
-# AdamW steps as far as its rate says, and Ultralytics starts the biases' at 0.1 unless it chose the optimizer itself
-RECIPES["documented recipe, biases warmed up from 0"] = RECIPES["documented recipe"] | {"warmup_bias_lr": 0.0}
+RECIPES: dict[str, dict[str, object]] = {
+    "documented recipe": DOCUMENTED,
+    "CLI defaults": {},
+    # AdamW steps as far as its rate says; Ultralytics starts the biases' at 0.1 unless it chose the optimizer itself
+    "documented recipe, biases warmed up from 0": DOCUMENTED | {"warmup_bias_lr": 0.0},
+}
 BUDGET_MISSED = 3  # trt-qat's exit code; everything is written all the same
 BUDGET = "QAT --max-drop 0.1"
 
