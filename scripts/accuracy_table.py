@@ -261,8 +261,8 @@ def as_markdown(table: dict[str, Row]) -> str:
 
 
 @click.command()
-@click.option("--weights", type=click.Path(path_type=Path), required=True)
-@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--epochs", default=2, show_default=True, help="Of every QAT, ours and Ultralytics'.")
 @click.option("--batch", default=8, show_default=True)
@@ -270,7 +270,7 @@ def as_markdown(table: dict[str, Row]) -> str:
 @click.option("--idea-epochs", default=1, show_default=True, help="Epochs of the runs that change one idea.")
 @click.option("--idea-fraction", default=1.0, show_default=True, help="Share of the images in those runs.")
 @click.option("--agreement", is_flag=True, help="The FP32 model's detections are the labels.")
-@click.option("--only", multiple=True, help="Rows whose name starts with this; repeatable.")
+@click.option("--only", multiple=True, help="FP32 and rows whose name starts with this; repeatable.")
 def main(
     weights: Path,
     data: Path,
@@ -293,7 +293,7 @@ def main(
     file = out / "table.json"
     table = {row["name"]: Row(**row) for row in json.loads(file.read_text())} if file.is_file() else {}
     for name, make in rows(setting, tuple(int(seed) for seed in seeds.split(","))):
-        if name in table or (only and not name.startswith(only)):
+        if name in table or (only and not name.startswith((*only, "FP32"))):  # every row is compared with FP32
             continue
         try:
             table[name] = make()
