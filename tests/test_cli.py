@@ -275,6 +275,21 @@ def test_a_budget_that_all_int8_meets(calibrated: str) -> None:
     assert not Path("out/met/mixed_precision.json").exists()
 
 
+def test_resuming_with_other_weights_is_refused_before_they_are_calibrated(
+    calibrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trt_qat import pipeline
+
+    arguments = ("--data", "demo/coco80.yaml", "--config", "quick.yaml", "--out", "out/resumed")
+    _succeed("qat", "--weights", calibrated, *arguments)
+    before = Path("out/resumed/best.safetensors").read_bytes()
+    monkeypatch.setattr(pipeline, "_calibrated", lambda *_: pytest.fail("calibrated"))
+    result = _run("qat", "--weights", WEIGHTS, *arguments, "--resume")
+    assert result.exit_code == 1
+    assert "belongs to a run with other weights" in result.stderr
+    assert Path("out/resumed/best.safetensors").read_bytes() == before
+
+
 @pytest.fixture
 def few_groups(calibrated: str) -> str:
     """The calibrated checkpoint with 3 groups in INT8, so that few mixes are measured."""
@@ -305,7 +320,7 @@ def test_a_budget_out_of_reach_exits_with_3_and_leaves_its_files(
     assert "1  <- kept" in result.stdout
     content = _json("out/missed/mixed_precision.json")
     assert (content["met"], content["chosen"]["k"]) == (False, 1)
-    assert [step["k"] for step in content["steps"]] == [0, 1, 2, 1, 2]
+    assert [step["k"] for step in content["steps"]] == [0, 1, 2, 1, 2] * 2
     assert _json("out/missed.json")["checkpoint"] == "out/missed/best.safetensors"
     best, all_int8 = (load_file(f"out/missed/{name}.safetensors") for name in ("best", "best_int8"))
     ranges = [{name for name in file if name.startswith("amax.activation.")} for file in (best, all_int8)]

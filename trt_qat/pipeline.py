@@ -64,6 +64,7 @@ from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, package_ver
 from trt_qat.training.detection_trainer import tune_cpu
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import train_qat
+from trt_qat.training.resume import check_resumable
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 
@@ -132,15 +133,18 @@ def qat(
     unfolded = load_unfolded(weights) if config.qat.bn == "freeze" else None
     checkpoint = load_any(weights, config)
     dataset = _dataset_for(checkpoint, data)
+    provenance = _provenance(weights, dataset, config)
+    if resume:
+        check_resumable(out, provenance)  # before the time that calibration takes
     if checkpoint.quantized is None:
         quantized, calibration = _calibrated(_loaded(checkpoint, weights), dataset, config, progress)
-        start = {"calibration": calibration.as_dict()}
+        provenance["calibration"] = calibration.as_dict()
     else:
         quantized = checkpoint.quantized
-        start = {key: checkpoint.provenance[key] for key in ("calibration",) if key in checkpoint.provenance}
+        if "calibration" in checkpoint.provenance:
+            provenance["calibration"] = checkpoint.provenance["calibration"]
     with quantized.quantizers_off():  # the copy stays float: it is the teacher
         teacher = copy.deepcopy(quantized.network)
-    provenance = {**_provenance(weights, dataset, config), **start}
     data_dict = ultralytics_data(dataset)
     order: list[str] = []
     if config.qat.progressive == "sensitivity":
@@ -162,9 +166,9 @@ def qat(
     )
     if config.qat.max_drop is None or not distributed.is_main():
         return best
-    float_model = Checkpoint(quantized.network, quantized.names, "fp32", config.model.imgsz, quantized, {})
+    calibrated = Checkpoint(quantized.network, quantized.names, "ptq", config.model.imgsz, quantized, {})
     batches = _calibration_batches(dataset, config.sensitivity.images, config.data.batch, config.model.imgsz)
-    return keep_budget(float_model, best.path, dataset, batches, config, progress)
+    return keep_budget(calibrated, best.path, dataset, batches, config, progress)
 
 
 def _undo_mixed_precision(out: Path, resume: bool) -> None:

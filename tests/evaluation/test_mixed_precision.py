@@ -57,7 +57,7 @@ def searched(maps: list[float], max_drop: float) -> tuple[Search, list[int]]:
         asked.append(len(groups))
         return Measured(maps[len(groups)], 5.0, 5.0)
 
-    return fewest_float_groups(ranked, FLOAT, Measured(maps[0], 5.0, 5.0), max_drop, measure), asked
+    return fewest_float_groups(ranked, FLOAT, Measured(maps[0], 5.0, 5.0), max_drop, measure, "fine-tuned"), asked
 
 
 @given(st.integers(0, 150), st.data())
@@ -113,7 +113,7 @@ def test_candidates_are_ranked_by_error(calibrated: Calibrated, batches: tuple[T
 
 def test_the_order_that_needs_fewer_groups_is_kept() -> None:
     def step(k: int, accuracy: float, milliseconds: float, order: str) -> Step:
-        return Step(k, tuple("abcd"[:k]), Measured(accuracy, milliseconds, 1.0), order)
+        return Step(k, tuple("abcd"[:k]), Measured(accuracy, milliseconds, 1.0), "fine-tuned", order)
 
     start = step(0, 0.4, 1, "")
     long, short, slow = step(3, 0.5, 2, "a"), step(2, 0.5, 5, "b"), step(2, 0.5, 6, "c")
@@ -126,11 +126,38 @@ def test_the_order_that_needs_fewer_groups_is_kept() -> None:
 
 
 @pytest.fixture
-def best(calibrated: Calibrated, tmp_path: Path) -> Path:
-    """A checkpoint in which 6 groups are INT8, so that few mixes are measured."""
+def start(calibrated: Calibrated) -> Checkpoint:
+    """A calibrated model in which 6 groups are INT8, so that few mixes are measured."""
     model = calibrated()
     few = model.leave_float([group.name for group in model.placement.groups[6:]], "test")
-    return save_checkpoint(tmp_path / "best.safetensors", few, "qat", 64, {"a": 1}).path
+    return Checkpoint(few.network, few.names, "ptq", 64, few, {})
+
+
+@pytest.fixture
+def best(start: Checkpoint, tmp_path: Path) -> Path:
+    """As if fine-tuned from ``start``: every convolution's weights are other ones."""
+    assert start.quantized is not None
+    tuned = start.quantized.leave_float((), "")
+    with torch.no_grad():
+        for parameter in tuned.network.parameters():
+            parameter.mul_(1.01)
+    return save_checkpoint(tmp_path / "best.safetensors", tuned, "qat", 64, {"a": 1}).path
+
+
+def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Weight and bias of every convolution."""
+    return {
+        f"{name}.{kind}": parameter
+        for name, conv in checkpoint.network.named_modules()
+        if isinstance(conv, torch.nn.Conv2d)
+        for kind, parameter in conv.named_parameters(recurse=False)
+    }
+
+
+def assert_weights(mixed: Checkpoint, expected: Callable[[str], Checkpoint]) -> None:
+    """Every convolution of ``mixed`` has the weights of the checkpoint that is expected for its name."""
+    for name, tensor in weights(mixed).items():
+        assert torch.equal(tensor, weights(expected(name.rpartition(".")[0]))[name]), name
 
 
 @pytest.mark.parametrize("residual", ["none", "skip", "both"])
@@ -180,12 +207,12 @@ def test_left_out_groups_are_half_precision_in_int8_fp16(
     assert types == {"int8+fp32": onnx.TensorProto.FLOAT, "int8+fp16": onnx.TensorProto.FLOAT16}
 
 
-def kept(best: Path, demo: Dataset, batches: tuple[Tensor, ...], max_drop: float) -> dict[str, Any]:
-    """Run the whole thing on a checkpoint; the JSON file. The float model is the checkpoint without quantizers."""
+def kept(start: Checkpoint, best: Path, demo: Dataset, batches: tuple[Tensor, ...], max_drop: float) -> dict[str, Any]:
+    """Run the whole thing on a checkpoint; the JSON file."""
     keys = ["evaluation.latency_iterations=3", "evaluation.latency_warmup=0", "evaluation.runtime=onnxruntime"]
     config = Config.load(overrides=[*keys, f"qat.max_drop={max_drop}"])
     try:
-        assert keep_budget(load_checkpoint(best), best, demo, batches[:1], config).path == best
+        assert keep_budget(start, best, demo, batches[:1], config).path == best
     finally:
         content: dict[str, Any] = json.loads((best.parent / "mixed_precision.json").read_text())
         assert [path.name for path in best.parent.iterdir() if path.name.startswith(".")] == []
@@ -205,9 +232,11 @@ def accuracy(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float], flo
     return replace
 
 
-def test_a_budget_that_is_met_changes_nothing(best: Path, demo: Dataset, batches: tuple[Tensor, ...]) -> None:
+def test_a_budget_that_is_met_changes_nothing(
+    start: Checkpoint, best: Path, demo: Dataset, batches: tuple[Tensor, ...]
+) -> None:
     before = best.read_bytes()
-    content = kept(best, demo, batches, 100)
+    content = kept(start, best, demo, batches, 100)
     assert best.read_bytes() == before
     assert not best.with_name("best_int8.safetensors").exists()
     assert (content["met"], content["chosen"]["k"], content["ranking"], len(content["steps"])) == (True, 0, [], 1)
@@ -216,21 +245,25 @@ def test_a_budget_that_is_met_changes_nothing(best: Path, demo: Dataset, batches
 
 
 def test_three_groups_float(
-    best: Path, demo: Dataset, batches: tuple[Tensor, ...], accuracy: Callable[..., None]
+    start: Checkpoint, best: Path, demo: Dataset, batches: tuple[Tensor, ...], accuracy: Callable[..., None]
 ) -> None:
     before = best.read_bytes()
     few = {"all INT8": 0.48, "groups left float: 1": 0.49, "groups left float: 2": 0.495}
-    accuracy({"FP32": 0.5, **few}, otherwise=0.499)
-    content = kept(best, demo, batches, 0.2)
+    accuracy({"FP32": 0.5, **few, "groups left float: 3": 0.499, "groups left float: 4": 0.499}, otherwise=0.47)
+    content = kept(start, best, demo, batches, 0.2)
     orders = {
         "error": [line["group"] for line in content["ranking"]],
         "error / MACs share": [
             line["group"] for line in sorted(content["ranking"], key=lambda line: -line["error_per_share"])
         ],
     }
-    assert [step["k"] for step in content["steps"]] == [0, 1, 2, 4, 3, 1, 2, 4, 3]
-    assert [step["order"] for step in content["steps"][1:]] == ["error"] * 4 + ["error / MACs share"] * 4
-    assert all(step["groups"] == orders[step["order"]][: step["k"]] for step in content["steps"][1:])
+    tuned = ["fine-tuned"] * 8  # no search goes on where another one needed fewer groups
+    assert [step["k"] for step in content["steps"]] == [0, 1, 2, 4, 3, 1, 2, 3, 0, 1, 2, 3, 1, 2, 3]
+    assert [step["weights"] for step in content["steps"]] == tuned + ["calibrated"] * 7
+    floats = [step for step in content["steps"] if step["k"]]
+    by = ["error"] * 3 + ["error / MACs share"] * 3
+    assert [step["order"] for step in floats] == ["error", *by, *by]
+    assert all(step["groups"] == orders[step["order"]][: step["k"]] for step in floats)
     ranked = orders[content["chosen"]["order"]]
     assert all(step["latency_ms"] > 0 < step["int8_latency_ms"] for step in content["steps"])
     chosen = content["chosen"]
@@ -245,28 +278,71 @@ def test_three_groups_float(
     assert mixed.quantized is not None
     names = [group.name for group in all_int8.quantized.placement.groups]
     assert [group.name for group in mixed.quantized.placement.groups] == [n for n in names if n not in ranked[:3]]
-    assert mixed.provenance == {"a": 1, "left_float": ranked[:3]}
+    said_of_it = {"max_drop": 0.2, "left_float": ranked[:3], "int8_weights": "fine-tuned"}
+    assert mixed.provenance == {"a": 1, "mixed_precision": said_of_it}
+    left = {conv for group in all_int8.quantized.placement.groups if group.name in ranked[:3] for conv in group.convs}
+    assert len(left) >= 3
+    assert_weights(mixed, lambda conv: start if conv in left else all_int8)
     assert mixed.stage == "qat"
     header, rows, said = table(best.with_name("mixed_precision.json"))
     assert {len(row) for row in rows} == {len(header)}
-    assert sorted(row[0] for row in rows[1:]) == ["0", "1", "1", "2", "2", "3", "3  <- kept", "4", "4"]
+    counts = ["0"] * 2 + ["1"] * 4 + ["2"] * 4 + ["3"] * 3 + ["3  <- kept", "4"]
+    assert sorted(row[0] for row in rows[1:]) == counts
     assert said.startswith("Left float: model.")
+    assert f" The INT8 groups have the fine-tuned weights. It takes {chosen['latency_ms']:.1f} ms, all INT8 " in said
+    assert said.endswith(f" ms, the float model {content['float']['latency_ms']:.1f} ms.")
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_the_calibrated_weights_are_kept_where_they_need_fewer_groups(
+    start: Checkpoint,
+    best: Path,
+    demo: Dataset,
+    batches: tuple[Tensor, ...],
+    accuracy: Callable[..., None],
+    k: int,
+) -> None:
+    before = best.read_bytes()
+    label = f"groups left float: {k}" if k else "all INT8"
+    accuracy({"FP32": 0.5, f"{label}, calibrated weights": 0.499, "groups left float: 2": 0.499}, otherwise=0.4)
+    content = kept(start, best, demo, batches, 0.2)
+    chosen = content["chosen"]
+    assert (content["met"], chosen["k"], chosen["weights"]) == (True, k, "calibrated")
+    assert best.with_name("best_int8.safetensors").read_bytes() == before
+    mixed = load_checkpoint(best)
+    assert mixed.provenance["mixed_precision"]["int8_weights"] == "calibrated"
+    assert mixed.quantized is not None
+    assert len(mixed.quantized.placement.groups) == 6 - k
+    assert_weights(mixed, lambda conv: start)
+    assert "calibrated weights" in table(best.with_name("mixed_precision.json"))[2]
 
 
 def test_a_budget_out_of_reach_keeps_the_best_measured(
-    best: Path, demo: Dataset, batches: tuple[Tensor, ...], accuracy: Callable[..., None]
+    start: Checkpoint, best: Path, demo: Dataset, batches: tuple[Tensor, ...], accuracy: Callable[..., None]
 ) -> None:
     accuracy({"FP32": 0.5, "all INT8": 0.3, "groups left float: 2": 0.45}, otherwise=0.4)
     with pytest.raises(BudgetMissed) as caught:
-        kept(best, demo, batches, 0.2)
+        kept(start, best, demo, batches, 0.2)
     assert caught.value.exit_code == 3
     assert "0.5000 float, 0.4500 at best (with 2 of " in str(caught.value)
     content = json.loads(best.with_name("mixed_precision.json").read_text())
     assert (content["met"], content["chosen"]["k"]) == (False, 2)
     assert max(step["k"] for step in content["steps"]) == len(content["ranking"]) - 1  # one always stays INT8
     mixed = load_checkpoint(best)
-    assert mixed.provenance["left_float"] == content["chosen"]["groups"]
+    assert mixed.provenance["mixed_precision"]["left_float"] == content["chosen"]["groups"]
     assert best.with_name("best_int8.safetensors").exists()
+
+
+def test_the_sentence_names_the_fewer(
+    start: Checkpoint, best: Path, demo: Dataset, batches: tuple[Tensor, ...], accuracy: Callable[..., None]
+) -> None:
+    accuracy({"FP32": 0.5, "groups left float: 5": 0.499}, otherwise=0.4)
+    kept(start, best, demo, batches, 0.2)
+    mixed = load_checkpoint(best)
+    assert mixed.quantized is not None
+    (group,) = mixed.quantized.placement.groups
+    said = table(best.with_name("mixed_precision.json"))[2]
+    assert said.startswith(f"Left float: all but {group.convs[0].removesuffix('.conv')}")
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "torch"])

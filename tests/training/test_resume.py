@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from trt_qat.config import ModelSection, QatSection
+from trt_qat.config import Config, ModelSection, QatSection
 from trt_qat.data.dataset import Dataset, ultralytics_data
 from trt_qat.errors import ArtifactError
 from trt_qat.quantization.insert import QuantizedModel
@@ -94,9 +94,25 @@ def test_another_runs_state_is_refused(calibrated: Calibrated, demo: Dataset, tm
         train(calibrated(), demo, tmp_path, resume=True)
 
 
-def test_a_finished_run_may_get_another_budget_but_no_other_setting() -> None:
-    def fingerprint(**keys: float) -> str:
-        return run_fingerprint({"config": {"qat": {"lr0": 1e-5, "max_drop": None, **keys}}})
-
-    assert fingerprint(max_drop=0.2) == fingerprint()
-    assert fingerprint(lr0=1e-4) != fingerprint()
+@pytest.mark.parametrize(
+    ("setting", "decides"),
+    [
+        ("qat.lr0=1e-4", True),
+        ("model.imgsz=320", True),
+        ("data.batch=4", True),
+        ("quantization.calibrator=max", True),
+        ("sensitivity.images=4", True),
+        ("qat.max_drop=0.2", False),
+        ("evaluation.latency_iterations=3", False),
+        ("export.opset=20", False),
+        ("engine.max_batch=2", False),
+        ("infer.conf=0.5", False),
+        ("train.epochs=3", False),
+    ],
+)
+def test_only_settings_that_training_reads_decide_a_run(setting: str, decides: bool) -> None:
+    provenance = {"weights": "a", "config": Config().model_dump(mode="json")}
+    other = {"weights": "a", "config": Config.load(overrides=[setting]).model_dump(mode="json")}
+    assert (run_fingerprint(other) != run_fingerprint(provenance)) == decides
+    assert run_fingerprint({**provenance, "weights": "b"}) != run_fingerprint(provenance)
+    assert run_fingerprint({**provenance, "calibration": {}}) == run_fingerprint(provenance)

@@ -1,7 +1,9 @@
 """Mixed precision to an accuracy budget: the fewest scale groups left float that keep mAP, each mix measured as a file.
 
 Nothing is retrained. Groups are tried in two orders: by what they cost in accuracy, and by what they cost in accuracy
-for what they save in time. How many are needed is searched on exported files; the order that needs fewer is kept.
+for what they save in time; and with two kinds of weights: the fine-tuned ones, where a group that is left float gets
+back those of before (what it learned was to make up for its own rounding), and the calibrated ones throughout. How many
+groups are needed is searched on exported files; what needs the fewest is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,7 @@ from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, save_checkp
 REPORT = "mixed_precision.json"
 ALL_INT8 = "best_int8.safetensors"
 _REASON = "left float to meet qat.max_drop"
+Weights = Literal["fine-tuned", "calibrated"]
 _ROUNDING = 1e-9  # a drop that equals the budget meets it, whatever the last bit says
 
 
@@ -49,17 +52,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Step:
-    """A mix that was measured: the first ``k`` groups of an order are float."""
+    """A mix that was measured: the first ``k`` groups of an order are float, the others have these weights."""
 
     k: int
     groups: tuple[str, ...]
     measured: Measured
+    weights: Weights
     order: str = ""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Every mix that was measured, in that order (all INT8 first), and the one to keep.
+    """Every mix that was measured, in that order (all INT8, fine-tuned, first), and the one to keep.
 
     Args:
         met: whether ``chosen`` is within the budget; if not, it is the most accurate one measured.
@@ -76,6 +80,7 @@ def fewest_float_groups(
     of_int8: Measured,
     max_drop: float,
     measure: Callable[[tuple[str, ...]], Measured],
+    weights: Weights,
     order: str = "",
 ) -> Search:
     """Find the smallest k such that leaving ``ranked[:k]`` float meets the budget, in few measurements.
@@ -89,14 +94,15 @@ def fewest_float_groups(
         of_int8: k = 0.
         max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
         measure: measures the mix that leaves the given groups float.
+        weights: what the steps say about the weights that ``measure`` uses.
         order: what the steps say about where ``ranked`` comes from.
     """
-    steps = {0: Step(0, (), of_int8)}
+    steps = {0: Step(0, (), of_int8, weights)}
 
     def meets(k: int) -> bool:
         if k not in steps:
             groups = tuple(ranked[:k])
-            steps[k] = Step(k, groups, measure(groups), order)
+            steps[k] = Step(k, groups, measure(groups), weights, order)
         return _meets(of_float, steps[k].measured, max_drop)
 
     low, high = -1, 0
@@ -115,11 +121,11 @@ def fewest_float_groups(
 
 
 def best_of(searches: Sequence[Search]) -> Search:
-    """The steps of all searches (all INT8 once), and the choice with the fewest float groups, then the fastest.
+    """The steps of all searches, each once, and the choice with the fewest float groups, then the fastest.
 
     If none met the budget, it is the most accurate mix of all.
     """
-    steps = (*searches[0].steps, *(step for search in searches[1:] for step in search.steps if step.k))
+    steps = tuple(dict.fromkeys(step for search in searches for step in search.steps))
     met = [search.chosen for search in searches if search.met]
     if met:
         return Search(steps, min(met, key=lambda step: (step.k, step.measured.latency_ms)), met=True)
@@ -192,10 +198,11 @@ def macs_shares(model: QuantizedModel, imgsz: int) -> dict[str, float]:
 
 
 class ExportedMixes:
-    """Measures mixes of one quantized checkpoint, each exported anew, with the configured runtime.
+    """Measures mixes of one fine-tuned model, each exported anew, with the configured runtime.
 
     Args:
-        checkpoint: quantized; left as it is.
+        tuned: the fine-tuned checkpoint, all INT8; left as it is.
+        start: the calibrated checkpoint that fine-tuning started from; left as it is.
         dataset: mAP is measured on its val split.
         folder: for the files, which may be removed afterwards.
 
@@ -203,33 +210,42 @@ class ExportedMixes:
         ConfigError: see :func:`check_budget_runtime`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dataset: Dataset, config: Config, folder: Path, progress: Progress):
+    def __init__(
+        self, tuned: Checkpoint, start: Checkpoint, dataset: Dataset, config: Config, folder: Path, progress: Progress
+    ):
         check_budget_runtime(config)
-        self._checkpoint = checkpoint
+        self._tuned = tuned
+        self._start = start
         self._dataset = dataset
         self._config = config
         self._folder = folder
         self._progress = progress
         self._int8 = _int8_precision(config)
-        self._all_int8 = self._export(checkpoint, self._int8, "int8")
+        self._all_int8 = self._export(tuned, self._int8, "int8")
 
-    def __call__(self, groups: tuple[str, ...]) -> Measured:
+    def __call__(self, weights: Weights, groups: tuple[str, ...]) -> Measured:
         """Measure with these groups float; none means all INT8."""
-        if not groups:
-            return self._measure(self._all_int8, "all INT8")
-        mixed = load_checkpoint(self.save(groups, self._folder / "mixed.safetensors").path)
-        return self._measure(self._export(mixed, self._int8, "mixed"), f"groups left float: {len(groups)}")
+        label = f"groups left float: {len(groups)}" if groups else "all INT8"
+        if weights == "calibrated":
+            label += ", calibrated weights"
+        mixed = load_checkpoint(self.save(weights, groups, self._folder / "mixed.safetensors").path)
+        return self._measure(self._export(mixed, self._int8, "mixed"), label)
 
-    def float_model(self, checkpoint: Checkpoint) -> Measured:
-        """Measure a checkpoint with all its quantizers off, in the type that the mixes' float part has."""
+    def float_model(self) -> Measured:
+        """Measure ``start`` with all its quantizers off, in the type that the mixes' float part has."""
         precision: Precision = "fp16" if self._int8 == "int8+fp16" else "fp32"
-        return self._measure(self._export(checkpoint, precision, "float"), precision.upper())
+        return self._measure(self._export(self._start, precision, "float"), precision.upper())
 
-    def save(self, groups: tuple[str, ...], path: Path) -> CheckpointArtifact:
+    def save(self, weights: Weights, groups: tuple[str, ...], path: Path) -> CheckpointArtifact:
         """Write the checkpoint with these groups float."""
-        provenance = {**self._checkpoint.provenance, "left_float": list(groups)}
-        mixed = _quantized(self._checkpoint).leave_float(groups, _REASON)
-        return save_checkpoint(path, mixed, self._checkpoint.stage, self._checkpoint.imgsz, provenance)
+        tuned, start = _quantized(self._tuned), _quantized(self._start)
+        mixed = (tuned if weights == "fine-tuned" else start).leave_float(groups, _REASON)
+        for group in start.placement.groups:
+            for conv in group.convs if group.name in groups else ():
+                _copy_weights_(start.network.get_submodule(conv), mixed.network.get_submodule(conv))
+        mix = {"max_drop": self._config.qat.max_drop, "left_float": list(groups), "int8_weights": weights}
+        provenance = {**self._tuned.provenance, "mixed_precision": mix}
+        return save_checkpoint(path, mixed, self._tuned.stage, self._tuned.imgsz, provenance)
 
     def _export(self, checkpoint: Checkpoint, precision: Precision, stem: str) -> Path:
         section = self._config.export.model_copy(update={"precision": precision})
@@ -271,8 +287,15 @@ def _quantized(checkpoint: Checkpoint) -> QuantizedModel:
     return checkpoint.quantized
 
 
+@torch.no_grad()
+def _copy_weights_(source: nn.Module, target: nn.Module) -> None:
+    """Weight and bias of a convolution, not what its quantizers hold."""
+    for theirs, mine in zip(source.parameters(recurse=False), target.parameters(recurse=False), strict=True):
+        mine.copy_(theirs)
+
+
 def keep_budget(
-    float_model: Checkpoint,
+    start: Checkpoint,
     best: Path,
     dataset: Dataset,
     batches: Iterable[Tensor],
@@ -281,11 +304,11 @@ def keep_budget(
 ) -> CheckpointArtifact:
     """Make ``best`` meet ``config.qat.max_drop`` by leaving groups float, if it does not yet.
 
-    Writes ``mixed_precision.json`` beside ``best``; where groups are left float, ``best`` becomes the mixed checkpoint
-    and ``best_int8.safetensors`` keeps the one that was there.
+    Writes ``mixed_precision.json`` beside ``best``; where a mix is kept, ``best`` becomes the mixed checkpoint and
+    ``best_int8.safetensors`` keeps the one that was there.
 
     Args:
-        float_model: what fine-tuning started from; its quantizers, if any, are switched off for measuring.
+        start: the calibrated checkpoint that fine-tuning started from; without its quantizers it is the float model.
         best: the fine-tuned, all-INT8 checkpoint.
         batches: images for the output error, as :class:`~trt_qat.evaluation.sensitivity.OutputError` takes them.
 
@@ -293,27 +316,20 @@ def keep_budget(
         BudgetMissed: no mix meets the budget. All files are written, ``best`` is the most accurate model measured.
     """
     max_drop = config.qat.max_drop or 0.0
-    checkpoint = load_checkpoint(best)
+    tuned = load_checkpoint(best)
     candidates: list[Candidate] = []
     with tempfile.TemporaryDirectory() as folder:
-        measure = ExportedMixes(checkpoint, dataset, config, Path(folder), progress)
-        of_float, of_int8 = measure.float_model(float_model), measure(())
-        measured = cache(measure)
-        if not _meets(of_float, of_int8, max_drop):
-            candidates = rank_candidates(_quantized(checkpoint), batches, checkpoint.imgsz, progress)
-        search = best_of(
-            [
-                # the last group stays INT8: with all of them float it would be no INT8 model
-                fewest_float_groups(
-                    [c.sensitivity.group for c in ranked[:-1]], of_float, of_int8, max_drop, measured, name
-                )
-                for name, ranked in _orders(candidates).items()
-            ]
-        )
-        if search.chosen.groups:
+        mixes = ExportedMixes(tuned, start, dataset, config, Path(folder), progress)
+        of_float, all_int8 = mixes.float_model(), Step(0, (), mixes("fine-tuned", ()), "fine-tuned")
+        if _meets(of_float, all_int8.measured, max_drop):
+            search = Search((all_int8,), all_int8, met=True)
+        else:
+            candidates = rank_candidates(_quantized(start), batches, start.imgsz, progress)
+            search = _search(candidates, of_float, all_int8, max_drop, cache(mixes))
+        if search.chosen != search.steps[0]:
             with atomic_path(best.with_name(ALL_INT8)) as temporary:
                 shutil.copyfile(best, temporary)
-            measure.save(search.chosen.groups, best)
+            mixes.save(search.chosen.weights, search.chosen.groups, best)
     report = best.with_name(REPORT)
     write_json(report, _report(search, of_float, candidates, config))
     if not search.met:
@@ -324,6 +340,27 @@ def keep_budget(
             f"'{best}' is that model, '{report}' lists the measurements. Raise qat.max_drop or fine-tune longer."
         )
     return CheckpointArtifact(best)
+
+
+def _search(
+    candidates: Sequence[Candidate],
+    of_float: Measured,
+    all_int8: Step,
+    max_drop: float,
+    measure: Callable[[Weights, tuple[str, ...]], Measured],
+) -> Search:
+    """Both orders with both kinds of weights, none further than the fewest groups found so far."""
+    searches: list[Search] = []
+    for weights in get_args(Weights):
+        of_int8 = all_int8.measured if weights == all_int8.weights else measure(weights, ())
+        for order, ranked in _orders(candidates).items():
+            # the last group stays INT8: with all of them float it would be no INT8 model
+            most = min((search.chosen.k for search in searches if search.met), default=len(ranked) - 1)
+            groups = [candidate.sensitivity.group for candidate in ranked[:most]]
+            searches.append(
+                fewest_float_groups(groups, of_float, of_int8, max_drop, partial(measure, weights), weights, order)
+            )
+    return best_of(searches)
 
 
 def _orders(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
@@ -337,7 +374,7 @@ def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate],
     def line(step: Step) -> dict[str, Any]:
         drop = drop_points(of_float, step.measured)
         figures = {"drop_points": drop, **asdict(step.measured)}
-        return {"k": step.k, "order": step.order, "groups": list(step.groups), **figures}
+        return {"k": step.k, "weights": step.weights, "order": step.order, "groups": list(step.groups), **figures}
 
     chosen = {candidate.sensitivity.group: candidate for candidate in candidates}
     return {
@@ -347,6 +384,7 @@ def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate],
         "precision": _int8_precision(config),
         "orders": "error: output error of the group alone in INT8; error / MACs share: that divided by its share of "
         "the multiply-accumulates, an estimate of its share of the latency",
+        "weights": "fine-tuned: those that are INT8, float ones are as before; calibrated: all as before fine-tuning",
         "float": {"map50_95": of_float.map50_95, "latency_ms": of_float.latency_ms},
         "int8": line(search.steps[0]),
         "steps": [line(step) for step in search.steps],
@@ -359,9 +397,9 @@ def table(report: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """What a ``mixed_precision.json`` says, as text: header, rows, and a sentence about the choice."""
     content = json.loads(report.read_text(encoding="utf-8"))
     chosen, of_float = content["chosen"], content["float"]
-    header = ("groups left float", "by", "mAP50-95", "drop, points", "ms median", "all INT8 beside it, ms")
+    header = ("groups left float", "by", "weights", "mAP50-95", "drop, points", "ms median", "all INT8 beside it, ms")
     rows: list[tuple[str, ...]] = [
-        ("all (the float model)", "", f"{of_float['map50_95']:.4f}", "", f"{of_float['latency_ms']:.1f}", "")
+        ("all (the float model)", "", "", f"{of_float['map50_95']:.4f}", "", f"{of_float['latency_ms']:.1f}", "")
     ]
     for step in sorted(content["steps"], key=lambda step: int(step["k"])):
         figures = (f"{step['latency_ms']:.1f}", f"{step['int8_latency_ms']:.1f}")
@@ -369,7 +407,8 @@ def table(report: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
         rows.append(
             (
                 f"{step['k']}{mark}",
-                step["order"] if step["k"] else "",
+                step["order"],
+                step["weights"],
                 f"{step['map50_95']:.4f}",
                 f"{step['drop_points']:.2f}",
                 *figures,
@@ -378,7 +417,15 @@ def table(report: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     budget = f"{content['max_drop_points']:g} points"
     if not chosen["k"]:
         said = f"All INT8 is within {budget}." if content["met"] else f"No mix is within {budget}; all INT8 is kept."
+        if chosen["weights"] == "calibrated":
+            said += " It has the calibrated weights, which are more accurate than the fine-tuned ones."
     else:
-        labels = ", ".join(GroupSensitivity.from_dict(group).label for group in chosen["why"])
-        said = f"Left float{'' if content['met'] else f', though not within {budget}'}: {labels}."
+        int8 = [group for group in content["ranking"] if group not in chosen["why"]]
+        some, but = (chosen["why"], "") if len(chosen["why"]) <= len(int8) else (int8, "all but ")
+        labels = ", ".join(GroupSensitivity.from_dict(group).label for group in some)
+        said = (
+            f"Left float{'' if content['met'] else f', though not within {budget}'}: {but}{labels}. "
+            f"The INT8 groups have the {chosen['weights']} weights. It takes {chosen['latency_ms']:.1f} ms, all INT8 "
+            f"{chosen['int8_latency_ms']:.1f} ms, the float model {of_float['latency_ms']:.1f} ms."
+        )
     return header, rows, said

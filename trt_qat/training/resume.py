@@ -6,7 +6,6 @@ Within an epoch nothing has to be kept: order and augmentation follow from the s
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import pickle
@@ -21,22 +20,34 @@ from trt_qat.errors import ArtifactError
 
 FILE = "resume.pt"
 _FORMAT = "trt_qat-resume-1"
+_SECTIONS = ("model", "data", "quantization", "sensitivity")  # beside qat
 
 
 def run_fingerprint(provenance: Mapping[str, Any]) -> str:
-    """One hash of everything that decides a run: weights, data, versions, configuration.
+    """One hash of everything that decides a run: weights, data, versions, and the settings that training reads.
 
-    ``qat.max_drop`` is left out: a finished run may be given another budget.
+    The calibration follows from these. ``qat.max_drop`` is left out: a finished run may be given another budget.
     """
-    provenance = copy.deepcopy(dict(provenance))
-    provenance.get("config", {}).get("qat", {}).pop("max_drop", None)
-    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
+    content = {key: value for key, value in provenance.items() if key != "calibration"}
+    config = provenance.get("config", {})
+    content["config"] = {section: config.get(section) for section in _SECTIONS}
+    content["config"]["qat"] = {key: value for key, value in config.get("qat", {}).items() if key != "max_drop"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_state(folder: Path, fingerprint: str, state: Mapping[str, Any]) -> None:
     """Write ``folder/resume.pt``, whole or not at all. Tensors and plain values only, so loading it runs no code."""
     with atomic_path(folder / FILE) as temporary:
         torch.save({"format": _FORMAT, "fingerprint": fingerprint, **state}, temporary)
+
+
+def check_resumable(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Refuse what :func:`load_state` would refuse.
+
+    Raises:
+        ArtifactError: see there.
+    """
+    load_state(folder, run_fingerprint(provenance))
 
 
 def load_state(folder: Path, fingerprint: str) -> dict[str, Any] | None:
