@@ -224,9 +224,9 @@ def qat(
     Starts from a calibrated checkpoint; float weights are calibrated first. Beside the checkpoints OUT gets
     results.csv, quantization_error.csv (SQNR and drift per layer), TensorBoard's event file and resume.pt.
 
-    With --max-drop, the fewest layers are left
-    float that keep mAP50-95 within so many points of the float model, measured on exported files
-    (OUT/mixed_precision.json, OUT/best_int8.safetensors); exit code 3 if none do.
+    With --max-drop, the fewest layers are left float that keep mAP50-95 within so many points of the float model,
+    measured on exported files (OUT/mixed_precision.json says which and what they cost; OUT/best_int8.safetensors has
+    none left float); exit code 3 if none do.
     """
     if epochs is not None:
         config = config.with_values("qat", epochs=epochs)
