@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from trt_qat.artifacts import Latency
 from trt_qat.config import Config, ExportSection, QuantizationSection
 from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
+from trt_qat.errors import RunnerError
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.export.lint.report import lint
@@ -61,15 +62,27 @@ class Row:
 
 
 class CompiledRunner:
-    """A Runner over an OpenVINO model that never was an ONNX file (NNCF's own format)."""
+    """A Runner over any OpenVINO model, such as one that never was an ONNX file (NNCF's own format).
+
+    Args:
+        like: a runner whose input shape and metadata are the model's too.
+        precision: what OpenVINO computes the float part in, ``f32`` or ``bf16``.
+
+    Raises:
+        RunnerError: the CPU does not compute in that precision.
+    """
 
     name = "openvino"
 
-    def __init__(self, model: Any, like: Runner) -> None:
+    def __init__(self, model: Any, like: Runner, precision: str = "f32") -> None:
         import openvino
 
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self._request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        core = openvino.Core()
+        # OpenVINO takes the hint everywhere, and computes in FP32 where the CPU has no BF16
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise RunnerError("This CPU does not compute in BF16.")
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
         self.input_shape, self.metadata, self.device = like.input_shape, like.metadata, like.device
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -2,12 +2,13 @@
 
     python scripts/accuracy_table.py --weights yolov8n.pt --data data.yaml --out runs/accuracy --epochs 2
 
-Rows: FP32, PTQ with each calibrator, this project's QAT with several seeds and with ``--max-drop 0.1``, Ultralytics'
-QAT (``quantize=8``) with its documented recipe, with its defaults and with a mended recipe, NNCF's PTQ as Ultralytics'
-OpenVINO export calls it, and one run per idea of the ``qat`` section. Every row is measured on its exported file. With
-``--agreement`` the FP32 model's own detections on the val images are the only labels: they are measured against, choose
-the best epoch, and every QAT trains on those images. Rows that OUT has already are kept, so a killed run goes on;
-``--only`` chooses rows.
+Rows: FP32, the same in BF16, PTQ with each calibrator, what its weights and its activations cost alone, NNCF's PTQ as
+Ultralytics' OpenVINO export calls it, this project's QAT with several seeds and with ``--max-drop 0.1``, Ultralytics'
+QAT (``quantize=8``) with its documented recipe, with its defaults and with a mended recipe, and one run per idea of the
+``qat`` section. Every row is measured on its exported file, but for weights and activations alone, which are
+fake-quantized: no file has only one of them. With ``--agreement`` the FP32 model's own detections on the val images are
+the only labels: they are measured against, choose the best epoch, and every QAT trains on those images. Rows that OUT
+has already are kept, so a killed run goes on; ``--only`` chooses rows.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from trt_qat.artifacts import write_json
 from trt_qat.config import Config
 from trt_qat.data.dataset import calibration_images, load_dataset
 from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import class_names
+from trt_qat.training.checkpoint import load_checkpoint
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 
@@ -136,6 +139,32 @@ def fp32(name: str, setting: Setting) -> Row:
     return measured(name, model, setting, [run("export", setting.weights, "--precision", "fp32", "--out", model)])
 
 
+def bf16(name: str, setting: Setting) -> Row:
+    """The float model's file, computed in BF16: what a precision that is taken for lossless costs."""
+    import openvino
+
+    file = setting.out / "fp32.onnx"
+    with OpenVinoRunner(file) as like:
+        runner = CompiledRunner(openvino.Core().read_model(file), like, "bf16")
+        labels = load_dataset(setting.labels, class_names(like.metadata))
+        accuracy = measure_accuracy(runner, labels, Config().evaluation)
+    return Row(name, accuracy.map50_95, accuracy.map50, ["scripts/accuracy_table.py: bf16()"])
+
+
+def ptq_part(name: str, setting: Setting, part: str) -> Row:
+    """``PTQ auto`` with only its ``part``, weights or activations, in INT8; fake-quantized."""
+    checkpoint = load_checkpoint(setting.out / "PTQ_auto.safetensors")
+    model = checkpoint.quantized
+    if model is None:
+        raise ValueError("PTQ auto is not quantized")
+    others = model.activation_quantizers() if part == "weights" else model.weight_quantizers()
+    for quantizer in others.values():
+        model.toolkit.set_enabled(quantizer, False)
+    runner = TorchRunner(checkpoint.network, checkpoint.names, checkpoint.imgsz)
+    accuracy = measure_accuracy(runner, load_dataset(setting.labels, checkpoint.names), Config().evaluation)
+    return Row(name, accuracy.map50_95, accuracy.map50, ["scripts/accuracy_table.py: ptq_part()"])
+
+
 def ptq(name: str, setting: Setting, keys: list[str]) -> Row:
     """Calibrated, not trained."""
     file = setting.out / f"{name.replace(' ', '_')}.safetensors"
@@ -202,9 +231,13 @@ def nncf(name: str, setting: Setting) -> Row:
 def rows(setting: Setting, seeds: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Every row's name and how it is made."""
     yield "FP32", lambda: fp32("FP32", setting)
+    yield "BF16", lambda: bf16("BF16", setting)
     for calibrator, keys in CALIBRATORS.items():
         name = f"PTQ {calibrator}"
         yield name, lambda name=name, keys=keys: ptq(name, setting, keys)
+    for part in ("weights", "activations"):
+        name = f"PTQ auto, only the {part}"
+        yield name, lambda name=name, part=part: ptq_part(name, setting, part)
     yield "NNCF PTQ", lambda: nncf("NNCF PTQ", setting)
     for seed in seeds:
         name = f"QAT seed {seed}"
