@@ -3,12 +3,12 @@
     python scripts/accuracy_table.py --weights yolov8n.pt --data data.yaml --out runs/accuracy --epochs 2
 
 Rows: FP32, the same in BF16, PTQ with each calibrator, what its weights and its activations cost alone, NNCF's PTQ as
-Ultralytics' OpenVINO export calls it, this project's QAT with several seeds and with ``--max-drop 0.1``, Ultralytics'
-QAT (``quantize=8``) with its documented recipe, with its defaults and with a mended recipe, and one run per idea of the
-``qat`` section. Every row is measured on its exported file, but for weights and activations alone, which are
-fake-quantized: no file has only one of them. With ``--agreement`` the FP32 model's own detections on the val images are
-the only labels: they are measured against, choose the best epoch, and every QAT trains on those images. Rows that OUT
-has already are kept, so a killed run goes on; ``--only`` chooses rows.
+Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also from a start calibrated per group) and
+with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its documented recipe, with its defaults and with a
+mended recipe, and one run per idea of the ``qat`` section. Every row is measured on its exported file, but for weights
+and activations alone, which are fake-quantized: no file has only one of them. With ``--agreement`` the FP32 model's own
+detections on the val images are the only labels: they are measured against, choose the best epoch, and every QAT trains
+on those images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from benchmarks.placement import CompiledRunner, nncf_openvino
 
 IMGSZ = 640
 FAST = ["--set", "evaluation.latency_iterations=3"]  # this table is about accuracy
+PER_GROUP = ["quantization.auto_per_group=true"]
 CALIBRATORS = {
     "max": ["quantization.calibrator=max"],
     "percentile 99.9999": ["quantization.calibrator=percentile", "quantization.percentile=99.9999"],
@@ -51,6 +52,7 @@ CALIBRATORS = {
     "entropy": ["quantization.calibrator=entropy"],
     "mse": ["quantization.calibrator=mse"],
     "auto": ["quantization.calibrator=auto"],
+    "auto per group": PER_GROUP,
 }
 IDEAS: dict[str, list[str]] = {
     "base": [],
@@ -239,9 +241,11 @@ def rows(setting: Setting, seeds: tuple[int, ...]) -> Iterator[tuple[str, Callab
         name = f"PTQ auto, only the {part}"
         yield name, lambda name=name, part=part: ptq_part(name, setting, part)
     yield "NNCF PTQ", lambda: nncf("NNCF PTQ", setting)
-    for seed in seeds:
-        name = f"QAT seed {seed}"
-        yield name, lambda name=name, seed=seed: qat(name, setting, [f"qat.seed={seed}"], setting.epochs)
+    for start, more in (("", []), (" per group", PER_GROUP)):
+        for seed in seeds:
+            name = f"QAT{start} seed {seed}"
+            keys = [f"qat.seed={seed}", *more]
+            yield name, lambda name=name, keys=keys: qat(name, setting, keys, setting.epochs)
     yield BUDGET, lambda: qat(BUDGET, setting, ["qat.max_drop=0.1"], setting.epochs)
     for recipe in RECIPES:
         name = f"Ultralytics QAT {recipe}"
@@ -283,11 +287,12 @@ def as_markdown(table: dict[str, Row]) -> str:
     lines += [
         f"| {r.name} | {r.map50_95:.4f} | {r.map50:.4f} | {100 * (r.map50_95 - base):+.2f} |" for r in table.values()
     ]
-    seeds = [row.map50_95 for name, row in table.items() if name.startswith("QAT seed")]
-    if seeds:
-        lines.append(
-            f"\nQAT over {len(seeds)} seeds: mean {mean(seeds):.4f}, from {min(seeds):.4f} to {max(seeds):.4f}."
-        )
+    for start in ("QAT", "QAT per group"):
+        seeds = [row.map50_95 for name, row in table.items() if name.startswith(f"{start} seed")]
+        if seeds:
+            lines.append(
+                f"\n{start} over {len(seeds)} seeds: mean {mean(seeds):.4f}, from {min(seeds):.4f} to {max(seeds):.4f}."
+            )
     for row in table.values():
         lines += [f"\n{row.name}:", *(f"    {command}" for command in row.commands)]
     return "\n".join(lines) + "\n"

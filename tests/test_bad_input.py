@@ -153,6 +153,10 @@ CASES = {
         f"calibrate {GOOD} --set quantization.exclude=[model.99] --set model.imgsz=64 --out a.safetensors",
         "'model.99' matches no convolution",
     ),
+    "per group without auto": (
+        f"calibrate {GOOD} --set quantization.calibrator=max --set quantization.auto_per_group=true --out a",
+        "needs quantization.calibrator=auto",
+    ),
     "negative budget": (f"qat {GOOD} --max-drop -1 --out a", "qat.max_drop = -1.0"),
     "budget that is no number": (f"qat {GOOD} --max-drop nan --out a", "qat.max_drop = nan"),
     "budget without an ONNX runtime": (

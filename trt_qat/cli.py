@@ -179,7 +179,8 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
         _print_candidates(result.calibration)
         click.echo(f"Calibrated: {result.path}")
     found = result.calibration.as_dict()
-    return {"checkpoint": str(result.path), "calibrator": found["calibrator"], "candidates": found["candidates"]}
+    kept = {key: found[key] for key in ("calibrator", "candidates", "groups", "groups_error")}
+    return {"checkpoint": str(result.path), **kept}
 
 
 @cli.command()
@@ -496,6 +497,9 @@ def _print_candidates(calibration: Calibration) -> None:
         percentile = "" if candidate.percentile is None else str(candidate.percentile)
         table.add_row(candidate.calibrator, percentile, f"{candidate.error:.4f}", "chosen" if candidate.chosen else "")
     _print(table)
+    if calibration.groups_error is not None:
+        others, error = len(calibration.groups), calibration.groups_error
+        click.echo(f"Scale groups with another calibrator: {others}; output error with those: {error:.4f}")
 
 
 def _print(table: Table) -> None:

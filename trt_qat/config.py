@@ -83,9 +83,17 @@ class QuantizationSection(Section):
     percentile: float = Field(default=99.99, gt=50, le=100)
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
+    auto_per_group: bool = False
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
     exclude: tuple[str, ...] = ()
+
+    @field_validator("auto_per_group")
+    @classmethod
+    def _needs_auto(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("calibrator", "auto") != "auto":
+            raise ValueError("needs quantization.calibrator=auto")
+        return value
 
 
 class SensitivitySection(Section):

@@ -51,12 +51,12 @@ from trt_qat.model.loading import LoadedModel, load_model, load_unfolded, traina
 from trt_qat.quantization.auto_calibrator import Calibration, choice_key, choose_calibrator, load_choice, save_choice
 from trt_qat.quantization.calibration import (
     Histograms,
-    activation_ranges,
     cache_key,
     collect_histograms,
     load_histograms,
     save_histograms,
 )
+from trt_qat.quantization.group_calibrators import choose_per_group
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner
@@ -370,8 +370,7 @@ def _calibrated(
         calibration = _chosen(quantized, histograms, images, config, cache, key, progress)
     else:
         calibration = Calibration.given(section.calibrator, section.percentile)
-    ranges = activation_ranges(histograms, calibration.calibrator, calibration.percentile or section.percentile)
-    quantized.load_amax_(ranges)
+    quantized.load_amax_(calibration.ranges(histograms))
     return quantized, calibration
 
 
@@ -391,9 +390,10 @@ def _chosen(
     if known is not None:
         return known
     some = _batches(evenly_spaced(images, section.auto_images), batch)
-    calibration = choose_calibrator(
-        quantized, histograms, [partial(_letterboxed, paths, config.model.imgsz) for paths in some], progress
-    )
+    inputs = [partial(_letterboxed, paths, config.model.imgsz) for paths in some]
+    calibration = choose_calibrator(quantized, histograms, inputs, progress)
+    if section.auto_per_group:
+        calibration = choose_per_group(quantized, histograms, calibration, inputs, progress)
     if distributed.is_main():
         save_choice(file, calibration)
     return calibration

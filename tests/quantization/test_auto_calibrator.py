@@ -89,9 +89,10 @@ def test_key_changes_with_what_decides_the_choice() -> None:
         choice_key("b", section, 8),
         choice_key("a", section, 4),
         choice_key("a", QuantizationSection(calibrator="auto", auto_images=31), 8),
+        choice_key("a", QuantizationSection(calibrator="auto", auto_per_group=True), 8),
         choice_key("a", QuantizationSection(calibrator="auto", toolkit="pytorch-quantization"), 8),
     }
-    assert len({key, *others}) == 5
+    assert len({key, *others}) == 6
 
 
 def test_key_changes_with_the_table_and_the_measure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +157,31 @@ def test_pipeline_compares_once(detector: LoadedModel, demo_yaml: Path, tmp_path
     assert anew == first
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", "two chosen", "none chosen", "another table", "another key"])
+def test_pipeline_compares_groups_once(detector: LoadedModel, demo_yaml: Path, tmp_path: Path) -> None:
+    first, steps = run(detector, demo_yaml, tmp_path, auto_per_group=True)
+    model = load_checkpoint(tmp_path / "ptq.safetensors").quantized
+    assert model is not None
+    assert steps.seen["calibrators per group"] == len(model.placement.groups)
+    assert first.calibration.groups
+    again, steps = run(detector, demo_yaml, tmp_path, auto_per_group=True)
+    assert steps.seen == {}
+    assert again == first
+    same = load_checkpoint(tmp_path / "ptq.safetensors").quantized
+    assert same is not None
+    assert all(torch.equal(value, same.amax()[name]) for name, value in model.amax().items())
+    plain, steps = run(detector, demo_yaml, tmp_path)
+    assert set(steps.seen) == {"comparing calibrators"}
+    assert plain.calibration.groups == {}
+    assert plain.calibration.candidates == first.calibration.candidates
+    other = load_checkpoint(tmp_path / "ptq.safetensors").quantized
+    assert other is not None
+    changed = {name for name, value in model.amax().items() if not torch.equal(value, other.amax()[name])}
+    assert changed == {f"activation.{group}" for group in first.calibration.groups}
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "{", "two chosen", "none chosen", "another table", "another key", "groups"]
+)
 def test_damaged_answer_is_ignored(
     calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path, damage: str
 ) -> None:
@@ -171,6 +196,8 @@ def test_damaged_answer_is_ignored(
             candidate["chosen"] = damage == "two chosen"
     elif damage == "another table":
         content["candidates"] = [c for c in content["candidates"] if c["chosen"]]
+    elif damage == "groups":
+        content["groups"] = {"silu": ["mse", 1.0]}
     elif damage == "another key":
         content["candidates"][0]["more"] = 1
     file.write_text(damage if damage in ("", "[]", "{") else json.dumps(content), encoding="utf-8")

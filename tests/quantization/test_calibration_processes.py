@@ -55,13 +55,14 @@ def test_processes_give_the_same_calibration(weights: Path, demo_yaml: Path, tmp
     found = []
     for processes in (1, 2, 4):
         folder = tmp_path / str(processes)
-        done = calibrate(weights, demo_yaml, folder, processes, "quantization.calibrator=auto")
+        done = calibrate(weights, demo_yaml, folder, processes, "quantization.auto_per_group=true")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Calibrated:") == 1
         assert done.stdout.count("chosen") == 1
         result = json.loads((folder / "result.json").read_text())
         assert result.pop("checkpoint") == str(folder / "ptq.safetensors")
         assert len(result["candidates"]) == len(CANDIDATES)
+        assert result["groups"]
         (cache,) = (folder / "calib").glob("*.safetensors")
         histograms, quantized = load_histograms(cache), load_checkpoint(folder / "ptq.safetensors").quantized
         assert histograms is not None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from trt_qat.model.output_error import MEASURE, output_error, raw_predictions
 from trt_qat.quantization.calibration import Histograms, activation_ranges
 from trt_qat.quantization.insert import QuantizedModel
 
-CANDIDATES: tuple[tuple[Calibrator, float | None], ...] = (
+Choice = tuple[Calibrator, float | None]  # with the percentile in percent, if it has one
+
+CANDIDATES: tuple[Choice, ...] = (
     ("max", None),
     ("percentile", 99.9999),
     ("percentile", 99.999),
@@ -47,20 +49,37 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the ranges were found. ``candidates`` is empty where the calibrator was given."""
+    """How the ranges were found.
+
+    Args:
+        candidates: empty where the calibrator was given.
+        groups: scale groups whose calibrator is another one.
+        groups_error: the output error with them; None where groups were not asked for their own.
+    """
 
     calibrator: Calibrator
     percentile: float | None
     candidates: tuple[Candidate, ...] = ()
+    groups: Mapping[str, Choice] = field(default_factory=dict)
+    groups_error: float | None = None
 
     @classmethod
     def given(cls, calibrator: Calibrator, percentile: float) -> Calibration:
         """That of a calibrator chosen by the user."""
         return cls(calibrator, percentile if calibrator == "percentile" else None)
 
+    def ranges(self, histograms: Histograms) -> dict[str, Tensor]:
+        """The range of every group, named as :meth:`QuantizedModel.load_amax_` takes it."""
+        ranges = activation_ranges(histograms, self.calibrator, self.percentile or 100.0)
+        for group, (calibrator, percentile) in self.groups.items():
+            ranges |= activation_ranges({group: histograms[group]}, calibrator, percentile or 100.0)
+        return ranges
+
     def as_dict(self) -> dict[str, Any]:
         """A JSON form."""
-        return {**asdict(self), "candidates": [asdict(candidate) for candidate in self.candidates]}
+        candidates = [asdict(candidate) for candidate in self.candidates]
+        groups = {group: list(choice) for group, choice in self.groups.items()}
+        return {**asdict(self), "candidates": candidates, "groups": groups}
 
 
 @torch.no_grad()
@@ -112,7 +131,7 @@ def choice_key(histograms_key: str, section: QuantizationSection, batch: int) ->
         histograms_key: of :func:`~trt_qat.quantization.calibration.cache_key`; holds weights, images and placement.
         batch: images per forward pass.
     """
-    recipe = [histograms_key, CANDIDATES, MEASURE, section.auto_images, section.toolkit, batch]
+    recipe = [histograms_key, CANDIDATES, MEASURE, section.auto_images, section.auto_per_group, section.toolkit, batch]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
@@ -127,7 +146,11 @@ def load_choice(path: Path) -> Calibration | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         candidates = tuple(Candidate(**candidate) for candidate in content["candidates"])
         (chosen,) = [candidate for candidate in candidates if candidate.chosen]
-    except (OSError, ValueError, KeyError, TypeError):
+        groups = {group: (calibrator, percentile) for group, (calibrator, percentile) in content["groups"].items()}
+        error = content["groups_error"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     tried = tuple((candidate.calibrator, candidate.percentile) for candidate in candidates)
-    return Calibration(chosen.calibrator, chosen.percentile, candidates) if tried == CANDIDATES else None
+    if tried != CANDIDATES or not set(groups.values()) <= set(CANDIDATES):
+        return None
+    return Calibration(chosen.calibrator, chosen.percentile, candidates, groups, error)
