@@ -3,7 +3,7 @@
     python scripts/accuracy_table.py --weights yolov8n.pt --data data.yaml --out runs/accuracy --epochs 2
 
 Rows: FP32, the same in BF16, PTQ with each calibrator, what its weights and its activations cost alone, NNCF's PTQ as
-Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also from a start calibrated per group) and
+Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group) and
 with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its documented recipe, with its defaults and with a
 mended recipe, and one run per idea of the ``qat`` section. Every row is measured on its exported file, but for weights
 and activations alone, which are fake-quantized: no file has only one of them. With ``--agreement`` the FP32 model's own
