@@ -32,7 +32,7 @@ from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.runtime.runner import class_names
+from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.training.checkpoint import load_checkpoint
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
@@ -141,16 +141,20 @@ def fp32(name: str, setting: Setting) -> Row:
     return measured(name, model, setting, [run("export", setting.weights, "--precision", "fp32", "--out", model)])
 
 
+def measured_here(name: str, runner: Runner, setting: Setting, function: str) -> Row:
+    """Evaluate what no command of trt-qat runs; ``function`` is the one of this script that made it."""
+    labels = load_dataset(setting.labels, class_names(runner.metadata))
+    accuracy = measure_accuracy(runner, labels, Config().evaluation)
+    return Row(name, accuracy.map50_95, accuracy.map50, [f"scripts/accuracy_table.py: {function}()"])
+
+
 def bf16(name: str, setting: Setting) -> Row:
     """The float model's file, computed in BF16: what a precision that is taken for lossless costs."""
     import openvino
 
     file = setting.out / "fp32.onnx"
     with OpenVinoRunner(file) as like:
-        runner = CompiledRunner(openvino.Core().read_model(file), like, "bf16")
-        labels = load_dataset(setting.labels, class_names(like.metadata))
-        accuracy = measure_accuracy(runner, labels, Config().evaluation)
-    return Row(name, accuracy.map50_95, accuracy.map50, ["scripts/accuracy_table.py: bf16()"])
+        return measured_here(name, CompiledRunner(openvino.Core().read_model(file), like, "bf16"), setting, "bf16")
 
 
 def ptq_part(name: str, setting: Setting, part: str) -> Row:
@@ -163,8 +167,7 @@ def ptq_part(name: str, setting: Setting, part: str) -> Row:
     for quantizer in others.values():
         model.toolkit.set_enabled(quantizer, False)
     runner = TorchRunner(checkpoint.network, checkpoint.names, checkpoint.imgsz)
-    accuracy = measure_accuracy(runner, load_dataset(setting.labels, checkpoint.names), Config().evaluation)
-    return Row(name, accuracy.map50_95, accuracy.map50, ["scripts/accuracy_table.py: ptq_part()"])
+    return measured_here(name, runner, setting, "ptq_part")
 
 
 def ptq(name: str, setting: Setting, keys: list[str]) -> Row:
@@ -224,10 +227,7 @@ def nncf(name: str, setting: Setting) -> Row:
     file = setting.out / "nncf.xml"
     openvino.save_model(nncf_openvino(setting.out / "fp32.onnx", images), file)
     with OpenVinoRunner(setting.out / "fp32.onnx") as like:
-        runner = CompiledRunner(openvino.Core().read_model(file), like)
-        labels = load_dataset(setting.labels, class_names(like.metadata))
-        accuracy = measure_accuracy(runner, labels, Config().evaluation)
-    return Row(name, accuracy.map50_95, accuracy.map50, ["scripts/accuracy_table.py: nncf()"])
+        return measured_here(name, CompiledRunner(openvino.Core().read_model(file), like), setting, "nncf")
 
 
 def rows(setting: Setting, seeds: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Row]]]:

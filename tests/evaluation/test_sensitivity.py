@@ -16,9 +16,10 @@ from torch import Tensor
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
-from trt_qat.evaluation.sensitivity import OutputError, SensitivityResult, measure_groups, rank_groups
+from trt_qat.evaluation.sensitivity import SensitivityResult, measure_groups, rank_groups
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.quantized_error import OutputError
 
 if TYPE_CHECKING:
     from conftest import Calibrated

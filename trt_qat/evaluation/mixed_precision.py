@@ -38,9 +38,10 @@ from trt_qat.evaluation.budget_search import (
 )
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
 from trt_qat.evaluation.latency import measure_latency
-from trt_qat.evaluation.sensitivity import OutputError, measure_groups
+from trt_qat.evaluation.sensitivity import measure_groups
 from trt_qat.export.onnx_export import export_onnx
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.quantized_error import OutputError
 from trt_qat.runtime.selection import open_runner
 from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -134,6 +135,8 @@ class ExportedMixes:
         label = f"groups left float: {len(groups)}" if groups else "all INT8"
         if weights == "calibrated":
             label += ", calibrated weights"
+        elif not groups:
+            return self._measure(self._all_int8, label)
         mixed = load_checkpoint(self.save(weights, groups, self._folder / "mixed.safetensors").path)
         return self._measure(self._export(mixed, self._int8, "mixed"), label)
 
@@ -147,8 +150,9 @@ class ExportedMixes:
         tuned, start = _quantized(self._tuned), _quantized(self._start)
         mixed = (tuned if weights == "fine-tuned" else start).leave_float(groups, _REASON)
         for group in start.placement.groups:
-            for conv in group.convs if group.name in groups else ():
-                _copy_weights_(start.network.get_submodule(conv), mixed.network.get_submodule(conv))
+            if group.name in groups:
+                for conv in group.convs:
+                    _copy_weights_(start.network.get_submodule(conv), mixed.network.get_submodule(conv))
         mix = {"max_drop": self._config.qat.max_drop, "left_float": list(groups), "int8_weights": weights}
         provenance = {**self._tuned.provenance, "mixed_precision": mix}
         return save_checkpoint(path, mixed, self._tuned.stage, self._tuned.imgsz, provenance)
@@ -216,7 +220,7 @@ def keep_budget(
     Args:
         start: the calibrated checkpoint that fine-tuning started from; without its quantizers it is the float model.
         best: the fine-tuned, all-INT8 checkpoint.
-        batches: images for the output error, as :class:`~trt_qat.evaluation.sensitivity.OutputError` takes them.
+        batches: images for the output error, as :class:`~trt_qat.quantization.quantized_error.OutputError` takes them.
 
     Raises:
         BudgetMissed: no mix meets the budget. All files are written, ``best`` is the most accurate model measured.

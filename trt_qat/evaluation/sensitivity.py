@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trt_qat.artifacts import write_json
@@ -25,37 +24,10 @@ from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.evaluation.torch_runner import TorchRunner
-from trt_qat.model.output_error import output_error, raw_predictions
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.quantized_error import OutputError
 
 Measure = Callable[[], float]
-
-
-class OutputError:
-    """Error of the raw head outputs against the float network, per image.
-
-    Args:
-        model: calibrated; its quantizers may be switched between calls, its weights may not change.
-        batches: float32 tensors of shape (n, 3, h, w) in [0, 1]; kept in memory with their float outputs.
-    """
-
-    @torch.no_grad()
-    def __init__(self, model: QuantizedModel, batches: Iterable[Tensor]) -> None:
-        self._network = model.network.eval()
-        device = next(self._network.parameters()).device
-        with model.quantizers_off():
-            images = [batch.to(device) for batch in batches]
-            self._taught = [(batch, raw_predictions(self._network, batch)) for batch in images]
-        self._images = sum(len(batch) for batch, _ in self._taught)
-
-    @torch.no_grad()
-    def __call__(self) -> float:
-        """The error with the quantizers that are on now."""
-        errors = [
-            float(output_error(raw_predictions(self._network, batch), taught)) * len(batch)
-            for batch, taught in self._taught
-        ]
-        return sum(errors) / self._images
 
 
 class MapOnSubset:

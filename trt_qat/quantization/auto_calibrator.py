@@ -37,6 +37,12 @@ CANDIDATES: tuple[Choice, ...] = (
 )
 
 
+def ranges_of(choice: Choice, histograms: Histograms) -> dict[str, Tensor]:
+    """The range of every group, named as :meth:`QuantizedModel.load_amax_` takes it."""
+    calibrator, percentile = choice
+    return activation_ranges(histograms, calibrator, percentile or 100.0)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A calibrator, its percentile in percent if it has one, the output error with it, and whether it was taken."""
@@ -70,9 +76,9 @@ class Calibration:
 
     def ranges(self, histograms: Histograms) -> dict[str, Tensor]:
         """The range of every group, named as :meth:`QuantizedModel.load_amax_` takes it."""
-        ranges = activation_ranges(histograms, self.calibrator, self.percentile or 100.0)
-        for group, (calibrator, percentile) in self.groups.items():
-            ranges |= activation_ranges({group: histograms[group]}, calibrator, percentile or 100.0)
+        ranges = ranges_of((self.calibrator, self.percentile), histograms)
+        for group, choice in self.groups.items():
+            ranges |= ranges_of(choice, {group: histograms[group]})
         return ranges
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def choose_calibrator(
     Args:
         batches: each makes a float32 tensor of shape (n, 3, h, w) in [0, 1].
     """
-    ranges = [activation_ranges(histograms, calibrator, percentile or 100.0) for calibrator, percentile in CANDIDATES]
+    ranges = [ranges_of(choice, histograms) for choice in CANDIDATES]
     errors = torch.zeros(len(batches), len(CANDIDATES), dtype=torch.float64)
     counts = torch.zeros(len(batches))
     was_training = model.network.training
