@@ -114,9 +114,9 @@ class QatSection(Section):
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_epochs: float = Field(default=0.5, ge=0)
-    hsv: float = Field(default=0.3, ge=0, le=1)
-    scale: float = Field(default=0.1, ge=0, lt=1)
-    translate: float = Field(default=0.05, ge=0, lt=1)
+    hsv: float = Field(default=0.0, ge=0, le=1)
+    scale: float = Field(default=0.0, ge=0, lt=1)
+    translate: float = Field(default=0.0, ge=0, lt=1)
     fliplr: float = Field(default=0.0, ge=0, le=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
     loss: QatLoss = "distill"

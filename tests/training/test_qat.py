@@ -24,6 +24,8 @@ from trt_qat.training.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.progressive import ProgressiveQuantization
 from trt_qat.training.qat import QATTrainer, train_qat
+from trt_qat.vision.image import read_image_bgr
+from trt_qat.vision.letterbox import network_input
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -117,6 +119,27 @@ def test_best_is_not_worse_than_the_start(trained: Trained) -> None:
 
 def test_progress_is_reported(trained: Trained) -> None:
     assert trained[2] == [("QAT epoch 1/1", done, 3) for done in (1, 2, 3)]
+
+
+def test_trains_on_the_images_as_calibration_saw_them(
+    model: QuantizedModel, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Tensor] = {}
+    preprocess = QATTrainer.preprocess_batch
+
+    def spy(trainer: QATTrainer, batch: dict[str, Any]) -> Any:
+        content = preprocess(trainer, batch)
+        seen.update(zip(content["im_file"], content["img"], strict=True))
+        return content
+
+    monkeypatch.setattr(QATTrainer, "preprocess_batch", spy)
+    finetune(model, demo, tmp_path / "plain")
+    assert set(demo.train) <= set(map(Path, seen))  # validation goes through the same function
+    for file, image in seen.items():
+        assert torch.equal(image, torch.from_numpy(network_input(read_image_bgr(Path(file)), 64)[0][0])), file
+    plain = dict(seen)
+    finetune(model, demo, tmp_path / "moved", translate=0.2)
+    assert not any(torch.equal(seen[str(file)], plain[str(file)]) for file in demo.train)
 
 
 def test_same_seed_same_weights(trained: Trained, model: QuantizedModel, demo: Dataset, tmp_path: Path) -> None:

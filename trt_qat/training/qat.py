@@ -236,7 +236,7 @@ class QATTrainer(DatasetTrainer):
 
 def _overrides(model: ModelSection, section: QatSection, out: Path) -> dict[str, Any]:
     overrides = common_overrides(model, out, section.epochs, section.batch, section.seed)
-    # no mosaic, mixup or strong colour: activation statistics stay those of deployment
+    # the images as calibration saw them, but for what the section asks for
     return overrides | {
         "optimizer": section.optimizer,
         "lr0": section.lr0,
@@ -249,6 +249,7 @@ def _overrides(model: ModelSection, section: QatSection, out: Path) -> dict[str,
         "mosaic": 0.0,
         "close_mosaic": 0,
         "erasing": 0.0,
+        "augmentations": [],  # Ultralytics would use Albumentations wherever it happens to be installed
         "hsv_h": section.hsv * 0.05,
         "hsv_s": section.hsv,
         "hsv_v": section.hsv,
