@@ -18,6 +18,7 @@ from trt_qat import distributed
 from trt_qat.artifacts import atomic_path
 from trt_qat.config import Calibrator, QuantizationSection
 from trt_qat.errors import QuantizationError
+from trt_qat.model.output_error import raw_predictions
 from trt_qat.quantization.calibrators import amax_from_histogram
 from trt_qat.quantization.histogram import (
     SAMPLES_PER_IMAGE,
@@ -60,7 +61,7 @@ def collect_histograms(model: QuantizedModel, batches: Iterable[Tensor], bins: i
     try:
         with model.quantizers_off():
             for batch in batches:
-                model.network(batch.to(device))
+                raw_predictions(model.network, batch.to(device))  # decoded boxes are not needed
                 count += 1
     finally:
         for handle in handles:
