@@ -3,12 +3,13 @@
     python scripts/accuracy_table.py --weights yolov8n.pt --data data.yaml --out runs/accuracy --epochs 2
 
 Rows: FP32, the same in BF16, PTQ with each calibrator, what its weights and its activations cost alone, NNCF's PTQ as
-Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group) and
-with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its documented recipe, with its defaults and with a
-mended recipe, and one run per idea of the ``qat`` section. Every row is measured on its exported file, but for weights
-and activations alone, which are fake-quantized: no file has only one of them. With ``--agreement`` the FP32 model's own
-detections on the val images are the only labels: they are measured against, choose the best epoch, and every QAT trains
-on those images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
+Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group, and with
+augmentation) and with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its documented recipe, with its
+defaults and with a mended recipe, and one run per idea of the ``qat`` section. Every row is measured on its exported
+file, but for weights and activations alone, which are fake-quantized: no file has only one of them. With
+``--agreement`` the FP32 model's own detections on the val images are the only labels: they are measured against, choose
+the best epoch, and every QAT trains on those images. Rows that OUT has already are kept, so a killed run goes on;
+``--only`` chooses rows.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from pathlib import Path
 from statistics import mean
 
 import click
+import torch
 import yaml
+from ultralytics.utils.nms import non_max_suppression
 
 from trt_qat.artifacts import write_json
 from trt_qat.config import Config
 from trt_qat.data.dataset import calibration_images, load_dataset
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.torch_runner import TorchRunner
-from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.training.checkpoint import load_checkpoint
@@ -43,6 +45,7 @@ from benchmarks.placement import CompiledRunner, nncf_openvino
 IMGSZ = 640
 FAST = ["--set", "evaluation.latency_iterations=3"]  # this table is about accuracy
 PER_GROUP = ["quantization.auto_per_group=true"]
+AUGMENTED = ["qat.hsv=0.3", "qat.scale=0.1", "qat.translate=0.05"]
 CALIBRATORS = {
     "max": ["quantization.calibrator=max"],
     "percentile 99.9999": ["quantization.calibrator=percentile", "quantization.percentile=99.9999"],
@@ -54,6 +57,7 @@ CALIBRATORS = {
     "auto": ["quantization.calibrator=auto"],
     "auto per group": PER_GROUP,
 }
+QAT_VARIANTS: dict[str, list[str]] = {"QAT": [], "QAT per group": PER_GROUP, "QAT augmented": AUGMENTED}
 IDEAS: dict[str, list[str]] = {
     "base": [],
     "start from max": ["quantization.calibrator=max"],
@@ -241,9 +245,9 @@ def rows(setting: Setting, seeds: tuple[int, ...]) -> Iterator[tuple[str, Callab
         name = f"PTQ auto, only the {part}"
         yield name, lambda name=name, part=part: ptq_part(name, setting, part)
     yield "NNCF PTQ", lambda: nncf("NNCF PTQ", setting)
-    for start, more in (("", []), (" per group", PER_GROUP)):
+    for variant, more in QAT_VARIANTS.items():
         for seed in seeds:
-            name = f"QAT{start} seed {seed}"
+            name = f"{variant} seed {seed}"
             keys = [f"qat.seed={seed}", *more]
             yield name, lambda name=name, keys=keys: qat(name, setting, keys, setting.epochs)
     yield BUDGET, lambda: qat(BUDGET, setting, ["qat.max_drop=0.1"], setting.epochs)
@@ -257,21 +261,28 @@ def rows(setting: Setting, seeds: tuple[int, ...]) -> Iterator[tuple[str, Callab
 
 
 def float_detections(setting: Setting) -> Path:
-    """A dataset whose labels are what the FP32 model detects on the val images with a confidence of 0.25 or more."""
-    dataset = load_dataset(setting.data)
+    """A dataset whose labels are what the FP32 model detects on the val images with a confidence of 0.25 or more.
+
+    Its boxes are suppressed exactly as mAP suppresses them; otherwise some of FP32's own boxes would count as false.
+    """
+    dataset, section = load_dataset(setting.data), Config().evaluation
     folder = setting.out / "float_detections"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "labels").mkdir(exist_ok=True)
     with OpenVinoRunner(setting.out / "fp32.onnx") as runner:
-        detector = Detector(runner, conf=0.25)
         for path in dataset.val:
             image = read_image_bgr(path)
-            found = detector.detect(image)
+            batch, transform = network_input(image, IMGSZ)
+            (found,) = non_max_suppression(
+                torch.from_numpy(runner.infer(batch)[0]), 0.25, section.iou, multi_label=True, max_det=section.max_det
+            )
             height, width = image.shape[:2]
             lines = [
                 f"{int(label)} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
                 f"{(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f}"
-                for (x1, y1, x2, y2), label in zip(found.boxes_xyxy.tolist(), found.class_ids.tolist(), strict=True)
+                for (x1, y1, x2, y2), label in zip(
+                    transform.boxes_to_image(found[:, :4].numpy()).tolist(), found[:, 5].tolist(), strict=True
+                )
             ]
             (folder / "labels" / f"{path.stem}.txt").write_text("\n".join(lines) + "\n" * bool(lines))
             (folder / "images" / path.name).write_bytes(path.read_bytes())
@@ -287,12 +298,11 @@ def as_markdown(table: dict[str, Row]) -> str:
     lines += [
         f"| {r.name} | {r.map50_95:.4f} | {r.map50:.4f} | {100 * (r.map50_95 - base):+.2f} |" for r in table.values()
     ]
-    for start in ("QAT", "QAT per group"):
-        seeds = [row.map50_95 for name, row in table.items() if name.startswith(f"{start} seed")]
+    for variant in QAT_VARIANTS:
+        seeds = [row.map50_95 for name, row in table.items() if name.startswith(f"{variant} seed")]
         if seeds:
-            lines.append(
-                f"\n{start} over {len(seeds)} seeds: mean {mean(seeds):.4f}, from {min(seeds):.4f} to {max(seeds):.4f}."
-            )
+            spread = f"mean {mean(seeds):.4f}, from {min(seeds):.4f} to {max(seeds):.4f}"
+            lines.append(f"\n{variant} over {len(seeds)} seeds: {spread}.")
     for row in table.values():
         lines += [f"\n{row.name}:", *(f"    {command}" for command in row.commands)]
     return "\n".join(lines) + "\n"
