@@ -122,7 +122,7 @@ def test_same_numbers_as_the_fake_quantized_network(
     """Close on every image, and equal to float precision on most.
 
     Not on all: where float32 sums of another order end on the other side of a rounding edge, one value moves by a
-    whole step, and what follows moves with it.
+    whole step, and what follows moves with it (which image that is depends on the CPU).
     """
     path = exported(residual=residual)
     ours, plain = calibrated(residual=residual).network, detector.network
@@ -131,7 +131,7 @@ def test_same_numbers_as_the_fake_quantized_network(
         for image in torch.cat(batches).split(1):
             expected = raw_output(ours, image).numpy()
             (found,) = runner.infer(image.numpy())
-            assert_close_per_output(found, expected, 0.999)
+            assert_close_per_output(found, expected, 0.995)
             quantization = np.abs(expected - raw_output(plain, image).numpy()).mean()
             relative.append(float(np.abs(found - expected).mean() / quantization))
     assert max(relative) < 1.5  # never more than what quantization itself changes
