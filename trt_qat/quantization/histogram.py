@@ -18,7 +18,6 @@ from torch import Tensor
 from trt_qat import distributed
 
 SAMPLES_PER_IMAGE = 1 << 16
-_EXACT_FLOAT32 = 1 << 24  # histc counts in float32, exact up to here
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,9 @@ class HistogramCollector:
         if self._limit == 0.0:
             self._counts[0] += len(magnitudes)  # zeros are in the first bin whatever the limit becomes
             return
-        for part in torch.split(magnitudes, _EXACT_FLOAT32):
-            self._counts += torch.histc(part, len(self._counts), 0.0, self._limit).double().cpu()
+        bins = len(self._counts)
+        index = magnitudes.div_(self._limit).mul_(bins).int().clamp_(max=bins - 1)  # the product may round up to bins
+        self._counts += torch.bincount(index, minlength=bins).double().cpu()  # a third of torch.histc's time
 
     def _see(self, maximum: float) -> None:
         if not math.isfinite(maximum):
