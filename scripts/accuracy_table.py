@@ -27,6 +27,7 @@ import click
 import torch
 import yaml
 from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.ops import xyxy2xywhn
 
 from trt_qat.artifacts import write_json
 from trt_qat.config import Config
@@ -277,12 +278,10 @@ def float_detections(setting: Setting) -> Path:
                 torch.from_numpy(runner.infer(batch)[0]), 0.25, section.iou, multi_label=True, max_det=section.max_det
             )
             height, width = image.shape[:2]
+            boxes = xyxy2xywhn(transform.boxes_to_image(found[:, :4].numpy()).astype("float64"), width, height)
             lines = [
-                f"{int(label)} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
-                f"{(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f}"
-                for (x1, y1, x2, y2), label in zip(
-                    transform.boxes_to_image(found[:, :4].numpy()).tolist(), found[:, 5].tolist(), strict=True
-                )
+                f"{int(label)} {' '.join(f'{value:.6f}' for value in box)}"
+                for label, box in zip(found[:, 5].tolist(), boxes.tolist(), strict=True)
             ]
             (folder / "labels" / f"{path.stem}.txt").write_text("\n".join(lines) + "\n" * bool(lines))
             (folder / "images" / path.name).write_bytes(path.read_bytes())

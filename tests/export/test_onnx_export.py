@@ -131,7 +131,7 @@ def test_same_numbers_as_the_fake_quantized_network(
         for image in torch.cat(batches).split(1):
             expected = raw_output(ours, image).numpy()
             (found,) = runner.infer(image.numpy())
-            assert_close_per_output(found, expected, 0.995)
+            assert_close_per_output(found, expected, 0.995 if runtime == "onnxruntime" else 0.999)
             quantization = np.abs(expected - raw_output(plain, image).numpy()).mean()
             relative.append(float(np.abs(found - expected).mean() / quantization))
     assert max(relative) < 1.5  # never more than what quantization itself changes
