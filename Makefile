@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO_BASE := trt_qat/data/demo_base.safetensors
+DEMO_BASE := trt_qat/demo/detector.safetensors
 DEMO_DATA := runs/demo/data/data.yaml
 
 # Without WEIGHTS and DATA the stages work on the demo: its shipped detector and its generated data.

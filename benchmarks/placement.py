@@ -29,8 +29,8 @@ from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
 from trt_qat.errors import RunnerError
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
-from trt_qat.export.lint.report import lint
-from trt_qat.export.onnx_export import export_onnx
+from trt_qat.linter.report import lint
+from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.model.graph import trace
 from trt_qat.model.loading import LoadedModel, load_model
 from trt_qat.quantization.calibration import calibrate_, collect_histograms
@@ -39,7 +39,7 @@ from trt_qat.quantization.placement import Placement, ScaleGroup, place
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner
-from trt_qat.training.checkpoint import Checkpoint
+from trt_qat.checkpoint import Checkpoint
 from trt_qat.training.detection_trainer import tune_cpu
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input

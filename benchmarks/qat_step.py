@@ -26,8 +26,8 @@ from trt_qat.model.loading import load_model, load_unfolded
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
 from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import tune_cpu
-from trt_qat.training.distillation import Distillation
-from trt_qat.training.learned_scales import learn_scales_
+from trt_qat.training.features.distillation import Distillation
+from trt_qat.training.features.lsq import learn_scales_
 
 
 def batch_of(count: int, imgsz: int, boxes: int = 4) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner, class_names
-from trt_qat.training.checkpoint import load_checkpoint
+from trt_qat.checkpoint import load_checkpoint
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 

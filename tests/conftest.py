@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from trt_qat.data.dataset import Dataset
     from trt_qat.model.graph import TensorGraph
-    from trt_qat.model.loading import LoadedModel
+    from trt_qat.checkpoint import Model
     from trt_qat.quantization.insert import QuantizedModel
 
     Traced = Callable[[str], tuple[DetectionModel, TensorGraph]]
-    MakeDetector = Callable[..., LoadedModel]
+    MakeDetector = Callable[..., Model]
     Calibrated = Callable[..., QuantizedModel]
 
 # Before torch is loaded: its idle threads else spin, which makes tiny networks many times slower on a busy machine.
@@ -54,7 +54,7 @@ def all_cores() -> None:
 @pytest.fixture(scope="session")
 def demo_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated dataset of 12 train and 6 val images, 128 pixels."""
-    from trt_qat.data.demo import generate_demo_set
+    from trt_qat.demo.generate import generate_demo_set
 
     return generate_demo_set(tmp_path_factory.mktemp("demo") / "set", train=12, val=6, size_wh=(128, 128))
 
@@ -118,25 +118,28 @@ def unfolded(make_unfolded: Callable[..., DetectionModel], demo: Dataset) -> Det
 
 
 @pytest.fixture(scope="session")
-def detector(unfolded: DetectionModel) -> LoadedModel:
-    """YOLOv8n for the demo classes, BatchNorm folded."""
-    from trt_qat.model.loading import LoadedModel, class_names, fold_batchnorm, rebuild
+def detector(unfolded: DetectionModel) -> Model:
+    """YOLOv8n for the demo classes, random weights, BatchNorm folded."""
+    from trt_qat.checkpoint import Model
+    from trt_qat.model.loading import class_names, fold_batchnorm, rebuild
 
-    return LoadedModel(fold_batchnorm(rebuild(unfolded)), class_names(unfolded), Path("yolov8n.yaml"))
+    return Model(fold_batchnorm(rebuild(unfolded)), class_names(unfolded), IMGSZ, Path("yolov8n.yaml"))
 
 
 @pytest.fixture(scope="session")
-def calibrated(detector: LoadedModel, batches: tuple[Tensor, ...]) -> Calibrated:
+def calibrated(detector: Model, batches: tuple[Tensor, ...]) -> Calibrated:
     """Calibrated copies of ``detector`` by keys of the quantization section, made once each."""
     from trt_qat.config import QuantizationSection
-    from trt_qat.quantization.calibration import calibrate_, collect_histograms
+    from trt_qat.quantization.calibrators.base import calibrator_from_section
     from trt_qat.quantization.insert import quantize_model
+    from trt_qat.quantization.observe import collect_histograms
 
     @cache
     def make(**keys: Any) -> QuantizedModel:
         section = QuantizationSection(**{"calibrator": "mse", **keys})
         model = quantize_model(copy.deepcopy(detector.network), detector.names, section)
-        calibrate_(model, collect_histograms(model, batches, section.histogram_bins), section)
+        histograms = collect_histograms(model, batches, section.histogram_bins)
+        model.load_amax_(calibrator_from_section(section).ranges(histograms))
         return model
 
     return make
@@ -159,3 +162,27 @@ def traced(all_cores: None) -> Traced:
         return network, trace(network)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo_detector() -> Model:
+    """The shipped detector of generated traffic signs: trained, so that its mAP and its detections mean something."""
+    from trt_qat.checkpoint import load
+
+    return load(Path(__file__).resolve().parents[1] / "trt_qat" / "demo" / "detector.safetensors")
+
+
+@pytest.fixture(scope="session")
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``data.yaml`` of a generated dataset at the demo's own size: 24 train and 16 val images, for the shipped detector."""
+    from trt_qat.demo.generate import generate_demo_set
+
+    return generate_demo_set(tmp_path_factory.mktemp("demo_set") / "set", train=24, val=16)
+
+
+@pytest.fixture(scope="session")
+def demo_int8(demo_detector: Model, demo_set: Path) -> Model:
+    """The shipped detector, calibrated."""
+    from trt_qat.api import quantize
+
+    return quantize(demo_detector, demo_set, calibrator="mse")

@@ -71,7 +71,7 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder of this module's chain: demo/, quick.yaml and random weights for 80 classes."""
     from trt_qat.model.loading import load_model
-    from trt_qat.training.checkpoint import save_checkpoint
+    from trt_qat.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:
@@ -293,7 +293,7 @@ def test_resuming_with_other_weights_is_refused_before_they_are_calibrated(
 @pytest.fixture
 def few_groups(calibrated: str) -> str:
     """The calibrated checkpoint with 3 groups in INT8, so that few mixes are measured."""
-    from trt_qat.training.checkpoint import load_checkpoint, save_checkpoint
+    from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 
     model = load_checkpoint(Path(calibrated)).quantized
     assert model is not None

@@ -1,18 +1,86 @@
 """From a trained YOLOv8 checkpoint to an INT8 TensorRT engine, with the accuracy measured on the exported file.
 
-Importing this package loads neither torch nor TensorRT; the stages do when they are called.
+>>> import trt_qat
+>>> model = trt_qat.load("best.pt")
+>>> int8 = trt_qat.quantize(model, "data.yaml")
+>>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
+>>> trt_qat.export(tuned, "best_int8.onnx", target="tensorrt")
+>>> trt_qat.build("best_int8.onnx", "best_int8.plan")
+>>> rows = trt_qat.evaluate(["best_int8.onnx"], "data.yaml")
+>>> report = trt_qat.lint("best_int8.onnx")
+>>> with trt_qat.Detector("best_int8.onnx") as detect:
+...     detections = detect(frame_bgr)
+
+Importing this package loads neither torch nor TensorRT; the names do when they are first used, and ``Detector`` and
+``lint`` load no torch at all.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 from trt_qat.config import Config
 from trt_qat.errors import TrtQatError
+
+if TYPE_CHECKING:
+    from trt_qat.api import (
+        build,
+        evaluate,
+        export,
+        finetune,
+        keep_budget,
+        quantize,
+        sensitivity,
+        train,
+    )
+    from trt_qat.checkpoint import Model, load, save
+    from trt_qat.linter.report import lint
+    from trt_qat.runtime.detector import Detector
+    from trt_qat.vision.detections import Detections
 
 # Ultralytics, when a stage imports it, must neither install packages by itself nor look for a network.
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
 
 __version__ = "0.1.0"
-__all__ = ["Config", "TrtQatError", "__version__"]
+__all__ = [
+    "Config",
+    "Detections",
+    "Detector",
+    "Model",
+    "TrtQatError",
+    "__version__",
+    "build",
+    "evaluate",
+    "export",
+    "finetune",
+    "keep_budget",
+    "lint",
+    "load",
+    "quantize",
+    "save",
+    "sensitivity",
+    "train",
+]
+
+_HOMES = {
+    **dict.fromkeys(
+        ("build", "evaluate", "export", "finetune", "keep_budget", "quantize", "sensitivity", "train"), "trt_qat.api"
+    ),
+    **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
+    "lint": "trt_qat.linterer.report",
+    "Detector": "trt_qat.runtime.detector",
+    "Detections": "trt_qat.vision.detections",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trt_qat' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

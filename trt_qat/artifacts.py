@@ -141,6 +141,13 @@ def existing_file(path: Path, what: str) -> Path:
     return path
 
 
+def size_bytes(path: Path) -> int:
+    """Size of a file, or of all files in a folder; 0 if there is neither."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _reason(exc: OSError) -> str:
     if isinstance(exc, FileExistsError | NotADirectoryError):
         return "a file is where a folder should be"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,14 +21,15 @@ from rich.table import Table
 
 from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, write_json
-from trt_qat.config import Config, Flavor, Precision, RuntimeName, SensitivityMetric, choices
-from trt_qat.errors import BudgetMissed, TrtQatError
+from trt_qat.config import Config, Flavor, Precision, SensitivityMetric, choices
+from trt_qat.errors import TrtQatError
 from trt_qat.infer import check_json_path
 from trt_qat.infer import main as infer_command
+from trt_qat.registry import RUNTIMES
 
 if TYPE_CHECKING:
     from trt_qat.evaluation.group_sensitivity import GroupSensitivity
-    from trt_qat.quantization.auto_calibrator import Calibration
+    from trt_qat.mixed_precision.mixes import Budget
 
 Item = TypeVar("Item")
 Command = Callable[..., Any]
@@ -37,7 +38,7 @@ SHOWN_GROUPS = 15
 
 
 class Bars:
-    """Rich progress bars on stderr, for loops over items and for training that reports its own steps."""
+    """A :class:`~trt_qat.progress.Progress` with bars on stderr; notes go to stdout."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -49,12 +50,17 @@ class Bars:
         self._bar.update(self._starting, visible=False)
         return self._bar.track(items, description=description, total=len(items))
 
-    def report(self, description: str, done: int, total: int) -> None:
+    def step(self, description: str, done: int, total: int) -> None:
         """Move the bar of this description."""
         self._bar.update(self._starting, visible=False)
         if description not in self._tasks:
             self._tasks[description] = self._bar.add_task(description)
-        self._bar.update(self._tasks[description], completed=done, total=total)
+        self._bar.update(self._tasks[description], completed=done, total=total or None)
+
+    def note(self, line: str) -> None:
+        """Print a line above the bars."""
+        if distributed.is_main():
+            click.echo(line)
 
 
 @contextmanager
@@ -104,21 +110,20 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except TrtQatError as exc:
-        _say_error(exc)
-        sys.exit(exc.exit_code)
+        _say_error(str(exc))
+        sys.exit(1)
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
 
 
-def _say_error(exc: TrtQatError) -> None:
-    click.echo(f"Error: {' '.join(str(exc).splitlines())}", err=True)
+def _say_error(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
 
 
-def _fail_at_end(exc: TrtQatError) -> None:
-    """Report a failure that leaves a result: the command still returns it, and exits with the error's code."""
-    _say_error(exc)
-    click.get_current_context().call_on_close(lambda: sys.exit(exc.exit_code))
+def _exit_at_end(code: int) -> None:
+    """Leave with this code once the command has returned its result and written its JSON."""
+    click.get_current_context().call_on_close(lambda: sys.exit(code))
 
 
 def _weights(function: Command) -> Command:
@@ -154,7 +159,7 @@ def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        best = pipeline.train(weights, data, out, config, bars.report)
+        best = pipeline.train(weights, data, out, config, bars)
     click.echo(f"Trained: {best.path}")
     return {"checkpoint": str(best.path), "ultralytics": str(out / "weights" / "best.pt")}
 
@@ -174,13 +179,12 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        result = pipeline.calibrate(weights, data, out, config, bars.over)
+        calibration = pipeline.calibrate(weights, data, out, config, bars).provenance["calibration"]
     if distributed.is_main():
-        _print_candidates(result.calibration)
-        click.echo(f"Calibrated: {result.path}")
-    found = result.calibration.as_dict()
-    kept = {key: found[key] for key in ("calibrator", "candidates", "groups", "groups_error")}
-    return {"checkpoint": str(result.path), **kept}
+        _print_candidates(calibration)
+        click.echo(f"Calibrated: {out}")
+    kept = {key: calibration[key] for key in ("calibrator", "candidates", "groups", "groups_error")}
+    return {"checkpoint": str(out), **kept}
 
 
 @cli.command()
@@ -203,10 +207,10 @@ def sensitivity(
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        result = pipeline.sensitivity(weights, data, out, config, bars.over, click.echo)
-    _print_sensitivity(result.rows)
+        result = pipeline.sensitivity(weights, data, out, config, bars)
+    _print_sensitivity(result.ranking.rows)
     click.echo(f"Ranking: {result.json_file}\nChart: {result.chart}")
-    return result.content
+    return dict(result.content)
 
 
 @cli.command()
@@ -233,24 +237,17 @@ def qat(
         config = config.with_values("qat", epochs=epochs)
     if max_drop is not None:
         config = config.with_values("qat", max_drop=max_drop)
-    missed = None
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        try:
-            pipeline.qat(weights, data, out, config, bars.over, bars.report, resume)
-        except BudgetMissed as exc:
-            missed = exc
-    best = out / "best.safetensors"
-    result = {"checkpoint": str(best)}
+        result = pipeline.qat(weights, data, out, config, bars, resume)
+    written = {"checkpoint": str(result.checkpoint)}
     if not distributed.is_main():
-        return result
-    click.echo(f"Fine-tuned: {best}")
-    if config.qat.max_drop is not None:
-        result["mixed_precision"] = str(_print_mixes(out))
-    if missed:
-        _fail_at_end(missed)
-    return result
+        return written
+    click.echo(f"Fine-tuned: {result.checkpoint}")
+    if result.budget is not None:
+        written["mixed_precision"] = str(_print_budget(result.budget, out))
+    return written
 
 
 @cli.command()
@@ -263,10 +260,14 @@ def export(config: Config, checkpoint: Path, precision: str | None, out: Path) -
 
     INT8 precisions write Q/DQ nodes and need a calibrated *.safetensors; fp32 and fp16 also take a *.pt or *.yaml.
     """
-    from trt_qat import pipeline
-
+    given = {key: value for key, value in (("precision", precision),) if value is not None}
+    section = config.export.replace(**given)
     writable_file(out, ".onnx")
-    artifact = pipeline.export(checkpoint, out, pipeline.with_precision(config, precision) if precision else config)
+    with _bars() as bars:
+        from trt_qat import api  # seconds: torch and its friends
+        from trt_qat.checkpoint import load
+
+        artifact = api.export(load(checkpoint, config.model.imgsz), out, section, progress=bars)
     click.echo(f"Exported: {artifact.path} ({artifact.precision}, {artifact.path.stat().st_size / 1e6:.2f} MB)")
     return {"onnx": str(artifact.path), "precision": artifact.precision}
 
@@ -284,7 +285,7 @@ def engine(config: Config, onnx: Path, flavor: Flavor | None, out: Path) -> dict
     from trt_qat.engine.build import build_engine
 
     writable_file(out, ".plan")
-    section = config.engine.model_copy(update={"flavor": flavor}) if flavor else config.engine
+    section = config.engine.replace(flavor=flavor) if flavor else config.engine
     with Console(stderr=True).status("building the engine"):
         artifact = build_engine(onnx, out, section)
     click.echo(f"Built: {artifact.path} ({artifact.flavor}, {artifact.path.stat().st_size / 1e6:.2f} MB)")
@@ -296,19 +297,19 @@ def engine(config: Config, onnx: Path, flavor: Flavor | None, out: Path) -> dict
 @_data
 @click.option(
     "--runtime",
-    type=click.Choice(choices(RuntimeName)),
+    type=click.Choice([*RUNTIMES.rows, "torch"]),
     help="Default by file: *.onnx OpenVINO, *.plan TensorRT, else torch.",
 )
 @_command
-def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: RuntimeName | None) -> list[dict[str, Any]]:
+def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: str | None) -> list[dict[str, Any]]:
     """Measure mAP, latency and size of MODELS.
 
     MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data.
     """
     with _bars() as bars:
-        from trt_qat import pipeline  # seconds: torch and its friends
+        from trt_qat import api  # seconds: torch and its friends
 
-        rows = pipeline.evaluate(models, data, config, runtime, bars.over)
+        rows = api.evaluate(models, data, config.evaluation, runtime=runtime, progress=bars)
     _print_rows(rows)
     return [row.as_dict() for row in rows]
 
@@ -327,21 +328,19 @@ def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, 
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        result = pipeline.run(weights, data, out, config, bars.over, bars.report)
+        result = pipeline.run(weights, data, out, config, bars)
     _print_rows(result.rows)
     for what, path in {
         **{f"checkpoint {name}": file for name, file in result.checkpoints.items()},
-        **{f"ONNX {name}": file for name, file in result.onnx.items()},
+        **{f"ONNX {name}": file for name, file in result.exported.items()},
         f"engine ({result.engine.flavor}, built here, not run)": result.engine.path,
         "result": result.result_json,
         "report": result.report,
         "picture": result.picture,
     }.items():
         click.echo(f"{what}: {path}")
-    if config.qat.max_drop is not None:
-        _print_mixes(out / "qat")
-    if result.missed:
-        _fail_at_end(result.missed)
+    if result.budget is not None:
+        _print_budget(result.budget, out / "qat")
     return [row.as_dict() for row in result.rows]
 
 
@@ -355,8 +354,8 @@ def lint(config: Config, onnx: Path, svg: Path | None) -> dict[str, Any]:
     The exit code is 1 if there are errors.
     """
     del config
-    from trt_qat.export.lint.picture import draw
-    from trt_qat.export.lint.report import lint as lint_file
+    from trt_qat.linter.picture import draw
+    from trt_qat.linter.report import lint as lint_file
 
     report = lint_file(onnx)
     click.echo(report.as_text())
@@ -364,7 +363,7 @@ def lint(config: Config, onnx: Path, svg: Path | None) -> dict[str, Any]:
         draw(onnx, svg, report.findings)
         click.echo(f"Drawn: {svg}")
     if report.errors:
-        click.get_current_context().call_on_close(lambda: sys.exit(1))
+        _exit_at_end(1)
     return report.as_dict()
 
 
@@ -387,7 +386,7 @@ def validate(config: Config, dataset: Path) -> list[dict[str, str]]:
 
     loaded = load_dataset(dataset)
     with _bars() as bars:
-        findings = validate_dataset(loaded, bars.over)
+        findings = validate_dataset(loaded, bars)
     for finding in findings:
         click.echo(f"{finding.severity}: {finding.kind}: {finding.path}: {finding.detail}")
     errors = sum(finding.severity == "error" for finding in findings)
@@ -395,7 +394,7 @@ def validate(config: Config, dataset: Path) -> list[dict[str, str]]:
         f"{len(loaded.train)} train, {len(loaded.val)} val images: {errors} errors, {len(findings) - errors} warnings"
     )
     if errors:
-        click.get_current_context().call_on_close(lambda: sys.exit(1))
+        _exit_at_end(1)
     return [{"kind": f.kind, "severity": f.severity, "path": str(f.path), "detail": f.detail} for f in findings]
 
 
@@ -441,10 +440,10 @@ def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path)
     Drawn, warped, on varied backgrounds: for trying everything without a download.
     """
     del config
-    from trt_qat.data.demo import generate_demo_set
+    from trt_qat.demo.generate import generate_demo_set
 
     with _bars() as bars:
-        yaml_file = generate_demo_set(out, train_count, val_count, seed, progress=bars.over)
+        yaml_file = generate_demo_set(out, train_count, val_count, seed, progress=bars)
     click.echo(f"Generated: {yaml_file}")
     return {"data": str(yaml_file)}
 
@@ -470,14 +469,21 @@ def _print_sensitivity(rows: Sequence[GroupSensitivity]) -> None:
     )
 
 
-def _print_mixes(folder: Path) -> Path:
-    """Show what ``qat.max_drop`` led to; returns its file."""
-    from trt_qat.evaluation.mixed_precision import REPORT, table
+def _print_budget(budget: Budget, folder: Path) -> Path:
+    """Show what ``qat.max_drop`` led to; a budget that is not met ends the command with code 3. Returns its file."""
+    from trt_qat.mixed_precision.mixes import table
+    from trt_qat.pipeline import MIXES_FILE
 
-    header, rows, chosen = table(folder / REPORT)
+    header, rows, said = table(budget.report)
     _print_table(header, rows)
-    click.echo(f"{chosen}\nMixed precision: {folder / REPORT}")
-    return folder / REPORT
+    click.echo(f"{said}\nMixed precision: {folder / MIXES_FILE}")
+    if not budget.met:
+        _say_error(
+            f"No mix keeps mAP50-95 within {budget.report['max_drop_points']:g} points of the float model; "
+            f"'{folder / 'best.safetensors'}' is the most accurate one. Raise qat.max_drop or fine-tune longer."
+        )
+        _exit_at_end(3)
+    return folder / MIXES_FILE
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -489,16 +495,17 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     _print(table)
 
 
-def _print_candidates(calibration: Calibration) -> None:
-    if not calibration.candidates:
+def _print_candidates(calibration: Mapping[str, Any]) -> None:
+    if not calibration["candidates"]:
         return
     table = Table("calibrator", "percentile", "output error", "")
-    for candidate in sorted(calibration.candidates, key=lambda candidate: candidate.error):
-        percentile = "" if candidate.percentile is None else str(candidate.percentile)
-        table.add_row(candidate.calibrator, percentile, f"{candidate.error:.4f}", "chosen" if candidate.chosen else "")
+    for candidate in sorted(calibration["candidates"], key=lambda candidate: float(candidate["error"])):
+        percentile = "" if candidate["percentile"] is None else str(candidate["percentile"])
+        chosen = "chosen" if candidate["chosen"] else ""
+        table.add_row(candidate["calibrator"], percentile, f"{candidate['error']:.4f}", chosen)
     _print(table)
-    if calibration.groups_error is not None:
-        others, error = len(calibration.groups), calibration.groups_error
+    if calibration["groups_error"] is not None:
+        others, error = len(calibration["groups"]), calibration["groups_error"]
         click.echo(f"Scale groups with another calibrator: {others}; output error with those: {error:.4f}")
 
 

@@ -11,24 +11,36 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trt_qat.errors import ConfigError
+from trt_qat.registry import CALIBRATORS, RUNTIMES, TARGETS, Table, suggestion
 
-Calibrator = Literal["max", "entropy", "percentile", "mse"]
-CalibratorChoice = Literal["max", "entropy", "percentile", "mse", "auto"]
 Precision = Literal["int8+fp32", "int8+fp16", "fp32", "fp16"]
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
-RuntimeName = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
+FlavorChoice = Literal["auto", "tensorrt", "tensorrt-rtx"]
+ExportFormat = Literal["onnx", "openvino", "engine"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 QatLoss = Literal["detection", "distill", "both"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 SensitivityMetric = Literal["error", "map", "both"]
+
+
+SectionType = TypeVar("SectionType", bound="Section")
+
+# Keys of earlier versions and what took their place.
+RENAMED = {
+    "data.calibration_images": "quantization.images",
+    "data.batch": "quantization.batch, sensitivity.batch or evaluation.batch",
+    "qat.penalty": "qat.dampening",
+    "qat.learned_scales": "qat.lsq",
+    "qat.scale_lr": "qat.lsq_lr",
+}
 
 
 class Section(BaseModel):
@@ -43,26 +55,39 @@ class Section(BaseModel):
             raise ValueError("must be a number")
         return value
 
+    def replace(self: SectionType, **values: Any) -> SectionType:
+        """A copy with other values, checked like values from a file.
+
+        Raises:
+            ConfigError: an unknown key (the nearest known one is suggested) or a bad value.
+        """
+        name = _section_name(type(self))
+        unknown = [key for key in values if key not in type(self).model_fields]
+        if unknown:
+            raise ConfigError(_unknown(f"{name}.{unknown[0]}", [f"{name}.{key}" for key in type(self).model_fields]))
+        try:
+            return type(self).model_validate({**self.model_dump(), **values})
+        except ValidationError as exc:
+            raise ConfigError(_explain(exc, prefix=f"{name}.")) from exc
+
 
 class ModelSection(Section):
     """How the network sees an image."""
 
-    imgsz: int = Field(default=640, ge=32, description="Square input side in pixels, a multiple of 32")
+    imgsz: int | None = Field(default=None, ge=32, description="Square input side in pixels, a multiple of 32")
 
     @field_validator("imgsz")
     @classmethod
-    def _multiple_of_stride(cls, value: int) -> int:
-        if value % 32:
+    def _multiple_of_stride(cls, value: int | None) -> int | None:
+        if value is not None and value % 32:
             raise ValueError(f"must be a multiple of 32, the nearest is {max(32, round(value / 32) * 32)}")
         return value
 
 
 class DataSection(Section):
-    """Which images are read and how many at a time."""
+    """Where the stages keep what they need again."""
 
-    calibration_images: int = Field(default=512, ge=1)
     calibration_cache: str = "calib"
-    batch: int = Field(default=8, ge=1)
 
 
 class TrainSection(Section):
@@ -79,7 +104,9 @@ class QuantizationSection(Section):
     """Which tensors become INT8 and how their ranges are found."""
 
     toolkit: ToolkitName = "modelopt"
-    calibrator: CalibratorChoice = "auto"
+    images: int = Field(default=512, ge=1)
+    batch: int = Field(default=8, ge=1)
+    calibrator: str = "auto"
     percentile: float = Field(default=99.99, gt=50, le=100)
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
@@ -87,6 +114,11 @@ class QuantizationSection(Section):
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
     exclude: tuple[str, ...] = ()
+
+    @field_validator("calibrator")
+    @classmethod
+    def _known_calibrator(cls, value: str) -> str:
+        return value if value == "auto" else _known(CALIBRATORS, value, "auto")
 
     @field_validator("auto_per_group")
     @classmethod
@@ -102,6 +134,7 @@ class SensitivitySection(Section):
     metric: SensitivityMetric = "error"
     images: int = Field(default=16, ge=1)
     map_images: int = Field(default=128, ge=1)
+    batch: int = Field(default=8, ge=1)
 
 
 class QatSection(Section):
@@ -123,12 +156,12 @@ class QatSection(Section):
     distill_score: float = Field(default=1.0, ge=0)
     distill_box: float = Field(default=1.0, ge=0)
     distill_feature: float = Field(default=1.0, ge=0)
-    penalty: float = Field(default=0.0, ge=0)
+    dampening: float = Field(default=0.0, ge=0)
     scheduler: Literal["qat", "ultralytics"] = "qat"
     progressive: Progressive = "none"
     progressive_end: float = Field(default=0.5, gt=0, lt=2 / 3)
-    learned_scales: bool = False
-    scale_lr: float = Field(default=1e-3, gt=0, lt=1)
+    lsq: bool = False
+    lsq_lr: float = Field(default=1e-3, gt=0, lt=1)
     bn: Literal["fold", "freeze"] = "fold"
     bn_freeze_epochs: int = Field(default=1, ge=0)
     monitor: bool = True
@@ -140,34 +173,48 @@ class QatSection(Section):
 class ExportSection(Section):
     """The ONNX file."""
 
-    precision: Precision = "int8+fp32"
-    opset: int = Field(default=19, ge=19, le=23)
+    target: str = "tensorrt"
+    format: ExportFormat = "onnx"
+    precision: Precision | None = None
+    opset: int | None = Field(default=None, ge=19, le=23)
     batch: int = Field(default=1, ge=1)
     dynamic_batch: bool = False
+    check: bool = True
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, value: str) -> str:
+        return _known(TARGETS, value)
 
 
 class EngineSection(Section):
     """The TensorRT build."""
 
-    flavor: Flavor = "tensorrt-rtx"
+    flavor: FlavorChoice = "auto"
     workspace_mib: int = Field(default=2048, ge=16)
     min_batch: int = Field(default=1, ge=1)
     opt_batch: int = Field(default=1, ge=1)
     max_batch: int = Field(default=8, ge=1)
-    timing_cache: str = ""
+    timing_cache: str = "auto"
     compute_capabilities: tuple[int, ...] = ()
 
 
 class EvaluationSection(Section):
     """mAP and latency."""
 
-    runtime: RuntimeName = "openvino"
+    runtime: str = "openvino"
+    batch: int = Field(default=8, ge=1)
     conf: float = Field(default=0.001, ge=0, lt=1)
     iou: float = Field(default=0.7, gt=0, le=1)
     max_det: int = Field(default=300, ge=1)
     latency_iterations: int = Field(default=50, ge=3)
     latency_warmup: int = Field(default=10, ge=0)
     threads: int = Field(default=0, ge=0)
+
+    @field_validator("runtime")
+    @classmethod
+    def _known_runtime(cls, value: str) -> str:
+        return value if value == "torch" else _known(RUNTIMES, value, "torch")
 
 
 class InferSection(Section):
@@ -179,7 +226,7 @@ class InferSection(Section):
 
 
 class Config(Section):
-    """All sections. Frozen: make a changed copy with :meth:`load` or ``model_copy``."""
+    """All sections. Frozen: make a changed copy with :meth:`load` or :meth:`with_values`."""
 
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
@@ -212,15 +259,15 @@ class Config(Section):
         Raises:
             ConfigError: a bad value.
         """
-        everything = self.model_dump()
-        return self._checked({**everything, section: {**everything[section], **values}})
+        changed: Section = getattr(self, section).replace(**values)
+        return self.model_copy(update={section: changed})
 
     @classmethod
     def _checked(cls, content: dict[str, dict[str, Any]]) -> Config:
         try:
             return cls.model_validate(content)
         except ValidationError as exc:
-            raise ConfigError(_explain(exc, content)) from exc
+            raise ConfigError(_explain(exc)) from exc
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -257,7 +304,7 @@ def _parse_override(text: str) -> dict[str, Any]:
 def _merge(into: dict[str, dict[str, Any]], new: Mapping[str, Any], source: str) -> None:
     for section, values in new.items():
         if section not in Config.model_fields:
-            raise ConfigError(_unknown(str(section), list(Config.model_fields), source))
+            raise ConfigError(_unknown(str(section), list(Config.model_fields), f" in {source}"))
         if values is None:
             continue
         if not isinstance(values, Mapping):
@@ -265,7 +312,8 @@ def _merge(into: dict[str, dict[str, Any]], new: Mapping[str, Any], source: str)
         known = list(_section_class(section).model_fields)
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(_unknown(f"{section}.{key}", [f"{section}.{name}" for name in known], source))
+                names = [f"{section}.{name}" for name in known]
+                raise ConfigError(_unknown(f"{section}.{key}", names, f" in {source}"))
             into.setdefault(section, {})[key] = value
 
 
@@ -273,21 +321,33 @@ def _section_class(section: str) -> type[Section]:
     return type(getattr(Config(), section))
 
 
-def _unknown(key: str, known: list[str], source: str) -> str:
+def _section_name(section: type[Section]) -> str:
+    return next(name for name in Config.model_fields if _section_class(name) is section)
+
+
+def _known(table: Table, name: str, *more: str) -> str:
+    if name not in table.rows:
+        raise ValueError(f"unknown {table.what}. {suggestion(name, (*table.rows, *more))}".rstrip("."))
+    return name
+
+
+def _unknown(key: str, known: list[str], where: str = "") -> str:
+    if key in RENAMED:
+        return f"Key '{key}'{where} has a new name: {RENAMED[key]}."
     section, _, leaf = key.rpartition(".")
     close = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in known], n=1, cutoff=0.5)
     if not close and section:  # the key may stand in the wrong section
         for name in Config.model_fields:
             if leaf in _section_class(name).model_fields:
-                return f"Unknown key '{key}' in {source}. It belongs to another section: '{name}.{leaf}'."
+                return f"Unknown key '{key}'{where}. It belongs to another section: '{name}.{leaf}'."
     hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."
-    return f"Unknown key '{key}' in {source}. {hint}"
+    return f"Unknown key '{key}'{where}. {hint}"
 
 
-def _explain(exc: ValidationError, merged: Mapping[str, Mapping[str, Any]]) -> str:
+def _explain(exc: ValidationError, prefix: str = "") -> str:
     lines = []
     for error in exc.errors():
-        key = ".".join(str(part) for part in error["loc"])
+        key = prefix + ".".join(str(part) for part in error["loc"])
         message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, e.g. [a, b]")
         lines.append(f"{key} = {error['input']!r}: {message}")
     return "Invalid configuration: " + "; ".join(lines) + "."

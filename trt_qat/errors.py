@@ -1,6 +1,6 @@
 """Every error a user can meet, as one tree.
 
-TrtQatError                 caught in cli.py only: one line on stderr, exit code 1 (BudgetMissed: 3)
+TrtQatError                 caught in cli.py only: one line on stderr, exit code 1
 ├── ConfigError             a configuration key or value is wrong
 ├── DatasetError            images, labels or data.yaml are wrong
 ├── ArtifactError           a file (weights, checkpoint, ONNX, plan) cannot be read or written
@@ -8,8 +8,7 @@ TrtQatError                 caught in cli.py only: one line on stderr, exit code
 ├── QuantizationError       quantizers cannot be placed or calibrated
 ├── ExportError             the ONNX graph cannot be made or cleaned
 ├── EngineError             the TensorRT build failed
-├── RunnerError             a model cannot run on the chosen runtime
-└── BudgetMissed            no mixed-precision model is as accurate as qat.max_drop asks for
+└── RunnerError             a model cannot run on the chosen runtime
 
 A message says what was given, what is allowed, and what to do.
 """
@@ -19,8 +18,6 @@ from __future__ import annotations
 
 class TrtQatError(Exception):
     """Base class of every expected failure."""
-
-    exit_code = 1
 
 
 class ConfigError(TrtQatError):
@@ -53,9 +50,3 @@ class EngineError(TrtQatError):
 
 class RunnerError(TrtQatError):
     """A model cannot run on the chosen runtime."""
-
-
-class BudgetMissed(TrtQatError):
-    """No mixed-precision model meets ``qat.max_drop``. The files are written all the same."""
-
-    exit_code = 3

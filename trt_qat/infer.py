@@ -5,11 +5,9 @@ Runs without torch. The runtime is the fastest one that works here, and the outp
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,15 @@ import click
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress as ProgressBar
 
 from trt_qat.artifacts import atomic_path, writable_folder, write_json
 from trt_qat.config import Config, InferSection
 from trt_qat.errors import ArtifactError, DatasetError, TrtQatError
+from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.runner import Runner
 from trt_qat.runtime.selection import choose_runner, open_runner
-from trt_qat.runtime.video import VIDEO_SUFFIXES, Progress, annotate_video
+from trt_qat.runtime.video import VIDEO_SUFFIXES, annotate_video
 from trt_qat.vision.detections import Detections
 from trt_qat.vision.draw import annotate
 from trt_qat.vision.image import IMAGE_SUFFIXES, read_image_bgr
@@ -102,7 +99,7 @@ def infer(
     out: Path | None,
     section: InferSection,
     runtime: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> InferSummary:
     """Annotate an image, a folder of images or a video.
 
@@ -197,12 +194,11 @@ def _target(source: Path, out: Path | None) -> Path:
     return target
 
 
-def _annotate_images(detector: Detector, images: list[Path], targets: list[Path], progress: Progress | None) -> None:
+def _annotate_images(detector: Detector, images: list[Path], targets: list[Path], progress: Progress) -> None:
     for done, (path, target) in enumerate(zip(images, targets, strict=True), start=1):
         image = read_image_bgr(path)
         _write_image(target, annotate(image, detector.detect(image), detector.names))
-        if progress is not None:
-            progress(done, len(images))
+        progress.step("images", done, len(images))
 
 
 def _write_image(path: Path, image_bgr: NDArray[np.uint8]) -> None:
@@ -237,19 +233,6 @@ def check_json_path(path: Path) -> None:
     if path.is_dir():
         raise ArtifactError(f"--json '{path}' is a folder. Give a file.")
     writable_folder(path.parent)
-
-
-@contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, driven by (done, total)."""
-    console = Console(stderr=True)
-    with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total or None)
-
-        yield advance
 
 
 @click.command()
@@ -301,9 +284,8 @@ def main(
         if json_file is not None:
             check_json_path(json_file)
         given = {key: value for key, value in (("conf", conf), ("iou", iou)) if value is not None}
-        section = Config.load(files, overrides).infer.model_copy(update=given)
-        with progress_bar(source.name) as progress:
-            summary = infer(source, model, out, section, runtime, progress)
+        section = Config.load(files, overrides).infer.replace(**given)
+        summary = infer(source, model, out, section, runtime)
         if json_file is not None:
             write_json(json_file, summary.as_dict())
     except TrtQatError as exc:

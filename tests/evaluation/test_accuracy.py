@@ -14,11 +14,11 @@ from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.errors import DatasetError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.torch_runner import TorchRunner
-from trt_qat.export.onnx_export import export_onnx
+from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel, load_model
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.training.checkpoint import Checkpoint
+from trt_qat.checkpoint import Checkpoint
 from trt_qat.training.detection_trainer import quiet_ultralytics
 
 Item = TypeVar("Item")

@@ -19,11 +19,11 @@ from trt_qat.evaluation.parity import cosine, lowest_cosine
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import HEADER, cells, markdown_table
 from trt_qat.evaluation.torch_runner import TorchRunner
-from trt_qat.export.onnx_export import export_onnx
+from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.training.checkpoint import Checkpoint
+from trt_qat.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

@@ -19,7 +19,7 @@ from trt_qat.evaluation.group_sensitivity import GroupSensitivity
 from trt_qat.evaluation.sensitivity import SensitivityResult, measure_groups, rank_groups
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.quantization.quantized_error import OutputError
+from trt_qat.quantization.divergence import OutputDivergence
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -40,13 +40,13 @@ def test_output_error_is_zero_in_float_and_finds_the_bad_group(
     bad: tuple[QuantizedModel, str], calibrated: Calibrated, batches: tuple[Tensor, ...]
 ) -> None:
     model, worst = bad
-    error = OutputError(model, batches[:2])
+    error = OutputDivergence(model, batches[:2])
     with model.quantizers_off():
         assert error() == pytest.approx(0, abs=1e-6)
     everything = error()
     rows = measure_groups(model, error, None)
     good = calibrated()
-    assert measure_groups(good, OutputError(good, batches[:2]), None)[0].group != worst
+    assert measure_groups(good, OutputDivergence(good, batches[:2]), None)[0].group != worst
     assert rows[0].group == worst
     assert everything > 0.9 * rows[0].cost > 1.3 * rows[1].cost > 0
     assert {row.group: row.convs for row in rows} == {group.name: group.convs for group in model.placement.groups}
@@ -56,8 +56,8 @@ def test_output_error_is_zero_in_float_and_finds_the_bad_group(
 def test_error_is_a_mean_over_images(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
     """Batches of unequal size count by their images."""
     model = calibrated()
-    parts = [OutputError(model, [batch])() for batch in (batches[0], batches[1][:1])]
-    both = OutputError(model, [batches[0], batches[1][:1]])()
+    parts = [OutputDivergence(model, [batch])() for batch in (batches[0], batches[1][:1])]
+    both = OutputDivergence(model, [batches[0], batches[1][:1]])()
     assert both == pytest.approx((4 * parts[0] + parts[1]) / 5, rel=1e-4)
 
 

@@ -25,7 +25,7 @@ from trt_qat.quantization.calibration import (
     save_histograms,
 )
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
-from trt_qat.training.checkpoint import load_checkpoint, save_checkpoint
+from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

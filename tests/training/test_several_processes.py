@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trt_qat.model.loading import LoadedModel
-from trt_qat.training.checkpoint import load_checkpoint, save_checkpoint
+from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 
 WORKER = """
 import json, sys

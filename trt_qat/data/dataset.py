@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from trt_qat.data.images import evenly_spaced
 from trt_qat.errors import DatasetError
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
@@ -101,12 +102,6 @@ def calibration_images(dataset: Dataset, count: int) -> list[Path]:
     return evenly_spaced(dataset.train, count)
 
 
-def evenly_spaced(images: Sequence[Path], count: int) -> list[Path]:
-    """``count`` of the images; all of them if there are fewer."""
-    count = min(count, len(images))
-    return [images[index * len(images) // count] for index in range(count)]
-
-
 def ultralytics_data(dataset: Dataset) -> dict[str, Any]:
     """The dictionary that ``ultralytics.data.utils.check_det_dataset`` would return, all paths absolute."""
     root = dataset.source if dataset.source.is_dir() else dataset.source.parent
@@ -119,26 +114,6 @@ def ultralytics_data(dataset: Dataset) -> dict[str, Any]:
         "channels": 3,
         "yaml_file": str(dataset.source),
     }
-
-
-def dataset_sha256(images: Iterable[Path]) -> str:
-    """Hex SHA-256 over names (relative to the common folder) and contents; the order given does not matter.
-
-    Raises:
-        DatasetError: an image cannot be read.
-    """
-    files = [Path(image).absolute() for image in images]
-    digest = hashlib.sha256()
-    common = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    for name, file in sorted((file.relative_to(common).as_posix(), file) for file in files):
-        try:
-            content = file.read_bytes()
-        except OSError as exc:
-            raise DatasetError(f"Image '{file}' cannot be read: {exc.strerror or exc}.") from exc
-        # lengths keep two neighbouring fields from being read as one
-        digest.update(f"{len(name.encode())}:{len(content)}:{name}".encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def dataset_fingerprint(images: Iterable[Path]) -> str:

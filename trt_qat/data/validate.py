@@ -15,8 +15,8 @@ from typing import Literal
 
 from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset, label_path
-from trt_qat.data.progress import Progress, silent
 from trt_qat.errors import DatasetError
+from trt_qat.progress import SILENT, Progress
 from trt_qat.vision.image import IMAGE_SUFFIXES, check_image
 
 FindingKind = Literal[
@@ -51,7 +51,7 @@ class Finding:
     severity: Severity
 
 
-def validate_dataset(dataset: Dataset, progress: Progress | None = None) -> list[Finding]:
+def validate_dataset(dataset: Dataset, progress: Progress = SILENT) -> list[Finding]:
     """Check every image, every label file and the split.
 
     Args:
@@ -61,10 +61,9 @@ def validate_dataset(dataset: Dataset, progress: Progress | None = None) -> list
     Returns:
         The findings, images first, in the order of the files.
     """
-    progress = progress or silent
     images = list(dict.fromkeys(dataset.train + dataset.val))
     findings: list[Finding] = []
-    for image in progress(images, "images and labels"):
+    for image in progress.over(images, "images and labels"):
         findings += _image_findings(image)
         findings += _label_findings(label_path(image), image, len(dataset.names))
     findings += _orphans(images)
@@ -161,7 +160,7 @@ def _leaks(dataset: Dataset, progress: Progress) -> Iterator[Finding]:
             by_size[image.stat().st_size].append(image)
     # only files of equal length can be equal, so few are hashed
     hashes: dict[int, dict[str, Path]] = {}
-    for image in progress(dataset.val, "train/val overlap"):
+    for image in progress.over(dataset.val, "train/val overlap"):
         size = image.stat().st_size if image.is_file() else -1
         if size not in by_size:
             continue

@@ -24,11 +24,12 @@ from trt_qat.config import EngineSection
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
+from trt_qat.progress import SILENT, Progress
 
 _CHILD_MODULE = "trt_qat.engine.build_process"
 
 
-def build_engine(onnx: Path, out: Path, section: EngineSection) -> EngineArtifact:
+def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progress = SILENT) -> EngineArtifact:
     """Build ``out`` (a plain plan) and ``out`` with suffix ``.json`` (the side-car) from an ONNX file.
 
     Precision is what the ONNX file says (strongly typed network). Both files appear whole or not at

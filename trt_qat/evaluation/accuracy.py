@@ -16,7 +16,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, check_class_count, ultralytics_data
-from trt_qat.data.progress import Progress, silent
+from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.runner import Runner, class_names, image_size
 from trt_qat.training.detection_trainer import quiet_ultralytics
 
@@ -34,14 +34,12 @@ def measure_accuracy(
     runner: Runner,
     dataset: Dataset,
     section: EvaluationSection,
-    batch: int = 8,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
     label: str = "",
 ) -> Accuracy:
     """Evaluate on the dataset's val split, letterboxed to the model's square input exactly as in deployment.
 
     Args:
-        batch: images per forward pass where the model's batch is dynamic; else the model's own.
         label: what a progress bar calls the model.
 
     Raises:
@@ -52,8 +50,8 @@ def measure_accuracy(
     check_class_count(dataset, names)
     fixed = runner.input_shape[0]
     with tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
-        validator = _validator(dataset, section, imgsz, fixed or batch, names, Path(folder))
-        for images in progress(validator.dataloader, f"evaluating {label or runner.name}"):
+        validator = _validator(dataset, section, imgsz, fixed or section.batch, names, Path(folder))
+        for images in progress.over(validator.dataloader, f"evaluating {label or runner.name}"):
             content = validator.preprocess(images)
             output = _infer(runner, content["img"].numpy(), fixed)
             validator.update_metrics(validator.postprocess(torch.from_numpy(output)), content)

@@ -14,7 +14,7 @@ class GroupSensitivity:
     Args:
         group: name in the placement.
         convs: convolutions of the group.
-        error: see :class:`~trt_qat.quantization.quantized_error.OutputError`; None if it was not measured.
+        error: see :class:`~trt_qat.quantization.divergence.OutputDivergence`; None if it was not measured.
         map50_95_drop: float mAP50-95 less that with this group in INT8, a fraction; None if it was not measured.
     """
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from trt_qat.artifacts import Latency
 from trt_qat.config import EvaluationSection
-from trt_qat.data.progress import Progress, silent
+from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.runner import Runner, image_size
 
 
 def measure_latency(
-    runners: Sequence[Runner], section: EvaluationSection, progress: Progress = silent
+    runners: Sequence[Runner], section: EvaluationSection, progress: Progress = SILENT
 ) -> list[Latency]:
     """Time one forward pass of each runner in turn, round after round, in milliseconds.
 
@@ -23,7 +23,7 @@ def measure_latency(
     inputs = [_noise(runner) for runner in runners]
     times = np.zeros((section.latency_iterations, len(runners)))
     rounds = range(-section.latency_warmup, section.latency_iterations)
-    for index in progress(rounds, "measuring latency"):
+    for index in progress.over(rounds, "measuring latency"):
         for column, (runner, batch) in enumerate(zip(runners, inputs, strict=True)):
             start = time.perf_counter()
             runner.infer(batch)

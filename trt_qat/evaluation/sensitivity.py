@@ -17,15 +17,17 @@ import numpy as np
 from torch import Tensor
 
 from trt_qat.artifacts import write_json
-from trt_qat.config import Config, EvaluationSection, SensitivitySection
-from trt_qat.data.dataset import Dataset, calibration_images, dataset_sha256, label_path
-from trt_qat.data.progress import Note, Progress, no_note, silent
+from trt_qat.checkpoint import Model
+from trt_qat.config import EvaluationSection, SensitivitySection
+from trt_qat.data.dataset import Dataset, calibration_images, label_path
+from trt_qat.data.images import images_sha256
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
-from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.progress import SILENT, Progress
+from trt_qat.quantization.calibrate import batches
+from trt_qat.quantization.divergence import OutputDivergence
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.quantization.quantized_error import OutputError
 
 Measure = Callable[[], float]
 
@@ -35,30 +37,19 @@ class MapOnSubset:
 
     Args:
         model: calibrated; its quantizers may be switched between calls.
-        imgsz: side of the square input, pixels.
         images: how many val images.
+        section: thresholds, images per forward pass, threads.
         folder: where the list of these images is written; it must outlive this object.
-        batch: images per forward pass.
     """
 
-    def __init__(
-        self,
-        model: QuantizedModel,
-        imgsz: int,
-        dataset: Dataset,
-        images: int,
-        section: EvaluationSection,
-        batch: int,
-        folder: Path,
-    ) -> None:
-        self._runner = TorchRunner(model.network, model.names, imgsz, section.threads)
+    def __init__(self, model: Model, dataset: Dataset, images: int, section: EvaluationSection, folder: Path) -> None:
+        self._runner = TorchRunner(model, section.threads)
         self._dataset = first_val_images(dataset, images, folder)
         self._section = section
-        self._batch = batch
 
     def __call__(self) -> Accuracy:
         """The accuracy with the quantizers that are on now."""
-        return measure_accuracy(self._runner, self._dataset, self._section, self._batch)
+        return measure_accuracy(self._runner, self._dataset, self._section)
 
     def drop_from(self, float_map: float) -> Measure:
         """A function that measures ``float_map`` less the mAP50-95 now."""
@@ -78,7 +69,7 @@ def measure_groups(
     error: Measure | None,
     map_drop: Measure | None,
     done: Sequence[GroupSensitivity] = (),
-    progress: Progress = silent,
+    progress: Progress = SILENT,
     keep: Callable[[list[GroupSensitivity]], object] = lambda so_far: None,
 ) -> list[GroupSensitivity]:
     """Measure each group alone; the worst comes first.
@@ -91,7 +82,7 @@ def measure_groups(
     """
     rows = {row.group: row for row in done}
     left = [group for group in model.placement.groups if group.name not in rows]
-    for group in progress(left, "measuring groups"):
+    for group in progress.over(left, "measuring groups"):
         with model.only([group.name]):
             rows[group.name] = GroupSensitivity(
                 group.name, group.convs, error() if error else None, map_drop() if map_drop else None
@@ -105,13 +96,10 @@ def _worst_first(rows: Iterable[GroupSensitivity]) -> list[GroupSensitivity]:
 
 
 def sensitivity_key(
-    model: QuantizedModel,
-    dataset: Dataset,
-    section: SensitivitySection,
-    imgsz: int,
-    evaluation: EvaluationSection,
+    detector: Model, dataset: Dataset, section: SensitivitySection, evaluation: EvaluationSection
 ) -> dict[str, Any]:
     """Everything that decides the figures, as JSON values: two files with one key hold the same figures."""
+    model, imgsz = detector.require_quantized(), detector.imgsz
     weights = {name: value for name, value in model.network.state_dict().items() if "quantizer" not in name}
     placement = json.dumps(model.placement.as_dict(), sort_keys=True)
     key: dict[str, Any] = {
@@ -123,11 +111,11 @@ def sensitivity_key(
     }
     if section.metric != "map":
         chosen = calibration_images(dataset, section.images)
-        key |= {"images": len(chosen), "data": dataset_sha256(chosen)[:16]}
+        key |= {"images": len(chosen), "data": images_sha256(chosen)[:16]}
     if section.metric != "error":
         val = dataset.val[: section.map_images]
         labels = [label for label in map(label_path, val) if label.is_file()]
-        key |= {"map_images": len(val), "val_data": dataset_sha256([*val, *labels])[:16]}
+        key |= {"map_images": len(val), "val_data": images_sha256([*val, *labels])[:16]}
         key |= {"evaluation": evaluation.model_dump(include={"conf", "iou", "max_det"})}
     return key
 
@@ -148,86 +136,80 @@ class SensitivityFile:
     key: Mapping[str, Any]
     groups: int
 
-    def write(self, float_figures: Mapping[str, Any], rows: Sequence[GroupSensitivity]) -> dict[str, Any]:
+    def write(self, ranking: Ranking) -> dict[str, Any]:
         """Write what is measured so far, whole or not at all; returns the content."""
         content = {
             "key": dict(self.key),
             "metric": self.key["metric"],
             "groups": self.groups,
-            "float": dict(float_figures),
-            "layers": [row.as_dict() for row in rows],
+            "float": dict(ranking.float_figures),
+            "layers": [row.as_dict() for row in ranking.rows],
         }
         write_json(self.path, content)
         return content
 
-    def read(self) -> tuple[dict[str, Any], list[GroupSensitivity], str]:
-        """What an earlier run left under the same key: the float figures, the groups, and a line that says so.
+    def read(self) -> tuple[Ranking | None, str]:
+        """What an earlier run left under the same key, and a line that says so.
 
         Another key, or another file altogether, gives nothing but the line that says why.
         """
         if not self.path.exists():
-            return {}, [], ""
+            return None, ""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             found = dict(content["key"])
             rows = [GroupSensitivity.from_dict(row) for row in content["layers"]]
             figures = dict(content["float"])
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
-            return {}, [], f"Starting anew: '{self.path}' is not a readable sensitivity file."
+            return None, f"Starting anew: '{self.path}' is not a readable sensitivity file."
         wanted = dict(self.key)
         other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if other:
-            return {}, [], f"Starting anew: '{self.path}' was made with other {', '.join(other)}."
-        return figures, rows, f"Continuing '{self.path}': {len(rows)} of {self.groups} groups are measured already."
+            return None, f"Starting anew: '{self.path}' was made with other {', '.join(other)}."
+        said = f"Continuing '{self.path}': {len(rows)} of {self.groups} groups are measured already."
+        return Ranking(rows, figures), said
 
 
 @dataclass(frozen=True)
-class SensitivityResult:
-    """A finished ranking, worst first, and its files."""
+class Ranking:
+    """Scale groups, the most costly first; ``float_figures`` is the float model's accuracy where mAP was measured."""
 
     rows: list[GroupSensitivity]
-    content: dict[str, Any]
-    json_file: Path
-    chart: Path
+    float_figures: Mapping[str, Any]
 
 
 def rank_groups(
-    model: QuantizedModel,
-    imgsz: int,
+    model: Model,
     dataset: Dataset,
-    batches: Iterable[Tensor],
-    config: Config,
-    out: Path,
-    progress: Progress = silent,
-    note: Note = no_note,
-) -> SensitivityResult:
-    """Measure every group with the metric of ``config.sensitivity``, going on where ``out`` stopped.
+    section: SensitivitySection,
+    evaluation: EvaluationSection,
+    *,
+    done: Ranking | None = None,
+    keep: Callable[[Ranking], object] = lambda so_far: None,
+    progress: Progress = SILENT,
+) -> Ranking:
+    """Measure every group alone with ``section.metric``.
 
     Args:
-        model: calibrated.
-        imgsz: side of the square input, pixels.
-        batches: images for metric ``error``, as :class:`OutputError` takes them; read only if they are needed.
-        out: JSON file; the chart is written beside it once all groups are measured.
+        model: calibrated; its quantizers are switched while this runs and are as before afterwards.
+        evaluation: how mAP is measured, where it is.
+        done: what was measured before, which is not measured again.
+        keep: told all that is measured, sorted, after each group.
     """
-    section = config.sensitivity
-    key = sensitivity_key(model, dataset, section, imgsz, config.evaluation)
-    file = SensitivityFile(out, key, len(model.placement.groups))
-    figures, done, said = file.read()
-    if said:
-        note(said)
-    unfinished = len(done) < file.groups
+    quantized = model.require_quantized()
+    figures = dict(done.float_figures) if done else {}
+    rows = list(done.rows) if done else []
     error = map_drop = None
+    unfinished = len(rows) < len(quantized.placement.groups)
     with tempfile.TemporaryDirectory() as folder:
         if unfinished and section.metric != "map":
-            error = OutputError(model, batches)
+            images = calibration_images(dataset, section.images)
+            error = OutputDivergence(quantized, (make() for make in batches(images, model.imgsz, section.batch)))
         if unfinished and section.metric != "error":
-            on_val = MapOnSubset(
-                model, imgsz, dataset, section.map_images, config.evaluation, config.data.batch, Path(folder)
-            )
+            on_val = MapOnSubset(model, dataset, section.map_images, evaluation, Path(folder))
             if not figures:
-                with model.quantizers_off():
+                with quantized.quantizers_off():
                     figures = asdict(on_val())
             map_drop = on_val.drop_from(figures["map50_95"])
-        rows = measure_groups(model, error, map_drop, done, progress, lambda so_far: file.write(figures, so_far))
-    content = file.write(figures, rows)
-    return SensitivityResult(rows, content, out, draw_sensitivity(rows, out.with_suffix(".png")))
+        rows = measure_groups(quantized, error, map_drop, rows, progress, lambda so_far: keep(Ranking(so_far, figures)))
+    return Ranking(rows, figures)

@@ -9,32 +9,29 @@ from types import TracebackType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.config import Precision
+from trt_qat.checkpoint import Model
 from trt_qat.model.loading import raw_output
 
 
 class TorchRunner:
-    """A :class:`~trt_qat.runtime.runner.Runner` over a detector in memory."""
+    """A :class:`~trt_qat.runtime.runner.Runner` over a detector in memory.
+
+    Args:
+        threads: CPU threads, 0 for all cores.
+    """
 
     name: str = "torch"
 
-    def __init__(
-        self,
-        network: DetectionModel,
-        names: Mapping[int, str],
-        imgsz: int,
-        threads: int = 0,
-        precision: Precision = "fp32",
-    ) -> None:
+    def __init__(self, model: Model, threads: int = 0) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        self._network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._network = model.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        imgsz = model.imgsz
         self.input_shape: tuple[int | None, ...] = (None, 3, imgsz, imgsz)
         self.metadata: Mapping[str, str] = {
-            "names": str(dict(names)),
+            "names": str(dict(model.names)),
             "imgsz": str([imgsz, imgsz]),
-            "precision": precision,
+            "precision": "fp32" if model.quantized is None else "int8+fp32",
         }
         self.device: str = str(next(self._network.parameters()).device)
 

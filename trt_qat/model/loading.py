@@ -1,7 +1,7 @@
-"""Load a YOLOv8 detector and fold its BatchNorm, proving that nothing changed on the way.
+"""Ultralytics' detectors: read, build from an architecture, fold BatchNorm, prove that nothing changed on the way.
 
-Three sources: an Ultralytics ``*.pt``, an architecture ``*.yaml`` (random weights), and trt_qat's own
-``*.safetensors`` (see :mod:`trt_qat.training.checkpoint`).
+:func:`trt_qat.checkpoint.load` is the one way in for weights of any kind; this module is what it does with Ultralytics'
+own files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import copy
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +23,23 @@ from trt_qat.artifacts import existing_file
 from trt_qat.errors import ArtifactError
 
 FOLD_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A detector ready for quantization: eval mode, float32, on the CPU, BatchNorm folded."""
-
-    network: DetectionModel
-    names: Mapping[int, str]
-    source: Path
-
-
-def load_model(weights: Path) -> LoadedModel:
-    """Load ``*.pt`` or ``*.yaml`` and fold BatchNorm.
-
-    Raises:
-        ArtifactError: missing file, not a checkpoint, not a detector, or rebuilding/folding changed the output.
-    """
-    network = build_network(weights) if weights.suffix in {".yaml", ".yml"} else _unpickle(weights)
-    network = network.float().eval()
-    folded = fold_batchnorm(rebuild(network))
-    check_same_output(network, folded, f"'{weights}' rebuilt from its architecture with BatchNorm folded")
-    return LoadedModel(folded, class_names(network), weights)
+ARCHITECTURE_SUFFIXES = frozenset({".yaml", ".yml"})
 
 
 def build_network(architecture: Path) -> DetectionModel:
     """A detector with random weights from an Ultralytics architecture YAML (a name such as ``yolov8n.yaml`` works).
 
     The weights are the same at every call, so that a repeated stage sees the same network.
+
+    Raises:
+        ArtifactError: not an architecture, or not a detector's for colour images.
     """
     content = _architecture(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return network_from_architecture(content, {i: str(i) for i in range(int(content.get("nc", 80)))})
+        network = network_from_architecture(content, {i: str(i) for i in range(int(content.get("nc", 80)))})
+    _check_channels(network, architecture)
+    return network
 
 
 def _architecture(path: Path) -> dict[str, Any]:
@@ -78,43 +61,21 @@ def _check_detector(architecture: Mapping[str, Any], source: Path) -> None:
         )
 
 
-def trainable_network(weights: Path, names: Mapping[int, str]) -> DetectionModel:
-    """An unfolded detector for the given classes: weights from ``*.pt`` where shapes fit, else random.
-
-    Raises:
-        ArtifactError: not an Ultralytics ``*.pt`` or architecture ``*.yaml``, or its BatchNorm is folded already.
-    """
-    if weights.suffix in {".yaml", ".yml"}:
-        return network_from_architecture(_architecture(weights), names)
-    if weights.suffix == ".safetensors":
+def _check_channels(network: DetectionModel, source: Path) -> None:
+    channels = next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+    if channels != 3:
         raise ArtifactError(
-            f"'{weights}' has its BatchNorm folded and cannot be trained. Give the original .pt or .yaml."
+            f"'{source}' takes images with {channels} channel{'s' * (channels > 1)}; trt_qat needs 3 (colour). "
+            "Train it on colour images."
         )
-    start = _unpickle(weights).float()
-    if start.is_fused():
-        raise ArtifactError(f"'{weights}' has its BatchNorm folded and cannot be trained. Give the original .pt.")
-    fresh = network_from_architecture(start.yaml, names)
-    fresh.load(start, verbose=False)
-    return fresh
 
 
-def load_unfolded(weights: Path) -> DetectionModel:
-    """The detector of ``*.pt`` or ``*.yaml`` with its BatchNorm, for ``qat.bn=freeze``.
+def read_ultralytics(weights: Path) -> tuple[DetectionModel, int | None]:
+    """The detector of a ``*.pt`` in float32, as it was saved, and the image size it was trained at, if it says so.
 
     Raises:
-        ArtifactError: another kind of file, or its BatchNorm is folded already.
+        ArtifactError: missing file, not a checkpoint, not a detector for colour images.
     """
-    if weights.suffix in {".yaml", ".yml"}:
-        return build_network(weights)
-    if weights.suffix == ".safetensors":
-        raise ArtifactError(f"qat.bn=freeze needs the BatchNorm, which '{weights}' has folded. Give the original .pt.")
-    network = _unpickle(weights).float()
-    if network.is_fused():
-        raise ArtifactError(f"qat.bn=freeze needs the BatchNorm, which '{weights}' has folded. Give the original .pt.")
-    return rebuild(network)
-
-
-def _unpickle(weights: Path) -> DetectionModel:
     existing_file(weights, "Weights file")
     if not zipfile.is_zipfile(weights):
         raise ArtifactError(
@@ -122,7 +83,7 @@ def _unpickle(weights: Path) -> DetectionModel:
             "Give an Ultralytics .pt, an architecture .yaml or a trt_qat .safetensors."
         )
     try:
-        network, _ = load_checkpoint(str(weights))
+        network, checkpoint = load_checkpoint(str(weights))
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError, OSError) as exc:
         reason = " ".join(str(exc).split())[:200]
         raise ArtifactError(f"'{weights}' is not an Ultralytics checkpoint: {reason}.") from exc
@@ -131,7 +92,16 @@ def _unpickle(weights: Path) -> DetectionModel:
             f"'{weights}' holds a {type(network).__name__}; trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
         )
     _check_detector(network.yaml, weights)  # detectors of masks, keypoints and rotated boxes are subclasses
-    return network
+    _check_channels(network, weights)
+    return network.float().eval(), _trained_size(checkpoint)
+
+
+def _trained_size(checkpoint: Mapping[str, Any]) -> int | None:
+    arguments = checkpoint.get("train_args")
+    size = arguments.get("imgsz") if isinstance(arguments, Mapping) else None
+    if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 8192:
+        return None
+    return -(-size // 32) * 32
 
 
 def rebuild(network: DetectionModel) -> DetectionModel:
@@ -140,6 +110,8 @@ def rebuild(network: DetectionModel) -> DetectionModel:
     A checkpoint that trt_qat writes is later built the same way, so a difference shows here and not after training.
     """
     fresh = network_from_architecture(network.yaml, class_names(network))
+    if network.is_fused():
+        fold_batchnorm(fresh)  # saved after Ultralytics' fuse(): the weights fit the folded network
     load_weights_(fresh, network.state_dict())
     return fresh.float().eval()
 

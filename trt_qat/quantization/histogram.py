@@ -35,6 +35,9 @@ class ActivationHistogram:
     maximum: float
 
 
+Histograms = dict[str, ActivationHistogram]  # by name of the scale group
+
+
 class HistogramCollector:
     """Collects a histogram batch by batch without knowing the range beforehand.
 

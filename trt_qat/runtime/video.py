@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from trt_qat.artifacts import atomic_path, existing_file
 from trt_qat.errors import ArtifactError, DatasetError
+from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.detector import Detector
 from trt_qat.vision.draw import annotate
 
@@ -23,9 +24,6 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 # codecs that OpenCV's wheels can write everywhere
 _FOURCC = {".mp4": "mp4v", ".mov": "mp4v", ".m4v": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 _DEFAULT_FPS = 25.0
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total); total is 0 when it is not known."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class VideoSummary:
 
 
 def annotate_video(
-    detector: Detector, source: Path, out: Path, names: Mapping[int, str], progress: Progress | None = None
+    detector: Detector, source: Path, out: Path, names: Mapping[int, str], progress: Progress = SILENT
 ) -> VideoSummary:
     """Read ``source``, draw detections, write ``out`` (*.mp4, *.mkv, *.mov or *.avi) whole or not at all.
 
@@ -75,8 +73,7 @@ def annotate_video(
                 writer.write(annotate(frame, found, names))
                 frames += 1
                 detections += len(found)
-                if progress is not None:
-                    progress(frames, announced)
+                progress.step(source.name, frames, announced)
                 frame = _next_frame(capture)
     seconds = time.perf_counter() - started
     return VideoSummary(frames, announced, detections, fps, frames / seconds)

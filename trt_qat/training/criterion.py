@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trt_qat.training.distillation import Distillation
-from trt_qat.training.penalty import QATPenaltyLoss
+from trt_qat.training.features.dampening import DampeningLoss
+from trt_qat.training.features.distillation import Distillation
 
 DetectionLoss = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
 
@@ -29,7 +29,7 @@ class QATCriterion:
         detection: DetectionLoss,
         with_labels: bool,
         distillation: Distillation | None = None,
-        penalty: QATPenaltyLoss | None = None,
+        penalty: DampeningLoss | None = None,
     ) -> None:
         self._detection = detection
         self._with_labels = with_labels

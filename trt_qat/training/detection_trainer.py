@@ -5,10 +5,7 @@ Its loader, loss, EMA, validator and loggers stay in charge; FP32 training and Q
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,29 +20,28 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from trt_qat import distributed
-from trt_qat.config import ModelSection
-from trt_qat.data.progress import Report, no_report
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+from trt_qat.data.dataset import Dataset, ultralytics_data
+from trt_qat.model.cpu import tune_cpu
+from trt_qat.progress import SILENT, Progress
 
 
 class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
     """DetectionTrainer on a given dataset dictionary and network, in one process or several that torchrun started.
 
     Args:
-        report: told after each batch.
+        progress: told after each batch.
         network: trained in place; its class count must equal the dataset's.
-        data: what ``trt_qat.data.dataset.ultralytics_data`` returns.
+        dataset: trained on, and validated on its val split.
         overrides: Ultralytics training arguments.
     """
 
     stage = "training"
 
     def __init__(
-        self, network: DetectionModel, data: Mapping[str, Any], overrides: Mapping[str, Any], report: Report = no_report
+        self, network: DetectionModel, dataset: Dataset, overrides: Mapping[str, Any], progress: Progress = SILENT
     ) -> None:
-        self._dataset = dict(data)
-        self._report = report
+        self._dataset = ultralytics_data(dataset)
+        self._progress = progress
         self._batches_done = 0
         super().__init__(overrides={"task": "detect", "mode": "train", **overrides})
         network.args = self.args
@@ -93,28 +89,17 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
 
     def _batch_done(self) -> None:
         self._batches_done += 1
-        self._report(f"{self.stage} epoch {self.epoch + 1}/{self.epochs}", self._batches_done, len(self.train_loader))
+        self._progress.step(
+            f"{self.stage} epoch {self.epoch + 1}/{self.epochs}", self._batches_done, len(self.train_loader)
+        )
 
 
-def tune_cpu() -> None:
-    """Use all cores (Ultralytics leaves one idle) and keep freed memory in the process.
-
-    Processes of one job share the cores. glibc hands every large tensor back to the kernel when it is freed and gets
-    the next one page by page: 5 % of a QAT step at 640 px.
-    """
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // distributed.local_world_size()))
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
-
-
-def common_overrides(section: ModelSection, out: Path, epochs: int, batch: int, seed: int) -> dict[str, Any]:
+def common_overrides(imgsz: int, out: Path, epochs: int, batch: int, seed: int) -> dict[str, Any]:
     """Ultralytics arguments that FP32 training and QAT share."""
     return {
         "model": "yolov8n.yaml",  # a placeholder that Ultralytics insists on; the network is set right after
         "data": "given.yaml",
-        "imgsz": section.imgsz,
+        "imgsz": imgsz,
         "epochs": epochs,
         "batch": batch,
         "seed": seed,

@@ -4,32 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import torch
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.config import ModelSection, TrainSection
-from trt_qat.data.progress import Report, no_report
+from trt_qat.checkpoint import Model
+from trt_qat.config import TrainSection
+from trt_qat.data.dataset import Dataset
+from trt_qat.model.loading import ARCHITECTURE_SUFFIXES, network_from_architecture
+from trt_qat.progress import SILENT, Progress
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 
 
 def train_fp32(
-    network: DetectionModel,
-    data: Mapping[str, Any],
+    model: Model,
+    dataset: Dataset,
     out: Path,
-    model: ModelSection,
     section: TrainSection,
-    report: Report = no_report,
+    progress: Progress = SILENT,
 ) -> Path:
     """Train and return the path of the best Ultralytics checkpoint, ``out/weights/best.pt``.
 
     Args:
-        network: unfolded detector with as many classes as the dataset; trained in place.
-        data: what ``trt_qat.data.dataset.ultralytics_data`` returns.
+        model: where to start from; left as it is.
+
+    Raises:
+        ArtifactError: the weights have their BatchNorm folded.
     """
-    overrides = common_overrides(model, out, section.epochs, section.batch, section.seed)
+    torch.manual_seed(section.seed)
+    network = trainable_network(model, dataset.names)
+    overrides = common_overrides(model.imgsz, out, section.epochs, section.batch, section.seed)
     overrides |= {"optimizer": section.optimizer, "lr0": section.lr0, "close_mosaic": min(10, section.epochs // 4)}
     with quiet_ultralytics():
-        trainer = DatasetTrainer(network, data, overrides, report)
+        trainer = DatasetTrainer(network, dataset, overrides, progress)
         trainer.train()
     return Path(trainer.best)
+
+
+def trainable_network(model: Model, names: Mapping[int, str]) -> DetectionModel:
+    """An unfolded detector for the given classes: the model's weights where shapes fit, else random ones.
+
+    Raises:
+        ArtifactError: the weights have their BatchNorm folded.
+    """
+    if model.source.suffix in ARCHITECTURE_SUFFIXES:  # its weights are random, and these follow the seed
+        return network_from_architecture(model.network.yaml, names)
+    start = model.unfolded()
+    fresh = network_from_architecture(start.yaml, names)
+    fresh.load(start, verbose=False)
+    return fresh

@@ -21,19 +21,20 @@ from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat import distributed
 from trt_qat.artifacts import CheckpointArtifact
-from trt_qat.config import ModelSection, QatSection
-from trt_qat.data.progress import Report, no_report
+from trt_qat.checkpoint import Model, save
+from trt_qat.config import QatSection
+from trt_qat.data.dataset import Dataset
+from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.training.batchnorm import folded, freeze_statistics_, unfolded
-from trt_qat.training.checkpoint import save_checkpoint
 from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
-from trt_qat.training.distillation import Distillation
-from trt_qat.training.error_monitor import QuantizationErrorMonitor
-from trt_qat.training.learned_scales import keep_ranges_positive_, learn_scales_, move_ranges_
-from trt_qat.training.learning_rate import QATLearningRateScheduler
-from trt_qat.training.penalty import QATPenaltyLoss
-from trt_qat.training.progressive import ProgressiveQuantization
+from trt_qat.training.features.batchnorm import folded, freeze_statistics_, unfolded
+from trt_qat.training.features.dampening import DampeningLoss
+from trt_qat.training.features.distillation import Distillation
+from trt_qat.training.features.error_monitor import QuantizationErrorMonitor
+from trt_qat.training.features.learning_rate import QATLearningRateScheduler
+from trt_qat.training.features.lsq import keep_ranges_positive_, learn_scales_, move_ranges_
+from trt_qat.training.features.progressive import ProgressiveQuantization
 from trt_qat.training.resume import load_state, run_fingerprint, save_state
 
 LOG = logging.getLogger(__name__)
@@ -45,9 +46,9 @@ class QATTrainer(DatasetTrainer):
     """Fine-tunes a calibrated network in place.
 
     Args:
-        model: calibrated; its BatchNorm is folded unless ``section.bn`` is ``freeze``.
+        detector: calibrated; its BatchNorm is folded unless ``section.bn`` is ``freeze``.
         teacher: the float network for distillation, None for the detection loss alone.
-        data: what ``trt_qat.data.dataset.ultralytics_data`` returns.
+        dataset: trained on, and validated on its val split.
         out: folder for ``best.safetensors``, ``last.safetensors``, ``results.csv``, ``resume.pt``.
         order: scale groups in the order in which progressive quantization switches them on.
         state: what ``resume.pt`` held, None for a new run.
@@ -57,27 +58,27 @@ class QATTrainer(DatasetTrainer):
 
     def __init__(
         self,
-        model: QuantizedModel,
+        detector: Model,
         teacher: DetectionModel | None,
-        data: Mapping[str, Any],
+        dataset: Dataset,
         out: Path,
-        model_section: ModelSection,
         section: QatSection,
         provenance: Mapping[str, Any],
-        report: Report = no_report,
+        progress: Progress = SILENT,
         order: Sequence[str] = (),
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        self._quantized = model
+        self._detector = detector
+        self._quantized = model = detector.require_quantized()
         self._teacher = teacher
         self._section = section
         self._provenance = provenance
         self._state = state
         self._out = out
         self.start_fitness = 0.0
-        super().__init__(model.network, data, _overrides(model_section, section, out), report)
+        super().__init__(model.network, dataset, _overrides(detector.imgsz, section, out), progress)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
-        self._penalty = QATPenaltyLoss(model, section.penalty) if section.penalty else None
+        self._penalty = DampeningLoss(model, section.dampening) if section.dampening else None
         self._monitor = QuantizationErrorMonitor(out, section.collapse) if section.monitor else None
         if section.scheduler == "qat":
             QATLearningRateScheduler(section.warmup_epochs, section.lrf).attach(self)
@@ -98,7 +99,7 @@ class QATTrainer(DatasetTrainer):
     def _setup_train(self) -> None:
         for parameter in self._quantized.network.parameters():
             parameter.requires_grad_(True)
-        if self._section.learned_scales:
+        if self._section.lsq:
             learn_scales_(self._quantized)
         super()._setup_train()
         network = self._quantized.network
@@ -118,8 +119,8 @@ class QATTrainer(DatasetTrainer):
     def build_optimizer(self, model: nn.Module, *args: Any, **keys: Any) -> Optimizer:
         """Ultralytics' optimizer; learned ranges get groups of their own."""
         optimizer: Optimizer = super().build_optimizer(model, *args, **keys)
-        if self._section.learned_scales:
-            move_ranges_(optimizer, self._quantized, self._section.scale_lr)
+        if self._section.lsq:
+            move_ranges_(optimizer, self._quantized, self._section.lsq_lr)
         return optimizer
 
     def optimizer_step(self) -> None:
@@ -127,7 +128,7 @@ class QATTrainer(DatasetTrainer):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         if torch.isfinite(norm):
             self.optimizer.step()
-            if self._section.learned_scales:
+            if self._section.lsq:
                 keep_ranges_positive_(self._quantized)
             self.ema.update(self.model)
         else:
@@ -154,10 +155,10 @@ class QATTrainer(DatasetTrainer):
         if self._section.bn == "freeze":
             model = folded(model)
         fitness = {"epoch": self.epoch + 1, "fake_quant_map50_95": float(self.fitness)}
-        provenance = {**self._provenance, "training": fitness}
-        save_checkpoint(self.last, model, "qat", self.args.imgsz, provenance)
+        detector = self._detector.with_quantized(model, "qat", {**self._provenance, "training": fitness})
+        save(self.last, detector)
         if self.best_fitness == self.fitness:
-            save_checkpoint(self.best, model, "qat", self.args.imgsz, provenance)
+            save(self.best, detector)
         return True
 
     def final_eval(self) -> None:
@@ -234,8 +235,8 @@ class QATTrainer(DatasetTrainer):
         save_state(self._out, fingerprint, state)
 
 
-def _overrides(model: ModelSection, section: QatSection, out: Path) -> dict[str, Any]:
-    overrides = common_overrides(model, out, section.epochs, section.batch, section.seed)
+def _overrides(imgsz: int, section: QatSection, out: Path) -> dict[str, Any]:
+    overrides = common_overrides(imgsz, out, section.epochs, section.batch, section.seed)
     # the images as calibration saw them, but for what the section asks for
     return overrides | {
         "optimizer": section.optimizer,
@@ -262,43 +263,42 @@ def _overrides(model: ModelSection, section: QatSection, out: Path) -> dict[str,
 
 
 def train_qat(
-    model: QuantizedModel,
-    teacher: DetectionModel | None,
-    data: Mapping[str, Any],
+    model: Model,
+    dataset: Dataset,
     out: Path,
-    model_section: ModelSection,
     section: QatSection,
     provenance: Mapping[str, Any],
-    report: Report = no_report,
+    progress: Progress = SILENT,
     *,
-    unfolded_network: DetectionModel | None = None,
     order: Sequence[str] = (),
     resume: bool = False,
 ) -> CheckpointArtifact:
     """Fine-tune and return the best checkpoint, ``out/best.safetensors``. ``model`` is left as it was.
 
     Args:
-        unfolded_network: the same detector with its BatchNorm, for ``bn: freeze``; changed in place.
+        model: calibrated; the float network that it came from is the teacher.
         order: scale groups in the order of progressive quantization; by depth if empty.
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
 
     Raises:
-        ArtifactError: ``resume`` with other weights, data, versions or settings than the interrupted run's.
+        QuantizationError: the model is float.
+        ArtifactError: ``bn: freeze`` of folded weights; ``resume`` with other weights, data,
+            versions or settings than the interrupted run's.
     """
     state = load_state(out, run_fingerprint(provenance)) if resume else None
     if state is not None and state["finished"]:
         return CheckpointArtifact(out / "best.safetensors")
+    quantized = model.require_quantized()
+    with quantized.quantizers_off():  # the copy stays float: it is the teacher
+        teacher = copy.deepcopy(quantized.network)
     if section.bn == "freeze":
-        if unfolded_network is None:
-            raise ValueError("bn=freeze needs the unfolded network")
-        trained = unfolded(model, unfolded_network)
+        trained = unfolded(quantized, model.unfolded())
     else:
-        trained = replace(model, network=copy.deepcopy(model.network))
-    depth = [group.name for group in model.placement.groups]
+        trained = replace(quantized, network=copy.deepcopy(quantized.network))
+    detector = replace(model, network=trained.network, quantized=trained)
+    depth = [group.name for group in quantized.placement.groups]
     with quiet_ultralytics():
-        trainer = QATTrainer(
-            trained, teacher, data, out, model_section, section, provenance, report, order or depth, state
-        )
+        trainer = QATTrainer(detector, teacher, dataset, out, section, provenance, progress, order or depth, state)
         trainer.train()
     if distributed.is_main():
         (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write

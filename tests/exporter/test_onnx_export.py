@@ -1,0 +1,367 @@
+"""The exported file: valid, INT8 where it should be, and numerically the fake-quantized network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+from ultralytics import YOLO
+
+from trt_qat.config import ExportSection, Precision, Residual
+from trt_qat.errors import ExportError
+from trt_qat.evaluation.parity import cosine
+from trt_qat.linter.report import lint
+from trt_qat.exporter.onnx_export import _raw_onnx, export_onnx
+from trt_qat.model.loading import LoadedModel, fold_batchnorm, raw_output
+from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
+from trt_qat.runtime.openvino import OpenVinoRunner
+from trt_qat.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from conftest import Calibrated
+    from ultralytics.nn.tasks import DetectionModel
+
+    from trt_qat.data.dataset import Dataset
+
+RESIDUALS: tuple[Residual, ...] = ("none", "skip", "both")
+Exported = Callable[..., Path]
+Array = NDArray[np.float32]
+
+
+def quantized_checkpoint(calibrated: Calibrated, residual: Residual) -> Checkpoint:
+    model = calibrated(residual=residual)
+    return Checkpoint(model.network, model.names, "ptq", 64, model, {})
+
+
+@pytest.fixture(scope="module")
+def exported(calibrated: Calibrated, detector: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Files by (precision, residual, further export keys), made once each."""
+    folder = tmp_path_factory.mktemp("onnx")
+
+    def make(precision: Precision = "int8+fp32", residual: Residual = "skip", **keys: object) -> Path:
+        extra = "-".join(f"{key}{value}" for key, value in keys.items())
+        path = folder / f"{precision}-{residual}-{extra}.onnx"
+        if not path.exists():
+            checkpoint = Checkpoint(detector.network, detector.names, "fp32", 64, None, {})
+            if precision.startswith("int8"):
+                checkpoint = quantized_checkpoint(calibrated, residual)
+            section = ExportSection.model_validate({"precision": precision, **keys})
+            assert export_onnx(checkpoint, path, section, 64).precision == precision
+        return path
+
+    return make
+
+
+def run(path: Path, batch: Tensor | Array, optimize: bool = False) -> Array:
+    images = batch.numpy() if isinstance(batch, Tensor) else batch
+    with OnnxRuntimeRunner(path, optimize=optimize) as runner:
+        (output,) = runner.infer(images)
+    return output
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
+    return {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+
+
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def assert_close_per_output(found: Array, expected: Array, lowest: float) -> None:
+    """Boxes and scores apart: boxes are hundreds of pixels and would hide any error of the scores."""
+    assert found.shape == expected.shape
+    assert cosine(found[:, :4], expected[:, :4]) > lowest
+    assert cosine(found[:, 4:], expected[:, 4:]) > lowest
+
+
+# INT8 ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_int8_file_is_valid_and_clean(exported: Exported, residual: Residual) -> None:
+    path = exported(residual=residual)
+    onnx.checker.check_model(str(path), full_check=True)
+    report = lint(path)
+    assert (report.errors, report.warnings) == (0, 0), report.as_text()
+    assert report.counts.avoidable_round_trips == 0
+    assert (report.counts.convs, report.counts.int8_convs) == (64, 57)
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_one_scale_per_group_of_the_placement(exported: Exported, calibrated: Calibrated, residual: Residual) -> None:
+    model = calibrated(residual=residual)
+    scales = {float(model.amax()[f"activation.{group.name}"]) / 127 for group in model.placement.groups}
+    values = initializers(onnx.load(exported(residual=residual)))
+    found = {float(value) for value in activation_scales(onnx.load(exported(residual=residual)), values).values()}
+    assert sorted(found) == pytest.approx(sorted(scales), rel=1e-6)
+
+
+def activation_scales(model: onnx.ModelProto, values: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    return {node.name: values[node.input[1]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_same_numbers_as_the_fake_quantized_network(
+    exported: Exported,
+    calibrated: Calibrated,
+    detector: LoadedModel,
+    batches: tuple[Tensor, ...],
+    residual: Residual,
+    runtime: str,
+) -> None:
+    """Close on every image, and equal to float precision on most.
+
+    Not on all: where float32 sums of another order end on the other side of a rounding edge, one value moves by a
+    whole step, and what follows moves with it (which image that is depends on the CPU).
+    """
+    path = exported(residual=residual)
+    ours, plain = calibrated(residual=residual).network, detector.network
+    relative = []
+    with OpenVinoRunner(path) if runtime == "openvino" else OnnxRuntimeRunner(path, optimize=False) as runner:
+        for image in torch.cat(batches).split(1):
+            expected = raw_output(ours, image).numpy()
+            (found,) = runner.infer(image.numpy())
+            assert_close_per_output(found, expected, 0.995 if runtime == "onnxruntime" else 0.999)
+            quantization = np.abs(expected - raw_output(plain, image).numpy()).mean()
+            relative.append(float(np.abs(found - expected).mean() / quantization))
+    assert max(relative) < 1.5  # never more than what quantization itself changes
+    if runtime == "onnxruntime":
+        assert np.median(relative) < 0.01
+
+
+@pytest.mark.parametrize("residual", ["skip", "both"])
+def test_passes_change_no_bit(
+    exported: Exported, calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path, residual: Residual
+) -> None:
+    """The exporter's own graph and the cleaned one, both computed exactly as written."""
+    model = calibrated(residual=residual)
+    raw = _raw_onnx(model.network, model, ExportSection(), 64)
+    assert count(raw)["QuantizeLinear"] > count(onnx.load(exported(residual=residual)))["QuantizeLinear"]
+    onnx.save(raw, str(tmp_path / "raw.onnx"))
+    for image in (batches[0][:1], batches[2][:1]):
+        np.testing.assert_array_equal(run(exported(residual=residual), image), run(tmp_path / "raw.onnx", image))
+
+
+def count(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def test_size_is_a_quarter(exported: Exported) -> None:
+    assert exported().stat().st_size <= 0.30 * exported("fp32").stat().st_size
+
+
+def test_weights_are_int8_per_channel_symmetric(exported: Exported, calibrated: Calibrated) -> None:
+    model = onnx.load(exported())
+    values, source = initializers(model), producers(model)
+    amax = calibrated(residual="skip").amax()
+    seen: set[str] = set()
+    for conv in (node for node in model.graph.node if node.op_type == "Conv"):
+        dequantize = source.get(conv.input[1])
+        if dequantize is None:
+            assert values[conv.input[1]].dtype == np.float32
+            continue
+        assert dequantize.op_type == "DequantizeLinear"
+        weight, scale, zero_point = (values[name] for name in dequantize.input)
+        name = dequantize.input[0].partition(".weight")[0]
+        seen.add(name)
+        assert weight.dtype == zero_point.dtype == np.int8
+        assert scale.shape == (weight.shape[0],)
+        assert {attribute.name: attribute.i for attribute in dequantize.attribute} == {"axis": 0}
+        assert not zero_point.any()
+        assert -127 <= weight.min() <= weight.max() <= 127
+        np.testing.assert_allclose(scale, amax[f"weight.{name}"].flatten().numpy() / 127, rtol=1e-6)
+        np.testing.assert_array_equal(np.abs(weight.astype(int)).max(axis=(1, 2, 3)), 127)  # the range is used
+    assert seen == set(calibrated(residual="skip").weight_quantizers())
+
+
+def test_activations_are_per_tensor_with_zero_point_zero(exported: Exported) -> None:
+    model = onnx.load(exported())
+    values = initializers(model)
+    quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert quantizers
+    for node in quantizers:
+        assert node.input[0] not in values
+        assert values[node.input[1]].shape == ()
+        assert values[node.input[1]] > 0
+        assert (values[node.input[2]].dtype, int(values[node.input[2]])) == (np.int8, 0)
+
+
+def test_quantizers_stand_before_the_concat(exported: Exported) -> None:
+    """What a concat joins is INT8 already: nothing is quantized again behind it, except before the decoding."""
+    model = onnx.load(exported())
+    source = producers(model)
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    readers["output0"] = []
+    concats = [node for node in model.graph.node if node.op_type == "Concat"]
+    inside = [node for node in concats if "Conv" in readers[node.output[0]]]
+    assert len(inside) >= 13  # 8 C2f, 1 SPPF, 4 in the neck
+    for node in inside:
+        kinds = {source[name].op_type for name in node.input}
+        assert kinds <= {"DequantizeLinear", "Concat", "Resize", "MaxPool", "Split", "Slice"}
+        assert "QuantizeLinear" not in readers[node.output[0]]
+
+
+# other precisions ------------------------------------------------------------------------------------------------
+
+
+def test_fp32_is_the_float_network(exported: Exported, detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+    image = batches[0][:1]
+    expected = raw_output(detector.network, image).numpy()
+    np.testing.assert_allclose(run(exported("fp32"), image), expected, atol=1e-3, rtol=1e-3)
+    assert not {"QuantizeLinear", "DequantizeLinear", "Cast"} & set(count(onnx.load(exported("fp32"))))
+
+
+def test_fp32_of_a_quantized_checkpoint_is_float(
+    exported: Exported, calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    checkpoint = quantized_checkpoint(calibrated, "both")
+    image = batches[0][:1]
+    before = raw_output(checkpoint.network, image)
+    export_onnx(checkpoint, tmp_path / "f.onnx", ExportSection(precision="fp32"), 64)
+    assert "QuantizeLinear" not in count(onnx.load(tmp_path / "f.onnx"))
+    np.testing.assert_allclose(run(tmp_path / "f.onnx", image), run(exported("fp32"), image), atol=1e-3, rtol=1e-3)
+    assert torch.equal(raw_output(checkpoint.network, image), before)  # its quantizers are on again
+
+
+def test_fp16_is_half_and_close(exported: Exported, batches: tuple[Tensor, ...]) -> None:
+    path = exported("fp16")
+    check_half_precision(onnx.load(path))
+    assert path.stat().st_size < 0.53 * exported("fp32").stat().st_size
+    assert_close_per_output(run(path, batches[0][:1]), run(exported("fp32"), batches[0][:1]), 0.999)
+
+
+@pytest.mark.parametrize("residual", ["skip", "both"])
+def test_int8_with_fp16(exported: Exported, batches: tuple[Tensor, ...], residual: Residual) -> None:
+    path = exported("int8+fp16", residual)
+    model = onnx.load(path)
+    check_half_precision(model)
+    values = initializers(model)
+    scales = {
+        values[node.input[1]].dtype
+        for node in model.graph.node
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}
+    }
+    assert scales == {np.dtype(np.float16)}
+    report = lint(path)
+    assert (report.errors, report.warnings, report.counts.avoidable_round_trips) == (0, 0, 0), report.as_text()
+    image = batches[1][:1]
+    assert_close_per_output(run(path, image), run(exported(residual=residual), image), 0.999)
+    assert_close_per_output(run(path, image, optimize=True), run(exported(residual=residual), image), 0.999)
+
+
+def check_half_precision(model: onnx.ModelProto) -> None:
+    """FP16 up to the head's last convolutions, FP32 behind them, and the fewest casts that makes possible."""
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True)
+    source = producers(model)
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    down = [node for node in casts if node.attribute[0].i == onnx.TensorProto.FLOAT16]
+    up = [node for node in casts if node.attribute[0].i == onnx.TensorProto.FLOAT]
+    assert [node.input[0] for node in down] == ["images"]
+    assert len(casts) == 1 + len(up)
+    assert len({node.input[0] for node in up}) == len(up) == 6  # boxes and scores of three levels
+    for node in up:
+        assert source[node.input[0]].op_type == "Conv"
+        assert source[node.input[0]].name.endswith(".2/Conv")
+    assert [entry.type.tensor_type.elem_type for entry in (*model.graph.input, *model.graph.output)] == [1, 1]
+    values = initializers(model)
+    wide = {node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in values}
+    assert [values[name].shape for name in wide if values[name].dtype == np.float32] == [(1, 16, 1, 1)]  # DFL
+    types = {
+        entry.name: entry.type.tensor_type.elem_type
+        for entry in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    after = {node.output[0] for node in up}
+    for node in model.graph.node:  # whatever follows a cast is FP32: FP16 resolves pixel 600 to half a pixel only
+        if after.intersection(node.input):
+            after.update(node.output)
+    assert {types[name] for name in after if name in types} == {onnx.TensorProto.FLOAT}
+
+
+def test_one_class_is_no_box_decoding(
+    make_unfolded: Callable[..., DetectionModel], batches: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    """A score convolution with a single output is learned all the same, only DFL's fixed one is decoding."""
+    network = fold_batchnorm(make_unfolded("yolov8n.yaml", {0: "sign"}))
+    checkpoint = Checkpoint(network, {0: "sign"}, "fp32", 64, None, {})
+    path = export_onnx(checkpoint, tmp_path / "one.onnx", ExportSection(precision="fp16"), 64).path
+    check_half_precision(onnx.load(path))
+    assert_close_per_output(run(path, batches[0][:1]), raw_output(network, batches[0][:1]).numpy(), 0.999)
+
+
+# batch -----------------------------------------------------------------------------------------------------------
+
+
+def test_dynamic_batch(exported: Exported, calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
+    path = exported(dynamic_batch=True)
+    expected = raw_output(calibrated(residual="skip").network, batches[0][:3]).numpy()
+    together = run(path, batches[0][:3])
+    assert_close_per_output(together, expected, 0.999)
+    one_by_one = np.concatenate([run(path, batches[0][i : i + 1]) for i in range(3)])
+    np.testing.assert_allclose(together, one_by_one, atol=1e-3)
+    with OpenVinoRunner(path) as runner:
+        assert runner.input_shape == (None, 3, 64, 64)
+        assert_close_per_output(runner.infer(batches[0][:3].numpy())[0], expected, 0.999)
+    report = lint(path)
+    assert (report.errors, report.warnings, report.counts.avoidable_round_trips) == (0, 0, 0), report.as_text()
+
+
+def test_static_batch(exported: Exported, batches: tuple[Tensor, ...]) -> None:
+    path = exported(batch=3)
+    np.testing.assert_allclose(run(path, batches[0][:3]), run(exported(dynamic_batch=True), batches[0][:3]), atol=1e-3)
+
+
+# what surrounds the graph ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["int8+fp32", "int8+fp16"])
+def test_int8_of_a_float_checkpoint(detector: LoadedModel, tmp_path: Path, precision: Precision) -> None:
+    checkpoint = Checkpoint(detector.network, detector.names, "fp32", 64, None, {})
+    with pytest.raises(ExportError, match="needs a calibrated checkpoint") as caught:
+        export_onnx(checkpoint, tmp_path / "x.onnx", ExportSection(precision=precision), 64)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_leaves_the_network_as_it_was_and_can_be_repeated(
+    exported: Exported, calibrated: Calibrated, tmp_path: Path
+) -> None:
+    checkpoint = quantized_checkpoint(calibrated, "skip")
+    attributes = {name: set(vars(module)) for name, module in checkpoint.network.named_modules()}
+    state = {name: value.clone() for name, value in checkpoint.network.state_dict().items()}
+    path = export_onnx(checkpoint, tmp_path / "again.onnx", ExportSection(), 64).path
+    assert path.read_bytes() == exported().read_bytes()
+    assert {name: set(vars(module)) for name, module in checkpoint.network.named_modules()} == attributes
+    assert all(torch.equal(state[name], value) for name, value in checkpoint.network.state_dict().items())
+
+
+def test_opset(exported: Exported) -> None:
+    model = onnx.load(exported())
+    assert [entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}] == [19]
+    assert [entry.name for entry in model.graph.input] == ["images"]
+    assert [entry.name for entry in model.graph.output] == ["output0"]
+
+
+@pytest.mark.parametrize("precision", ["int8+fp32", "fp32"])
+def test_ultralytics_predicts_with_the_file(exported: Exported, demo: Dataset, precision: Precision) -> None:
+    """A real call: the metadata brings names, stride and image size."""
+    path = exported(precision)
+    model = YOLO(str(path), task="detect")
+    (result,) = model.predict(str(demo.val[0]), conf=0.0001, verbose=False, device="cpu", imgsz=64)
+    assert result.names == dict(demo.names)
+    assert result.orig_shape == (128, 128)
+    assert len(result.boxes) > 0
+    assert float(result.boxes.xyxy.max()) <= 128

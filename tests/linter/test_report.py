@@ -1,0 +1,103 @@
+"""The report and the picture: what the command prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from lint_graphs import detector, set_constant
+
+from trt_qat.errors import ArtifactError, MissingDependency
+from trt_qat.linter.graph import QdqGraph
+from trt_qat.linter.picture import draw
+from trt_qat.linter.report import lint
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    onnx.save(detector(), tmp_path / "clean.onnx")
+    return tmp_path / "clean.onnx"
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    model = detector()
+    set_constant(model, "/model.1/m.0/Add_output_0.scale", np.float32(0.08))
+    onnx.save(model, tmp_path / "broken.onnx")
+    return tmp_path / "broken.onnx"
+
+
+def test_clean_report(clean: Path) -> None:
+    report = lint(clean)
+    assert (report.errors, report.warnings) == (0, 0)
+    assert report.as_text().endswith("0 avoidable float round trips.")
+
+
+def test_json_contract(broken: Path) -> None:
+    content = json.loads(json.dumps(lint(broken).as_dict()))
+    assert list(content) == ["path", "errors", "warnings", "counts", "by_rule", "findings"]
+    assert content["errors"] == content["by_rule"]["unequal-scales"] == content["counts"]["avoidable_round_trips"] == 1
+    assert list(content["findings"][0]) == ["rule", "severity", "node", "module", "message", "advice"]
+
+
+def test_text_groups_by_rule_and_limits(broken: Path) -> None:
+    text = lint(broken).as_text(limit=1)
+    assert "error: unequal-scales (1)" in text
+    assert "[/model.1/Concat]" in text
+    assert "... and 2 more (--json lists all)" in text
+    assert text.index("error: ") < text.index("info: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file", None])
+def test_unreadable_files_are_clear_errors(clean: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(clean.read_bytes()[:-1000] if content is None else content)
+    with pytest.raises(ArtifactError, match=r"bad\.onnx"):
+        lint(path)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        lint(Path("nowhere.onnx"))
+
+
+def test_the_file_is_not_changed(broken: Path) -> None:
+    before = broken.read_bytes()
+    lint(broken)
+    assert broken.read_bytes() == before
+
+
+def test_picture(broken: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pygraphviz")
+    out = tmp_path / "out" / "net.svg"
+    draw(broken, out, lint(broken).findings)
+    drawing = ElementTree.fromstring(out.read_bytes())
+    text = "\n".join(drawing.itertext())
+    assert "Conv+SiLU 3x3, 3 → 16" in text
+    assert "float decode" in text
+    assert "cluster_model.1" in text
+    assert "QuantizeLinear" not in text
+    red = [group for group in drawing.iter() if group.get("stroke") == "#d00000"]
+    assert len(red) == 1
+
+
+def test_picture_without_graphviz(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    with pytest.raises(MissingDependency, match="pip install"):
+        draw(QdqGraph.read(clean), tmp_path / "net.svg")
+    assert not (tmp_path / "net.svg").exists()
+
+
+def test_the_lint_needs_no_training_framework() -> None:
+    code = (
+        "import sys, trt_qat.linter.report, trt_qat.linter.picture;"
+        "print(sorted({'torch', 'tensorrt', 'tensorrt_rtx', 'ultralytics'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

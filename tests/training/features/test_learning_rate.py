@@ -1,0 +1,33 @@
+"""The schedule: warm-up, cosine, and that its length is the run's."""
+
+from __future__ import annotations
+
+import pytest
+
+from trt_qat.training.features.learning_rate import QATLearningRateScheduler
+
+
+@pytest.mark.parametrize(("per_epoch", "epochs"), [(10, 1), (10, 5), (144, 2), (1, 3), (1, 1)])
+def test_ends_at_the_final_share(per_epoch: int, epochs: int) -> None:
+    scheduler = QATLearningRateScheduler(warmup_epochs=0.5, final=0.1)
+    factors = [scheduler.factor(step, per_epoch, epochs) for step in range(per_epoch * epochs)]
+    assert max(factors) == pytest.approx(1.0)
+    assert all(0 < factor <= 1 for factor in factors)
+    if len(factors) > 1:
+        assert factors[-1] == pytest.approx(0.1)
+
+
+def test_rises_then_falls() -> None:
+    scheduler = QATLearningRateScheduler(warmup_epochs=1, final=0.0)
+    factors = [scheduler.factor(step, 10, 8) for step in range(80)]
+    peak = factors.index(max(factors))
+    assert peak == 10  # one epoch
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[peak + 35] == pytest.approx(0.5, abs=0.02)
+
+
+def test_warmup_is_at_most_a_quarter_of_a_short_run() -> None:
+    scheduler = QATLearningRateScheduler(warmup_epochs=3, final=0.1)
+    factors = [scheduler.factor(step, 40, 1) for step in range(40)]
+    assert factors.index(max(factors)) == 10

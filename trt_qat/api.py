@@ -1,0 +1,366 @@
+"""The verbs: a model and data in, an object out. No caches, no files of other stages, no configuration of everything.
+
+Each verb takes its own section of :mod:`trt_qat.config`, or keywords that change single settings of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_qat.artifacts import EngineArtifact, OnnxArtifact, ResultRow, existing_file, size_bytes
+from trt_qat.checkpoint import Model, load
+from trt_qat.config import (
+    EngineSection,
+    EvaluationSection,
+    ExportSection,
+    QatSection,
+    QuantizationSection,
+    SensitivitySection,
+    TrainSection,
+)
+from trt_qat.data.dataset import Dataset, calibration_images, check_class_count, load_dataset
+from trt_qat.data.images import Image, evenly_spaced
+from trt_qat.engine.build import build_engine
+from trt_qat.errors import ArtifactError, DatasetError, RunnerError
+from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.sensitivity import Ranking, rank_groups
+from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.mixed_precision.exported import ExportedMeasure
+from trt_qat.mixed_precision.mixes import Budget
+from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
+from trt_qat.model.cpu import tune_cpu
+from trt_qat.progress import SILENT, Progress
+from trt_qat.provenance import provenance_of
+from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
+from trt_qat.quantization.insert import quantize_model
+from trt_qat.runtime.runner import Runner, class_names
+from trt_qat.runtime.selection import open_runner
+from trt_qat.targets.export import export as export_for_target
+from trt_qat.training.fp32 import train_fp32
+from trt_qat.training.qat import train_qat
+
+Data = str | Path | Dataset
+"""A data.yaml, a folder with images/ and labels/, or a dataset that is loaded already."""
+
+
+def train(
+    model: Model,
+    data: Data,
+    out: str | Path,
+    section: TrainSection | None = None,
+    *,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Model:
+    """Train a float detector with Ultralytics' trainer.
+
+    Args:
+        model: where to start from; its class count need not be the dataset's.
+        out: folder for the run; ``out/weights/best.pt`` is the best epoch.
+        settings: keys of the ``train`` section.
+
+    Returns:
+        The best epoch's detector.
+
+    Raises:
+        ArtifactError: the weights have their BatchNorm folded, or ``out`` cannot be written.
+        DatasetError: the dataset cannot be trained on.
+    """
+    tune_cpu()
+    dataset = data if isinstance(data, Dataset) else load_dataset(Path(data), model.names)
+    section = (section or TrainSection()).replace(**settings)
+    best = train_fp32(model, dataset, Path(out), section, progress)
+    return load(best, model.imgsz)
+
+
+def quantize(
+    model: Model,
+    data: Data | Sequence[str | Path | NDArray[np.uint8]],
+    section: QuantizationSection | None = None,
+    *,
+    remember: Remember = no_memory,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Model:
+    """Put INT8 quantizers into a float model and calibrate them (post-training quantization).
+
+    Args:
+        model: float; left as it is.
+        data: a dataset, whose training images are used, or images: files, or uint8 BGR arrays (h, w, 3).
+            At most ``quantization.images`` of them are read, evenly spaced.
+        remember: where an earlier calibration of the same kind may be found.
+        settings: keys of the ``quantization`` section, e.g. ``calibrator="mse"``.
+
+    Returns:
+        A copy whose convolutions are QuantConv2d; ``provenance["calibration"]`` says how the ranges were found.
+
+    Raises:
+        ArtifactError: the model is quantized already.
+        DatasetError: no usable image, or another number of classes.
+        QuantizationError: the network cannot be traced, or nothing is left to quantize.
+
+    Example:
+        >>> model = trt_qat.load("best.pt")
+        >>> int8 = trt_qat.quantize(model, "data.yaml", calibrator="mse", images=64)
+        >>> int8.stage
+        'ptq'
+    """
+    if model.quantized is not None:
+        raise ArtifactError(f"'{model.source}' is quantized already ({model.stage}). Give the float weights.")
+    tune_cpu()
+    section = (section or QuantizationSection()).replace(**settings)
+    images = _calibration_images(model, data, section.images)
+    quantized = quantize_model(copy.deepcopy(model.network), model.names, section)
+    calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
+    return model.with_quantized(quantized, "ptq", {**model.provenance, "calibration": calibration.as_dict()})
+
+
+def sensitivity(
+    model: Model,
+    data: Data,
+    section: SensitivitySection | None = None,
+    *,
+    evaluation: EvaluationSection | None = None,
+    done: Ranking | None = None,
+    keep: Callable[[Ranking], object] = lambda so_far: None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Ranking:
+    """Rank the scale groups of a calibrated model by what INT8 costs in each alone.
+
+    Args:
+        evaluation: how mAP is measured, where ``sensitivity.metric`` asks for it.
+        done: what was measured before, which is not measured again.
+        keep: told all that is measured after each group.
+        settings: keys of the ``sensitivity`` section, e.g. ``metric="map"``.
+
+    Raises:
+        QuantizationError: the model is float.
+        DatasetError: no usable image.
+    """
+    tune_cpu()
+    section = (section or SensitivitySection()).replace(**settings)
+    dataset = dataset_for(model, data)
+    return rank_groups(
+        model, dataset, section, evaluation or EvaluationSection(), done=done, keep=keep, progress=progress
+    )
+
+
+def finetune(
+    model: Model,
+    data: Data,
+    out: str | Path,
+    section: QatSection | None = None,
+    *,
+    ranking: SensitivitySection | None = None,
+    resume: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Model:
+    """Fine-tune a calibrated model with its quantizers in the loop (QAT).
+
+    ``max_drop`` is not looked at here, see :func:`keep_budget`.
+
+    Args:
+        model: calibrated; left as it is.
+        out: folder for ``best.safetensors``, ``last.safetensors``, the curves and what a resumed run needs.
+        ranking: how ``progressive="sensitivity"`` ranks the scale groups.
+        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+        provenance: what goes into the checkpoints and decides whether a run may be resumed; None makes one.
+        settings: keys of the ``qat`` section, e.g. ``epochs=2``.
+
+    Returns:
+        The best epoch's model, which may be the start itself.
+
+    Raises:
+        QuantizationError: the model is float.
+        DatasetError: the dataset cannot be trained on, or has another number of classes.
+        ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
+    """
+    tune_cpu()
+    section = (section or QatSection()).replace(**settings)
+    dataset = dataset_for(model, data)
+    order: list[str] = []
+    if section.progressive == "sensitivity":
+        by_error = (ranking or SensitivitySection()).replace(metric="error")
+        ranked = rank_groups(model, dataset, by_error, EvaluationSection(), progress=progress)
+        order = [row.group for row in reversed(ranked.rows)]
+    if provenance is None:
+        settings_read = {"model": {"imgsz": model.imgsz}, "qat": section.model_dump(mode="json")}
+        provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
+    best = train_qat(model, dataset, Path(out), section, provenance, progress, order=order, resume=resume)
+    return replace(load(best.path, model.imgsz), with_batchnorm=model.with_batchnorm)
+
+
+def keep_budget(
+    start: Model,
+    tuned: Model,
+    data: Data,
+    max_drop: float,
+    *,
+    export: ExportSection | None = None,
+    evaluation: EvaluationSection | None = None,
+    sensitivity: SensitivitySection | None = None,
+    progress: Progress = SILENT,
+) -> Budget:
+    """Leave the fewest layers of ``tuned`` float that keep mAP50-95 within a budget, measured on exported files.
+
+    Args:
+        start: the calibrated model that fine-tuning started from.
+        tuned: what :func:`finetune` returned.
+        max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
+        sensitivity: on how many images the layers are ranked.
+
+    Raises:
+        ConfigError: the runtime does not run ONNX files.
+    """
+    tune_cpu()
+    dataset, section = dataset_for(start, data), sensitivity or SensitivitySection()
+    images = calibration_images(dataset, section.images)
+    with tempfile.TemporaryDirectory() as folder:
+        measure = ExportedMeasure(
+            tuned, dataset, export or ExportSection(), evaluation or EvaluationSection(), Path(folder), progress
+        )
+        inputs = (make() for make in batches(images, start.imgsz, section.batch))
+        return keep_budget_by(start, tuned, max_drop, measure, inputs, progress)
+
+
+def export(
+    model: Model,
+    out: str | Path,
+    section: ExportSection | None = None,
+    *,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> OnnxArtifact:
+    """Write a model for the client that runs it, and check that this client computes it right.
+
+    Args:
+        out: file or folder; the target's formats say which suffix.
+        settings: keys of the ``export`` section, e.g. ``target="openvino"``.
+
+    Raises:
+        ExportError: INT8 was asked of a float model, the graph fails ONNX's checks, or the client computes it wrongly.
+        ArtifactError: ``out`` cannot be written.
+
+    Example:
+        >>> trt_qat.export(int8, "best_int8.onnx", target="tensorrt").precision
+        'int8+fp16'
+    """
+    tune_cpu()
+    return export_for_target(model, Path(out), (section or ExportSection()).replace(**settings), progress)
+
+
+def build(
+    onnx: str | Path,
+    out: str | Path,
+    section: EngineSection | None = None,
+    *,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> EngineArtifact:
+    """Build a TensorRT engine from an ONNX file; precision is what the file says.
+
+    Args:
+        out: ``*.plan`` (a plain plan, with a JSON side-car) or ``*.engine`` (Ultralytics' header before the plan).
+        settings: keys of the ``engine`` section, e.g. ``flavor="tensorrt-rtx"``.
+
+    Raises:
+        ArtifactError, ConfigError, MissingDependency, EngineError: see
+            :func:`~trt_qat.engine.build.build_engine`.
+    """
+    return build_engine(Path(onnx), Path(out), (section or EngineSection()).replace(**settings), progress)
+
+
+def evaluate(
+    models: Sequence[str | Path | Model],
+    data: Data,
+    section: EvaluationSection | None = None,
+    *,
+    runtime: str | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> list[ResultRow]:
+    """mAP, latency and size of each model, on the dataset's val split. Latency is interleaved over all of them.
+
+    Args:
+        models: ``*.onnx``, ``*.plan``, OpenVINO folders, checkpoints, or models in memory.
+        runtime: None lets the file decide: ``*.plan`` TensorRT, checkpoints PyTorch, others ``evaluation.runtime``.
+        settings: keys of the ``evaluation`` section, e.g. ``threads=1``.
+
+    Raises:
+        DatasetError: no usable image or no box in the val split, or another number of classes.
+        ArtifactError, RunnerError, MissingDependency: a model cannot be read or run.
+    """
+    section = (section or EvaluationSection()).replace(**settings)
+    with ExitStack() as stack:
+        runners = [stack.enter_context(_open(model, section, runtime)) for model in models]
+        labels = [str(model.source if isinstance(model, Model) else model) for model in models]
+        accuracies = []
+        for label, runner in zip(labels, runners, strict=True):
+            dataset = (
+                data if isinstance(data, Dataset) else load_dataset(Path(data), class_names(runner.metadata) or None)
+            )
+            accuracies.append(measure_accuracy(runner, dataset, section, progress, Path(label).name))
+        latencies = measure_latency(runners, section, progress)
+    return [
+        ResultRow(
+            model=label,
+            precision=runner.metadata.get("precision", "fp32"),
+            runtime=runner.name,
+            map50_95=round(accuracy.map50_95, 5),
+            map50=round(accuracy.map50, 5),
+            images=accuracy.images,
+            size_bytes=size_bytes(Path(label)),
+            latency_ms=latency,
+        )
+        for label, runner, accuracy, latency in zip(labels, runners, accuracies, latencies, strict=True)
+    ]
+
+
+def dataset_for(model: Model, data: Data) -> Dataset:
+    """The dataset, with as many classes as the model.
+
+    Raises:
+        DatasetError: it cannot be read, or has another number of classes.
+    """
+    dataset = data if isinstance(data, Dataset) else load_dataset(Path(data), model.names)
+    check_class_count(dataset, model.names)
+    return dataset
+
+
+def _calibration_images(
+    model: Model, data: Data | Sequence[str | Path | NDArray[np.uint8]], count: int
+) -> Sequence[Image]:
+    if isinstance(data, (str, Path, Dataset)):
+        return calibration_images(dataset_for(model, data), count)
+    images = [Path(image) if isinstance(image, (str, Path)) else image for image in data]
+    if not images:
+        raise DatasetError("Calibration got no image. Give at least one file or array.")
+    return evenly_spaced(images, count)
+
+
+def _open(model: str | Path | Model, section: EvaluationSection, runtime: str | None) -> Runner:
+    if isinstance(model, Model):
+        return TorchRunner(model, section.threads)
+    path = Path(model)
+    by_suffix = {".plan": "tensorrt", ".engine": "tensorrt", ".safetensors": "torch", ".pt": "torch"}
+    chosen = runtime or by_suffix.get(path.suffix.lower(), section.runtime)
+    if chosen != "torch":
+        return open_runner(path, chosen, section.threads)
+    existing_file(path, "Model")
+    if by_suffix.get(path.suffix.lower()) != "torch":
+        raise RunnerError(f"Runtime 'torch' needs a checkpoint (*.pt, *.safetensors), found '{path}'.")
+    tune_cpu()
+    return TorchRunner(load(path), section.threads)

@@ -1,0 +1,1 @@
+"""Generated Vietnamese traffic signs and streets, and the small detector that was trained on them."""

@@ -1,0 +1,136 @@
+"""Checkpoint to ONNX: Q/DQ at every INT8 tensor's source, int8 weights, Ultralytics metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from onnx_graphsurgeon.logger import G_LOGGER
+from ultralytics.nn.tasks import DetectionModel
+
+from trt_qat.artifacts import OnnxArtifact, atomic_path
+from trt_qat.checkpoint import Model
+from trt_qat.config import ExportSection
+from trt_qat.errors import ExportError
+from trt_qat.exporter.fp16 import to_float16_
+from trt_qat.exporter.qdq_passes import (
+    clean_,
+    drop_idle_casts_,
+    fold_weights_,
+    merge_equal_quantizers_,
+    quantize_at_source_,
+)
+from trt_qat.model.loading import export_mode
+from trt_qat.quantization.insert import QuantizedModel
+
+G_LOGGER.severity = G_LOGGER.ERROR  # it warns on stdout about an optional package for coloured text
+
+
+def export_onnx(detector: Model, out: Path, section: ExportSection) -> OnnxArtifact:
+    """Write one ONNX file; input ``images`` (batch, 3, imgsz, imgsz) float32 in [0, 1], output ``output0``.
+
+    Raises:
+        ExportError: INT8 was asked of a float checkpoint, or the exported graph fails ONNX's own checks.
+    """
+    imgsz = detector.imgsz
+    precision = section.precision or "int8+fp16"
+    int8 = precision.startswith("int8")
+    if int8 and detector.quantized is None:
+        raise ExportError(
+            f"--precision {precision} needs a calibrated checkpoint, this one is float. "
+            "Run `trt-qat calibrate` first, or use --precision fp32 or fp16."
+        )
+    network, quantized = detector.network, detector.quantized
+    with quantized.quantizers_off() if quantized and not int8 else contextlib.nullcontext():
+        model = _raw_onnx(network, quantized if int8 else None, section, imgsz)
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    clean_(graph)
+    drop_idle_casts_(graph)
+    if int8:
+        fold_weights_(graph)
+        merge_equal_quantizers_(graph)
+        quantize_at_source_(graph)
+    if precision.endswith("fp16"):
+        to_float16_(graph)
+    finished = gs.export_onnx(graph)
+    _add_metadata(finished, _metadata(network, detector.names, section, precision, imgsz))
+    _check(finished)
+    with atomic_path(out) as temporary:
+        onnx.save(finished, str(temporary))
+    return OnnxArtifact(out, precision)
+
+
+def _raw_onnx(
+    network: DetectionModel, quantized: QuantizedModel | None, section: ExportSection, imgsz: int
+) -> onnx.ModelProto:
+    """The exporter's own graph. The TorchScript exporter is used: it knows the toolkits' Q/DQ symbolics."""
+    device = next(network.parameters()).device
+    images = torch.zeros(section.batch, 3, imgsz, imgsz, device=device)
+    exporting = quantized.toolkit.exporting() if quantized else contextlib.nullcontext()
+    folder = tempfile.TemporaryDirectory()
+    with exporting, export_mode(network), _split_once(network), warnings.catch_warnings(), folder as scratch:
+        warnings.simplefilter("ignore")  # tracer notes about shapes that are constant here
+        torch.onnx.export(
+            network,
+            (images,),
+            Path(scratch) / "raw.onnx",
+            dynamo=False,
+            opset_version=section.opset or 19,
+            input_names=["images"],
+            output_names=["output0"],
+            dynamic_axes={"images": {0: "batch"}, "output0": {0: "batch"}} if section.dynamic_batch else None,
+        )
+        return onnx.load(Path(scratch) / "raw.onnx")
+
+
+@contextlib.contextmanager
+def _split_once(network: DetectionModel) -> Iterator[None]:
+    """Within: blocks that can, split by constant sizes instead of computing them in the graph."""
+    patched = [m for m in network.modules() if hasattr(m, "forward_split") and not hasattr(m, "residual_quantizers")]
+    for module in patched:
+        module.forward = module.forward_split
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _metadata(
+    network: DetectionModel, names: Mapping[int, str], section: ExportSection, precision: str, imgsz: int
+) -> dict[str, str]:
+    """What Ultralytics reads from ``metadata_props``, so that ``YOLO("x.onnx")`` works, and our precision."""
+    return {
+        "description": "trt_qat export",
+        "task": "detect",
+        "stride": str(int(network.stride.max())),
+        "batch": str(section.batch),
+        "imgsz": str([imgsz, imgsz]),
+        "names": str({int(k): str(v) for k, v in names.items()}),
+        "channels": "3",
+        "end2end": "False",
+        "args": str({"batch": section.batch, "dynamic": section.dynamic_batch, "nms": False}),
+        "dynamic": str(section.dynamic_batch),
+        "precision": precision,
+    }
+
+
+def _add_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
+    for key, value in entries.items():
+        prop: Any = model.metadata_props.add()
+        prop.key, prop.value = key, value
+
+
+def _check(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise ExportError(f"The exported graph fails ONNX's check: {' '.join(str(exc).split())[:300]}") from exc

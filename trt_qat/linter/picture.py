@@ -1,0 +1,245 @@
+"""The network as an SVG: INT8 edges in the colour of their scale group, float edges grey and dashed.
+
+Graphviz draws: it is the established layout tool for such graphs, and pygraphviz 2 carries it inside its wheels
+(Linux, macOS, Windows; no ``dot`` on the machine). Constants, shape arithmetic and Q/DQ nodes are not drawn, since
+the colour of an edge says what they do; Conv + BatchNorm + activation is one box, and the float decode behind the
+last convolutions is one box as long as nothing in it is quantized.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from trt_qat.artifacts import atomic_path
+from trt_qat.errors import MissingDependency
+from trt_qat.linter.finding import Finding
+from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, QdqGraph
+from trt_qat.linter.view import UNKNOWN_MODULE, Node
+
+# Dark enough on white; neighbours in the list differ in hue, since neighbouring groups meet in the drawing.
+_GROUP_COLOURS: Final = (
+    "#1b7f3b", "#1f5fbf", "#b8420f", "#7a2da8", "#00808a", "#b0206a", "#6b7a00", "#4b3fcf", "#a06a00", "#c22f2f",
+    "#2f8f6f", "#8a4b2a",
+)  # fmt: skip
+_FILLS: Final = {"int8": "#cfeed6", "float": "#ffe2bd", "copy": "#e8f6ec", "plain": "#f3f3f3"}
+_FONT: Final = "Helvetica,Arial,sans-serif"
+_CLUSTER_STYLE: Final = {"style": "rounded", "color": "#bbbbbb", "fontcolor": "#555555", "labeljust": "l"}
+_FREE_OPS: Final = frozenset({"Cast", "Identity"})
+
+
+@dataclass
+class _Block:
+    """One box: the node that names it and the others drawn inside."""
+
+    head: Node
+    members: list[Node] = field(default_factory=list)
+
+
+def draw(source: Path | QdqGraph, out: Path, findings: Iterable[Finding] = ()) -> None:
+    """Draw a Q/DQ file as SVG into ``out``. Boxes named by error ``findings`` get a red border and a tooltip.
+
+    Raises:
+        ArtifactError: the model cannot be read or ``out`` cannot be written.
+        MissingDependency: pygraphviz is not installed.
+    """
+    graph = source if isinstance(source, QdqGraph) else QdqGraph.read(source)
+    drawing = _drawing(graph, tuple(findings))
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(drawing.draw(format="svg", prog="dot"))
+
+
+def _drawing(graph: QdqGraph, findings: tuple[Finding, ...]) -> Any:
+    try:
+        pygraphviz = importlib.import_module("pygraphviz")
+    except ImportError as exc:
+        raise MissingDependency("The picture needs pygraphviz: pip install 'pygraphviz>=2.0'.") from exc
+    drawing = pygraphviz.AGraph(directed=True, strict=False, rankdir="TB", nodesep="0.3", ranksep="0.35")
+    drawing.graph_attr.update(fontname=_FONT, fontsize="13", bgcolor="white", newrank="true", labelloc="t")
+    drawing.node_attr.update(
+        fontname=_FONT, fontsize="12", shape="box", style="rounded,filled", color="#777777", margin="0.12,0.05"
+    )
+    drawing.edge_attr.update(fontname=_FONT, fontsize="10", arrowsize="0.7")
+    blocks = _blocks(graph)
+    _add_boxes(drawing, graph, blocks, findings)
+    _add_edges(drawing, graph, blocks)
+    _add_legend(drawing)
+    return drawing
+
+
+def _blocks(graph: QdqGraph) -> dict[Node, _Block]:
+    """Every drawn node -> its box."""
+    blocks: dict[Node, _Block] = {}
+    decode: _Block | None = None
+    for node in graph.nodes:
+        if node.is_qdq or node.op in _FREE_OPS or not graph.is_data(node):
+            continue
+        if _is_float_decode(graph, node):
+            decode = decode or _Block(node)
+            block = decode
+        else:
+            maker = _fused_into(graph, node)
+            block = blocks[maker] if maker in blocks else _Block(node)
+        block.members.append(node)
+        blocks[node] = block
+    return blocks
+
+
+def _is_float_decode(graph: QdqGraph, node: Node) -> bool:
+    if node in graph.body or (node.op in CONV_OPS and node not in graph.dfl):
+        return False
+    if _fused_into(graph, node) is not None:
+        return False
+    if not any(graph.sources(name, lambda maker: maker.op not in CONV_OPS) for name in node.inputs):
+        return False
+    return all(graph.grid(name) is None for name in (*node.inputs, *node.outputs))
+
+
+def _fused_into(graph: QdqGraph, node: Node) -> Node | None:
+    """The convolution whose kernel also computes ``node`` (BatchNorm, an activation, the two halves of SiLU)."""
+    if node.op != "BatchNormalization" and node.op not in ACTIVATION_OPS and not graph.is_silu(node):
+        return None
+    for name in node.inputs:
+        maker = graph.producer(graph.root(name))
+        if maker is not None and maker.op == "BatchNormalization":
+            maker = graph.producer(graph.root(maker.inputs[0]))
+        if maker is not None and maker.op in CONV_OPS:
+            return maker
+    return None
+
+
+def _add_boxes(drawing: Any, graph: QdqGraph, blocks: dict[Node, _Block], findings: tuple[Finding, ...]) -> None:
+    wrong: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.severity == "error":
+            wrong.setdefault(finding.node, []).append(f"{finding.rule}: {finding.message}")
+    clusters: dict[str, list[str]] = {}
+    for name in graph.inputs:
+        drawing.add_node(_key(name), label=f"{name}\\n{_dims(graph, name)}", fillcolor="white", shape="oval")
+    for block in _unique(blocks):
+        messages = [text for member in block.members for text in wrong.get(member.name, ())]
+        tooltip = "\\n".join([*(f"{member.op} {member.name}" for member in block.members), *messages])
+        attributes = {"color": "#d00000", "penwidth": "3"} if messages else {}
+        label = _label(graph, block)
+        drawing.add_node(
+            _key(block.head.name), label=label, fillcolor=_fill(graph, block), tooltip=tooltip, **attributes
+        )
+        clusters.setdefault(_cluster(graph.module_of(block.head)), []).append(_key(block.head.name))
+    for name in graph.outputs:
+        drawing.add_node(_key(name) + " ", label=f"{name}\\n{_dims(graph, name)}", fillcolor="white", shape="oval")
+    for title, keys in clusters.items():
+        if title and len(keys) > 1:
+            drawing.add_subgraph(keys, name=f"cluster_{title}", label=title, **_CLUSTER_STYLE)
+
+
+def _unique(blocks: dict[Node, _Block]) -> list[_Block]:
+    return list({id(block): block for block in blocks.values()}.values())
+
+
+def _label(graph: QdqGraph, block: _Block) -> str:
+    head = block.head
+    module = graph.module_of(head)
+    if _is_float_decode(graph, head):
+        counts = Counter(member.op for member in block.members)
+        listed = [f"{op} x{number}" if number > 1 else op for op, number in counts.most_common()]
+        rows = [", ".join(listed[start : start + 4]) for start in range(0, len(listed), 4)]
+        return "\\n".join(["float decode", *rows])
+    text = "" if module == UNKNOWN_MODULE else f"{module}\\n"
+    return text + (_conv_text(graph, block) if head.op in CONV_OPS else head.op)
+
+
+def _conv_text(graph: QdqGraph, block: _Block) -> str:
+    head = block.head
+    shape = graph.shape(graph.root(head.inputs[1])) or ()
+    if len(shape) < 4 or None in shape:
+        return head.op
+    group = int(head.attributes.get("group", 1))
+    stride = max(head.attributes.get("strides", [1]))
+    ins, outs = (shape[0], shape[1]) if head.op == "ConvTranspose" else (shape[1], shape[0])
+    silu = any(graph.is_silu(member) for member in block.members)
+    others = [member.op for member in block.members if member.op in ACTIVATION_OPS and not silu]
+    names = "+".join([head.op, *(["SiLU"] if silu else others)])
+    size = f"{shape[2]}x{shape[3]}" + (f" /{stride}" if stride > 1 else "")
+    return f"{names} {size}, {(ins or 0) * (1 if head.op == 'ConvTranspose' else group)} → {outs}"
+
+
+def _fill(graph: QdqGraph, block: _Block) -> str:
+    head = block.head
+    if head.op in CONV_OPS:
+        return _FILLS["int8" if graph.is_int8(head) else "float"]
+    if _is_float_decode(graph, head):
+        return _FILLS["float"]
+    return _FILLS["copy" if graph.is_copy(head) and graph.grid(head.outputs[0]) is not None else "plain"]
+
+
+def _add_edges(drawing: Any, graph: QdqGraph, blocks: dict[Node, _Block]) -> None:
+    reads = [(tensor, block) for node, block in blocks.items() for tensor in _data_inputs(graph, node)]
+    ends = [(tensor, _key(block.head.name)) for tensor, block in reads]
+    ends += [(name, _key(name) + " ") for name in graph.outputs]
+    drawn: set[tuple[str, str, int | None]] = set()
+    for tensor, end in ends:
+        source = _drawn_source(graph, tensor)
+        maker = graph.producer(source)
+        start = _key(blocks[maker].head.name if maker in blocks else source)
+        grid = graph.grid(tensor)
+        group = graph.scale_group(tensor) if grid is not None else None
+        if start != end and (start, end, group) not in drawn:
+            drawn.add((start, end, group))
+            drawing.add_edge(start, end, **_edge_style(group, "float" if grid is None else str(grid)))
+
+
+def _data_inputs(graph: QdqGraph, node: Node) -> list[str]:
+    names = node.inputs[:1] if node.op in CONV_OPS else node.inputs
+    return [name for name in names if name and not graph.is_constant(graph.root(name)) and not graph.is_shape(name)]
+
+
+def _drawn_source(graph: QdqGraph, tensor: str) -> str:
+    """Back over everything that is not drawn."""
+    node = graph.producer(tensor)
+    while node is not None and (node.is_qdq or node.op in _FREE_OPS):
+        tensor = node.inputs[0]
+        node = graph.producer(tensor)
+    return tensor
+
+
+def _edge_style(group: int | None, text: str) -> dict[str, str]:
+    if group is None:
+        return {"color": "#8a8a8a", "style": "dashed", "edgetooltip": text}
+    colour = _GROUP_COLOURS[group % len(_GROUP_COLOURS)]
+    return {"color": colour, "penwidth": "2.4", "edgetooltip": f"scale group {group}: {text}"}
+
+
+def _add_legend(drawing: Any) -> None:
+    edges = "".join(f'<font color="{colour}">━</font>' for colour in _GROUP_COLOURS[:4])
+    rows = [
+        (f'bgcolor="{_FILLS["int8"]}"', "", "INT8 convolution"),
+        (f'bgcolor="{_FILLS["float"]}"', "", "float"),
+        (f'bgcolor="{_FILLS["copy"]}"', "", "copy of INT8 data"),
+        (f'bgcolor="{_FILLS["plain"]}"', "", "other operator"),
+        ("", edges, "INT8 edge, coloured by scale group (colours repeat)"),
+        ("", '<font color="#8a8a8a">╌╌╌</font>', "float edge"),
+        ("", '<font color="#d00000">▢</font>', "the lint found an error here"),
+    ]
+    cells = "".join(f'<tr><td {fill}>{mark}</td><td align="left">{text}</td></tr>' for fill, mark, text in rows)
+    label = f'<<table border="0" cellborder="0" cellspacing="3">{cells}</table>>'
+    drawing.add_node("legend", label=label, shape="box", style="rounded", color="#bbbbbb")
+
+
+def _dims(graph: QdqGraph, tensor: str) -> str:
+    return "x".join("?" if size is None else str(size) for size in graph.shape(tensor) or ())
+
+
+def _cluster(module: str) -> str:
+    """``model.22`` of ``model.22.cv2.0``; empty if the name has no numbered top level."""
+    match = re.search(r"(?:^|\.)(model\.\d+)", module)
+    return match.group(1) if match else ""
+
+
+def _key(name: str) -> str:
+    # Graphviz reads ':' in an edge end as a port.
+    return name.replace(":", "_") or "_"

@@ -1,0 +1,1 @@
+"""Leave the fewest layers float that keep mAP within a budget."""

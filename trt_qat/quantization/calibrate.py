@@ -1,0 +1,117 @@
+"""Calibration as a whole: images through the float network, histograms to ranges, ranges into the quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trt_qat import distributed
+from trt_qat.config import QuantizationSection
+from trt_qat.data.images import Image, evenly_spaced, network_batch
+from trt_qat.progress import SILENT, Progress
+from trt_qat.quantization.auto import choose_calibrator
+from trt_qat.quantization.auto_per_group import choose_per_group
+from trt_qat.quantization.calibration import Calibration
+from trt_qat.quantization.calibrators.base import calibrator_from_section
+from trt_qat.quantization.histogram import Histograms
+from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.observe import collect_histograms
+
+
+class CalibrationMemory(Protocol):
+    """Asked for what an earlier calibration of the same kind left; ``make`` computes it where there is nothing."""
+
+    def histograms(self, make: Callable[[], Histograms]) -> Histograms:
+        """The histograms."""
+
+    def choice(self, make: Callable[[], Calibration]) -> Calibration:
+        """The answer of calibrator ``auto``."""
+
+
+class NoMemory:
+    """Computes everything anew."""
+
+    def histograms(self, make: Callable[[], Histograms]) -> Histograms:
+        """See :class:`CalibrationMemory`."""
+        return make()
+
+    def choice(self, make: Callable[[], Calibration]) -> Calibration:
+        """See :class:`CalibrationMemory`."""
+        return make()
+
+
+# Finds the memory of one calibration: a network, its images, the image size, the settings.
+Remember = Callable[[QuantizedModel, Sequence[Image], int, QuantizationSection], CalibrationMemory]
+
+
+def no_memory(
+    model: QuantizedModel, images: Sequence[Image], imgsz: int, section: QuantizationSection
+) -> CalibrationMemory:
+    """Remember nothing."""
+    del model, images, imgsz, section
+    return NoMemory()
+
+
+def calibrate_(
+    model: QuantizedModel,
+    images: Sequence[Image],
+    imgsz: int,
+    section: QuantizationSection,
+    remember: Remember = no_memory,
+    progress: Progress = SILENT,
+) -> Calibration:
+    """Set every activation range, in place. Processes of one job (see :mod:`trt_qat.distributed`) share the images.
+
+    Args:
+        images: files, or uint8 BGR arrays (h, w, 3); all of them are used.
+        imgsz: side of the square input in pixels.
+
+    Raises:
+        QuantizationError: no image, or activations that are all zero.
+        DatasetError: an image cannot be read.
+    """
+    memory = remember(model, images, imgsz, section)
+    histograms = memory.histograms(lambda: _histograms(model, images, imgsz, section, progress))
+    if section.calibrator == "auto":
+        calibration = memory.choice(lambda: _choose(model, histograms, images, imgsz, section, progress))
+    else:
+        calibration = Calibration(calibrator_from_section(section))
+    model.load_amax_(calibration.ranges(histograms))
+    return calibration
+
+
+def batches(images: Sequence[Image], imgsz: int, batch: int) -> list[Callable[[], Tensor]]:
+    """Makers of the network inputs, float32 (at most ``batch``, 3, imgsz, imgsz) in [0, 1]; nothing is read before."""
+    return [partial(_tensor, images[first : first + batch], imgsz) for first in range(0, len(images), batch)]
+
+
+def _tensor(images: Sequence[Image], imgsz: int) -> Tensor:
+    return torch.from_numpy(network_batch(images, imgsz))
+
+
+def _histograms(
+    model: QuantizedModel, images: Sequence[Image], imgsz: int, section: QuantizationSection, progress: Progress
+) -> Histograms:
+    # each process takes whole batches: a batch's size can move the last bit of a convolution
+    mine = batches(images, imgsz, section.batch)[distributed.rank() :: distributed.world_size()]
+    inputs = (make() for make in progress.over(mine, "calibrating"))
+    return collect_histograms(model, inputs, section.histogram_bins)
+
+
+def _choose(
+    model: QuantizedModel,
+    histograms: Histograms,
+    images: Sequence[Image],
+    imgsz: int,
+    section: QuantizationSection,
+    progress: Progress,
+) -> Calibration:
+    some = batches(evenly_spaced(images, section.auto_images), imgsz, section.batch)
+    calibration = choose_calibrator(model, histograms, some, progress)
+    if section.auto_per_group:
+        calibration = choose_per_group(model, histograms, calibration, some, progress)
+    return calibration

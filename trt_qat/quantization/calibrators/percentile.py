@@ -1,0 +1,30 @@
+"""Percentile: keeps the given share of the values and clips the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from trt_qat.config import QuantizationSection
+from trt_qat.quantization.calibrators.base import Calibrator
+from trt_qat.quantization.histogram import ActivationHistogram
+
+
+@dataclass(frozen=True)
+class Percentile(Calibrator):
+    """The range that holds ``percentile`` percent of the values."""
+
+    name: ClassVar[str] = "percentile"
+    percentile: float = 99.99
+
+    @classmethod
+    def configured(cls, section: QuantizationSection) -> Percentile:
+        """See the base class."""
+        return cls(section.percentile)
+
+    def _amax(self, histogram: ActivationHistogram) -> float:
+        cumulative = np.cumsum(histogram.counts) / histogram.counts.sum()
+        index = int(np.searchsorted(cumulative, self.percentile / 100.0))
+        return min(histogram.maximum, (index + 1) * histogram.limit / len(cumulative))

@@ -1,0 +1,1 @@
+"""One file per client that an exported file is for."""
