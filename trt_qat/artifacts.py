@@ -32,10 +32,10 @@ class OnnxArtifact:
 
 @dataclass(frozen=True)
 class EngineArtifact:
-    """A plain serialized TensorRT plan and the JSON that describes it."""
+    """A TensorRT engine; ``sidecar`` is the JSON that describes a plain plan, None where the file describes itself."""
 
     path: Path
-    sidecar: Path
+    sidecar: Path | None
     flavor: str
 
 

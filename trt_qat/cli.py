@@ -21,7 +21,7 @@ from rich.table import Table
 
 from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, write_json
-from trt_qat.config import Config, Flavor, Precision, SensitivityMetric, choices
+from trt_qat.config import Config, FlavorChoice, Precision, SensitivityMetric, choices
 from trt_qat.errors import TrtQatError
 from trt_qat.infer import check_json_path
 from trt_qat.infer import main as infer_command
@@ -274,22 +274,26 @@ def export(config: Config, checkpoint: Path, precision: str | None, out: Path) -
 
 @cli.command()
 @click.argument("onnx", type=FILE)
-@click.option("--flavor", type=click.Choice(choices(Flavor)), help="Same as --set engine.flavor=...")
-@click.option("--out", type=FILE, required=True, help="Plan to write, e.g. engines/yolov8n_int8.plan.")
+@click.option("--flavor", type=click.Choice(choices(FlavorChoice)), help="Same as --set engine.flavor=...")
+@click.option("--out", type=FILE, required=True, help="*.plan or *.engine to write, e.g. engines/yolov8n_int8.plan.")
 @_command
-def engine(config: Config, onnx: Path, flavor: Flavor | None, out: Path) -> dict[str, str]:
-    """Build a TensorRT plan from an ONNX file.
+def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -> dict[str, str]:
+    """Build a TensorRT engine from an ONNX file.
 
-    The default flavor tensorrt-rtx needs no GPU to build, tensorrt does. A JSON file beside the plan describes it.
+    Flavor auto is tensorrt where it and a GPU are there, else tensorrt-rtx, which needs no GPU to build. OUT is a
+    *.plan (plain, with a JSON file beside it that describes it) or a *.engine (with the header that Ultralytics reads).
     """
     from trt_qat.engine.build import build_engine
+    from trt_qat.engine.engine_file import check_engine_name
 
-    writable_file(out, ".plan")
+    check_engine_name(out)
+    writable_file(out, out.suffix)
     section = config.engine.replace(flavor=flavor) if flavor else config.engine
-    with Console(stderr=True).status("building the engine"):
-        artifact = build_engine(onnx, out, section)
+    with _bars() as bars:
+        artifact = build_engine(onnx, out, section, bars)
     click.echo(f"Built: {artifact.path} ({artifact.flavor}, {artifact.path.stat().st_size / 1e6:.2f} MB)")
-    return {"plan": str(artifact.path), "sidecar": str(artifact.sidecar), "flavor": artifact.flavor}
+    sidecar = {"sidecar": str(artifact.sidecar)} if artifact.sidecar else {}
+    return {"plan": str(artifact.path), **sidecar, "flavor": artifact.flavor}
 
 
 @cli.command()

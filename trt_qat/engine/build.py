@@ -7,11 +7,11 @@ code, whose crash then becomes an error message and not the end of a pipeline.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -20,20 +20,25 @@ from typing import Any
 
 from trt_qat import errors
 from trt_qat.artifacts import EngineArtifact, atomic_path, existing_file, file_sha256, writable_folder, write_json
-from trt_qat.config import EngineSection
+from trt_qat.config import EngineSection, Flavor, FlavorChoice
+from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
-from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
+from trt_qat.errors import ConfigError, EngineError, MissingDependency, TrtQatError
 from trt_qat.progress import SILENT, Progress
 
 _CHILD_MODULE = "trt_qat.engine.build_process"
 
 
 def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progress = SILENT) -> EngineArtifact:
-    """Build ``out`` (a plain plan) and ``out`` with suffix ``.json`` (the side-car) from an ONNX file.
+    """Build an engine from an ONNX file; it appears whole or not at all.
 
-    Precision is what the ONNX file says (strongly typed network). Both files appear whole or not at
-    all. ``tensorrt`` needs a GPU; ``tensorrt-rtx`` builds without one.
+    Precision is what the ONNX file says (strongly typed network). ``tensorrt`` needs a GPU; ``tensorrt-rtx`` builds
+    without one; ``auto`` is ``tensorrt`` where it and a GPU are there, and the progress is told which it took and why.
+
+    Args:
+        out: ``*.plan``, a plain plan with a side-car (``out`` with suffix ``.json``) that describes it; or
+            ``*.engine``, the plan behind Ultralytics' header, which holds the metadata (few other tools read that).
 
     Raises:
         ArtifactError: the ONNX file is missing or empty, or ``out`` cannot be written.
@@ -42,77 +47,53 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
         EngineError: no GPU for flavor ``tensorrt``, the parser or the builder refuses the ONNX file.
     """
     existing_file(onnx, "ONNX file")
-    if out.suffix != ".plan":
-        raise EngineError(f"An engine file must be named *.plan, found '{out}'.")
-    _check_section(section)
-    _check_flavor(section.flavor)
+    check_engine_name(out)
+    flavor, why = choose_flavor(section.flavor)
+    _check_section(section, flavor)
+    _check_flavor(flavor)
+    progress.note(f"Building with {flavor}: {why}.")
     sidecar = sidecar_path(out)
     started = time.perf_counter()
-    with atomic_path(sidecar) as sidecar_part, atomic_path(out) as plan_part:
-        described = _run_child(onnx, plan_part, section)
+    with contextlib.ExitStack() as files:
+        plan_part = files.enter_context(atomic_path(out))
+        described = _run_child(onnx, plan_part, out.parent, section, flavor)
         content = {
             "onnx": onnx.name,
             "onnx_sha256": file_sha256(onnx),
-            "flavor": section.flavor,
+            "flavor": flavor,
             **described,
             "size_bytes": plan_part.stat().st_size,
             "build_seconds": round(time.perf_counter() - started, 3),
         }
         content["metadata"] = content.pop("metadata")  # the longest value stands last
-        write_json(sidecar_part, content)
-    return EngineArtifact(path=out, sidecar=sidecar, flavor=section.flavor)
+        if out.suffix == ".engine":
+            prepend_header(plan_part, content["metadata"], flavor)
+        else:
+            write_json(files.enter_context(atomic_path(sidecar)), content)
+    return EngineArtifact(path=out, sidecar=sidecar if out.suffix == ".plan" else None, flavor=flavor)
 
 
-def sidecar_path(plan: Path) -> Path:
-    """The JSON file that describes a plan."""
-    return plan.with_suffix(".json")
+def choose_flavor(wanted: FlavorChoice) -> tuple[Flavor, str]:
+    """The flavor to build with, and why that one."""
+    if wanted != "auto":
+        return wanted, "it was asked for"
+    installed = importlib.util.find_spec(MODULES["tensorrt"]) is not None
+    gpus = gpu_names()
+    if installed and gpus:
+        return "tensorrt", f"the package tensorrt and a GPU ({gpus[0]}) are here"
+    missing = [what for what, there in (("package tensorrt", installed), ("GPU", bool(gpus))) if not there]
+    return "tensorrt-rtx", f"tensorrt needs its package and a GPU, here is no {' and no '.join(missing)}"
 
 
-def read_sidecar(plan: Path) -> dict[str, Any]:
-    """The description of a plan: the keys that :func:`build_engine` writes.
-
-    Raises:
-        ArtifactError: it is missing, not JSON, or describes something else.
-    """
-    return _read_description(sidecar_path(plan))
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ArtifactError(f"Side-car '{path}' of the TensorRT plan does not exist. Build the engine again.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ArtifactError(f"Side-car '{path}' cannot be read: {exc}. Build the engine again.") from exc
-    if not isinstance(content, dict) or content.get("flavor") not in MODULES:
-        raise ArtifactError(f"'{path}' does not describe a TensorRT plan. Build the engine again.")
-    return content
-
-
-def ultralytics_engine_from_plan(plan: Path, sidecar: Path, out: Path) -> Path:
-    """Write Ultralytics' ``.engine`` file: 4-byte little-endian length, JSON metadata, plan.
-
-    Raises:
-        ArtifactError: an input is missing or ``out`` cannot be written.
-    """
-    existing_file(plan, "Plan")
-    header = json.dumps(_read_description(sidecar).get("metadata", {})).encode("utf-8")
-    with atomic_path(out) as temporary, temporary.open("wb") as stream:
-        stream.write(struct.pack("<i", len(header)))
-        stream.write(header)
-        stream.write(plan.read_bytes())
-    return out
-
-
-def _check_section(section: EngineSection) -> None:
+def _check_section(section: EngineSection, flavor: Flavor) -> None:
     if not section.min_batch <= section.opt_batch <= section.max_batch:
         raise ConfigError(
             f"engine.min_batch={section.min_batch}, opt_batch={section.opt_batch}, max_batch={section.max_batch}: "
             "they must be in ascending order."
         )
-    if section.compute_capabilities and section.flavor != "tensorrt-rtx":
+    if section.compute_capabilities and flavor != "tensorrt-rtx":
         raise ConfigError("engine.compute_capabilities works with --flavor tensorrt-rtx only. Leave it empty.")
-    if section.timing_cache:
+    if section.timing_cache not in ("", "auto"):
         cache = Path(section.timing_cache)
         if cache.suffix != ".cache":  # it is written after the build, whatever it held before
             raise ConfigError(f"engine.timing_cache = '{cache}': the file must be named *.cache.")
@@ -129,16 +110,23 @@ def _check_flavor(flavor: str) -> None:
         )
 
 
-def _run_child(onnx: Path, plan: Path, section: EngineSection) -> dict[str, Any]:
+def _run_child(onnx: Path, plan: Path, folder: Path, section: EngineSection, flavor: Flavor) -> dict[str, Any]:
     report = plan.with_suffix(".report.json")
-    request = {"onnx": str(onnx), "plan": str(plan), "report": str(report), "section": section.model_dump()}
+    request = {
+        "onnx": str(onnx),
+        "plan": str(plan),
+        "report": str(report),
+        "timing_folder": str(folder),
+        "flavor": flavor,
+        "section": section.model_dump(),
+    }
     child = subprocess.run(
         [sys.executable, "-m", _CHILD_MODULE],
         input=json.dumps(request),
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1" if section.flavor == "tensorrt-rtx" else "0"},
+        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1" if flavor == "tensorrt-rtx" else "0"},
         check=False,
     )
     output = f"{child.stdout}\n{child.stderr}"

@@ -1,19 +1,21 @@
 """The child process of a build: a request on stdin, a plan and a report on disk.
 
 ``python -m trt_qat.engine.build_process``, with POLYGRAPHY_USE_TENSORRT_RTX set by the parent.
-Request: {"onnx", "plan", "report", "section"}. Report: what the side-car says about the network, or
-{"error", "kind"} for an expected failure. Unexpected failures keep their traceback on stderr.
+Request: {"onnx", "plan", "report", "timing_folder", "flavor", "section"}. Report: what the side-car says about the
+network, or {"error", "kind"} for an expected failure. Unexpected failures keep their traceback on stderr.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from trt_qat.config import EngineSection
+from trt_qat.config import EngineSection, Flavor
 from trt_qat.engine.flavor import import_tensorrt
+from trt_qat.engine.gpu import gpu_names
 from trt_qat.engine.onnx_file import onnx_metadata
 from trt_qat.errors import ConfigError, EngineError, TrtQatError
 
@@ -22,25 +24,28 @@ def main() -> None:
     """Answer the one request on stdin."""
     request = json.load(sys.stdin)
     try:
-        report = _build(Path(request["onnx"]), Path(request["plan"]), EngineSection(**request["section"]))
+        section = EngineSection(**request["section"])
+        folder = Path(request["timing_folder"])
+        report = _build(Path(request["onnx"]), Path(request["plan"]), section, request["flavor"], folder)
     except TrtQatError as exc:
         report = {"error": str(exc), "kind": type(exc).__name__}
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
 
 
-def _build(onnx: Path, plan: Path, section: EngineSection) -> dict[str, Any]:
+def _build(onnx: Path, plan: Path, section: EngineSection, flavor: Flavor, folder: Path) -> dict[str, Any]:
     metadata = onnx_metadata(onnx)
-    trt = import_tensorrt(section.flavor)  # first, for its better message; Polygraphy imports it lazily
+    trt = import_tensorrt(flavor)  # first, for its better message; Polygraphy imports it lazily
     from polygraphy.backend.trt import engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
 
     logged = _collect_polygraphy_errors()
     builder, network, _parser = _parse(onnx, trt)
     profiles = _profiles(network, section)
-    config = _create_config(builder, network, profiles, section, trt)
-    cache = section.timing_cache or None
+    cache = _timing_cache(section, flavor, folder, trt)
+    config = _create_config(builder, network, profiles, section, flavor, cache, trt)
     try:
-        plan_bytes = engine_bytes_from_network((builder, network), config=config, save_timing_cache=cache)
+        saved_to = None if cache is None else str(cache)
+        plan_bytes = engine_bytes_from_network((builder, network), config=config, save_timing_cache=saved_to)
     except PolygraphyException as exc:
         raise EngineError(f"TensorRT could not build '{onnx.name}': {_reason(logged, exc)}") from exc
     plan.write_bytes(plan_bytes)
@@ -98,7 +103,27 @@ def _profiles(network: Any, section: EngineSection) -> list[Any]:
     return [profile] if profile else []
 
 
-def _create_config(builder: Any, network: Any, profiles: list[Any], section: EngineSection, trt: Any) -> Any:
+def _timing_cache(section: EngineSection, flavor: Flavor, folder: Path, trt: Any) -> Path | None:
+    """Where kernel timings are kept; by itself one file per version and device, because others' do not fit."""
+    if section.timing_cache != "auto":
+        return Path(section.timing_cache) if section.timing_cache else None
+    gpus = gpu_names()
+    device = "-".join(f"sm{capability}" for capability in section.compute_capabilities) or "any"
+    if flavor == "tensorrt" or not section.compute_capabilities:
+        device = gpus[0] if gpus else device
+    name = re.sub(r"[^a-z0-9.]+", "-", f"{flavor}-{trt.__version__}-{device}".lower())
+    return folder / f".timing-{name}.cache"
+
+
+def _create_config(
+    builder: Any,
+    network: Any,
+    profiles: list[Any],
+    section: EngineSection,
+    flavor: Flavor,
+    cache: Path | None,
+    trt: Any,
+) -> Any:
     from polygraphy.backend.tensorrt_rtx import create_config_rtx
     from polygraphy.backend.trt import create_config
     from polygraphy.exception import PolygraphyException
@@ -108,10 +133,10 @@ def _create_config(builder: Any, network: Any, profiles: list[Any], section: Eng
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         "profiles": profiles,
     }
-    if section.timing_cache and Path(section.timing_cache).is_file():
-        options["load_timing_cache"] = section.timing_cache
+    if cache is not None and cache.is_file():
+        options["load_timing_cache"] = str(cache)
     try:
-        if section.flavor == "tensorrt-rtx":
+        if flavor == "tensorrt-rtx":
             return create_config_rtx(builder, network, compute_capabilities=_capabilities(section, trt), **options)
         # Polygraphy would switch TF32 off; this keeps TensorRT's default for the float layers
         return create_config(builder, network, tf32=True, **options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trt_qat.artifacts import existing_file, file_sha256
-from trt_qat.engine.build import read_sidecar
+from trt_qat.engine.engine_file import read_sidecar
 from trt_qat.errors import ArtifactError, MissingDependency, RunnerError
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.artifacts import existing_file
-from trt_qat.engine.build import read_sidecar
+from trt_qat.engine.engine_file import read_engine
 from trt_qat.engine.flavor import import_tensorrt, tensorrt_logger
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import RunnerError
@@ -37,7 +36,7 @@ class TensorRtRunner:
     """A :class:`~trt_qat.runtime.runner.Runner` over a plan that ``build_engine`` wrote.
 
     Args:
-        plan: the plan; the side-car beside it names the flavor and the metadata.
+        plan: a ``*.plan``, whose side-car names the flavor and the metadata, or an ``*.engine``, whose header does.
 
     Raises:
         ArtifactError: the plan or its side-car is missing.
@@ -48,8 +47,7 @@ class TensorRtRunner:
     name: str = "tensorrt"
 
     def __init__(self, plan: Path) -> None:
-        existing_file(plan, "Plan")
-        description = read_sidecar(plan)
+        description, content = read_engine(plan)
         gpus = gpu_names()
         if not gpus:
             raise RunnerError(
@@ -63,7 +61,7 @@ class TensorRtRunner:
         with contextlib.ExitStack() as cleanup:
             self._memory: DeviceMemory = cleanup.enter_context(contextlib.closing(open_device_memory()))
             cleanup.callback(self._drop_engine)
-            self._load(plan, description)
+            self._load(plan, content, description)
             self._resources: contextlib.ExitStack | None = cleanup.pop_all()
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -97,11 +95,11 @@ class TensorRtRunner:
         if resources is not None:
             resources.close()
 
-    def _load(self, plan: Path, description: Mapping[str, Any]) -> None:
+    def _load(self, plan: Path, content: bytes, description: Mapping[str, Any]) -> None:
         trt = self._trt
         self._logger, self._errors = tensorrt_logger(trt)
         self._runtime: Any = trt.Runtime(self._logger)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             built = f"{description['flavor']} {description.get('tensorrt_version', 'of unknown version')}"
             raise RunnerError(
