@@ -19,10 +19,14 @@ PTQ := calib/$(NAME)_ptq.safetensors
 QAT := $(OUT)/qat/best.safetensors
 ONNX := engines/$(NAME)_int8.onnx
 PLAN := engines/$(NAME)_int8.plan
-BEST = $(if $(wildcard $(QAT)),$(QAT),$(if $(wildcard $(PTQ)),$(PTQ),$(WEIGHTS)))
+# The best checkpoint so far: the fine-tuned one, else the calibrated one, which is made if it is not there.
+BEST = $(if $(wildcard $(QAT)),$(QAT),$(PTQ))
+DATA_FILE := $(filter $(DEMO_DATA),$(DATA))
+CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $(PTQ) $(FLAGS)
+EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types train calibrate sensitivity qat export engine evaluate run clean
+.PHONY: help install demo test test-slow lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -53,38 +57,54 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-$(DEMO_DATA):
+# What a stage needs and is not there is made first, and said. Order-only: an old environment remakes no model.
+$(DEMO_DATA): | $(READY)
+	@echo "Without DATA: generating traffic signs in $(dir $@)"
 	$(BIN)/trt-qat data demo --out $(dir $@)
+
+$(PTQ): | $(READY) $(DATA_FILE)
+	@echo "No calibrated checkpoint $@ yet: calibrating $(WEIGHTS) first"
+	$(CALIBRATE)
+
+$(ONNX): $(BEST) | $(READY)
+	@echo "No ONNX file $@ of $(BEST) yet: exporting it first"
+	$(EXPORT)
+
+$(PLAN): $(ONNX)
+	@echo "No engine $@ of $(ONNX) yet: building it first"
+	$(BIN)/trt-qat engine $(ONNX) --out $(PLAN) $(FLAGS)
 
 ifdef DEMO
 train: $(READY) ## FP32 training; DEMO=1 trains the shipped demo detector anew
 	$(BIN)/trt-qat data demo --train 1200 --val 150 --out runs/demo_base/data
 	$(BIN)/trt-qat train --weights yolov8n.yaml --data runs/demo_base/data/data.yaml --out runs/demo_base --config scripts/demo.yaml $(ARGS)
 else
-train: $(READY) $(filter $(DEMO_DATA),$(DATA))
+train: $(READY) $(DATA_FILE)
 	$(BIN)/trt-qat train --weights $(TRAIN_FROM) --data $(DATA) --out $(OUT) $(FLAGS)
 endif
 
-calibrate: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## WEIGHTS and DATA to calib/NAME_ptq.safetensors
-	$(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $(PTQ) $(FLAGS)
+calibrate: $(READY) $(DATA_FILE) ## WEIGHTS and DATA to calib/NAME_ptq.safetensors
+	$(CALIBRATE)
 
-sensitivity: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## What INT8 costs per layer: OUT/sensitivity.json and .png
-	$(BIN)/trt-qat sensitivity --weights $(if $(wildcard $(PTQ)),$(PTQ),$(WEIGHTS)) --data $(DATA) --out $(OUT)/sensitivity.json $(FLAGS)
+sensitivity: $(PTQ) $(DATA_FILE) ## What INT8 costs per layer: OUT/sensitivity.json and .png
+	$(BIN)/trt-qat sensitivity --weights $(PTQ) --data $(DATA) --out $(OUT)/sensitivity.json $(FLAGS)
 
-qat: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## Fine-tune (the calibrated checkpoint if there is one) to OUT/qat
-	$(BIN)/trt-qat qat --weights $(if $(wildcard $(PTQ)),$(PTQ),$(WEIGHTS)) --data $(DATA) --out $(OUT)/qat $(FLAGS)
+qat: $(PTQ) $(DATA_FILE) ## Fine-tune the calibrated checkpoint to OUT/qat
+	$(BIN)/trt-qat qat --weights $(PTQ) --data $(DATA) --out $(OUT)/qat $(FLAGS)
 
-export: $(READY) ## The best checkpoint so far to engines/NAME_int8.onnx
-	$(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
+export: $(BEST) ## The best checkpoint so far to engines/NAME_int8.onnx, for TensorRT
+	$(EXPORT)
 
-engine: $(READY) ## engines/NAME_int8.onnx to engines/NAME_int8.plan
-	@test -f $(ONNX) || $(MAKE) --no-print-directory export
+engine: $(ONNX) ## engines/NAME_int8.onnx to engines/NAME_int8.plan
 	$(BIN)/trt-qat engine $(ONNX) --out $(PLAN) $(FLAGS)
 
-evaluate: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## mAP, latency and size of engines/NAME_int8.onnx
+polygraphy: $(PLAN) ## Run engines/NAME_int8.plan with Polygraphy; the ONNX file where no GPU is
+	scripts/polygraphy_run.sh $(BIN) $(PLAN)
+
+evaluate: $(ONNX) $(DATA_FILE) ## mAP, latency and size of engines/NAME_int8.onnx
 	$(BIN)/trt-qat evaluate $(ONNX) --data $(DATA) $(FLAGS)
 
-run: $(READY) $(filter $(DEMO_DATA),$(DATA)) ## All stages on WEIGHTS and DATA
+run: $(READY) $(DATA_FILE) ## All stages on WEIGHTS and DATA
 	$(BIN)/trt-qat run --weights $(WEIGHTS) --data $(DATA) --out $(OUT) $(FLAGS)
 
 clean: ## Remove runs/, calibration caches and engines; keeps .venv
