@@ -211,7 +211,7 @@ def keep_budget(
     *,
     export: ExportSection | None = None,
     evaluation: EvaluationSection | None = None,
-    sensitivity: SensitivitySection | None = None,
+    ranking: SensitivitySection | None = None,
     progress: Progress = SILENT,
 ) -> Budget:
     """Leave the fewest layers of ``tuned`` float that keep mAP50-95 within a budget, measured on exported files.
@@ -220,13 +220,13 @@ def keep_budget(
         start: the calibrated model that fine-tuning started from.
         tuned: what :func:`finetune` returned.
         max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
-        sensitivity: on how many images the layers are ranked.
+        ranking: on how many images the layers are ranked.
 
     Raises:
         ConfigError: the runtime does not run ONNX files.
     """
     tune_cpu()
-    dataset, section = dataset_for(start, data), sensitivity or SensitivitySection()
+    dataset, section = dataset_for(start, data), ranking or SensitivitySection()
     images = calibration_images(dataset, section.images)
     with tempfile.TemporaryDirectory() as folder:
         measure = ExportedMeasure(

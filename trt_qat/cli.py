@@ -207,10 +207,10 @@ def sensitivity(
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        result = pipeline.sensitivity(weights, data, out, config, bars)
-    _print_sensitivity(result.ranking.rows)
-    click.echo(f"Ranking: {result.json_file}\nChart: {result.chart}")
-    return dict(result.content)
+        ranking, content = pipeline.sensitivity(weights, data, out, config, bars)
+    _print_sensitivity(ranking.rows)
+    click.echo(f"Ranking: {out}\nChart: {out.with_suffix('.png')}")
+    return dict(content)
 
 
 @cli.command()
@@ -240,13 +240,13 @@ def qat(
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
-        result = pipeline.qat(weights, data, out, config, bars, resume)
-    written = {"checkpoint": str(result.checkpoint)}
+        budget = pipeline.qat(weights, data, out, config, bars, resume)
+    written = {"checkpoint": str(out / "best.safetensors")}
     if not distributed.is_main():
         return written
-    click.echo(f"Fine-tuned: {result.checkpoint}")
-    if result.budget is not None:
-        written["mixed_precision"] = str(_print_budget(result.budget, out))
+    click.echo(f"Fine-tuned: {written['checkpoint']}")
+    if budget is not None:
+        written["mixed_precision"] = str(_print_budget(budget, out))
     return written
 
 
@@ -475,19 +475,19 @@ def _print_sensitivity(rows: Sequence[GroupSensitivity]) -> None:
 
 def _print_budget(budget: Budget, folder: Path) -> Path:
     """Show what ``qat.max_drop`` led to; a budget that is not met ends the command with code 3. Returns its file."""
+    from trt_qat.mixed_precision.files import REPORT
     from trt_qat.mixed_precision.mixes import table
-    from trt_qat.pipeline import MIXES_FILE
 
     header, rows, said = table(budget.report)
     _print_table(header, rows)
-    click.echo(f"{said}\nMixed precision: {folder / MIXES_FILE}")
+    click.echo(f"{said}\nMixed precision: {folder / REPORT}")
     if not budget.met:
         _say_error(
             f"No mix keeps mAP50-95 within {budget.report['max_drop_points']:g} points of the float model; "
             f"'{folder / 'best.safetensors'}' is the most accurate one. Raise qat.max_drop or fine-tune longer."
         )
         _exit_at_end(3)
-    return folder / MIXES_FILE
+    return folder / REPORT
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

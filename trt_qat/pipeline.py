@@ -17,99 +17,13 @@ from trt_qat.evaluation.report import markdown_report
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.mixed_precision.exported import check_budget_runtime
+from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.runtime.selection import open_runner
 from trt_qat.training.resume import check_resumable
-
-MIXES_FILE = "mixed_precision.json"
-ALL_INT8_FILE = "best_int8.safetensors"
-
-
-def train(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
-    """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
-    writable_folder(out)
-    model = load(weights, config.model.imgsz)
-    dataset = load_dataset(data)
-    best = api.train(model, dataset, out, config.train, progress=progress)
-    best = replace(best, provenance=_provenance(weights, dataset, config))
-    return save(out / "best.safetensors", best, half=True)
-
-
-def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> Model:
-    """Quantize and calibrate a float model; writes one checkpoint. Processes of one job share the images."""
-    writable_folder(out.parent)
-    model = load(weights, config.model.imgsz)
-    int8 = _quantized(model, weights, api.dataset_for(model, data), config, progress)
-    return _saved(out, int8)
-
-
-@dataclass(frozen=True)
-class QatResult:
-    """The best checkpoint, and what ``qat.max_drop`` led to where it is set (in the main process)."""
-
-    checkpoint: Path
-    budget: Budget | None
-
-
-def qat(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT, resume: bool = False
-) -> QatResult:
-    """Fine-tune a calibrated checkpoint (a float model is calibrated first) to ``out/best.safetensors``.
-
-    With ``config.qat.max_drop`` set, layers are left float until that budget is met, see :func:`trt_qat.keep_budget`.
-
-    Args:
-        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
-    """
-    model = load(weights, config.model.imgsz)
-    dataset = api.dataset_for(model, data)
-    if config.qat.bn == "freeze":
-        model.unfolded()  # before the time that calibration takes
-    if resume:
-        check_resumable(out, _provenance(weights, dataset, config))
-    if model.quantized is None:
-        model = _quantized(model, weights, dataset, config, progress)
-    return _fine_tuned(model, weights, dataset, out, config, progress, resume)
-
-
-def sensitivity(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> SensitivityResult:
-    """Rank the scale groups by what each costs alone; float weights are calibrated first. ``out`` is resumed.
-
-    Writes ``out`` (JSON) after each group and a bar chart beside it (PNG) at the end.
-    """
-    writable_folder(out.parent)
-    model = load(weights, config.model.imgsz)
-    dataset = api.dataset_for(model, data)
-    if model.quantized is None:
-        model = _quantized(model, weights, dataset, config, progress)
-    key = sensitivity_key(model, dataset, config.sensitivity, config.evaluation)
-    file = SensitivityFile(out, key, len(model.require_quantized().placement.groups))
-    done, said = file.read()
-    if said:
-        progress.note(said)
-    ranking = api.sensitivity(
-        model,
-        dataset,
-        config.sensitivity,
-        evaluation=config.evaluation,
-        done=done,
-        keep=file.write,
-        progress=progress,
-    )
-    return SensitivityResult(ranking, file.write(ranking), out, draw_sensitivity(ranking.rows, out.with_suffix(".png")))
-
-
-@dataclass(frozen=True)
-class SensitivityResult:
-    """A finished ranking and its files."""
-
-    ranking: Ranking
-    content: Mapping[str, Any]
-    json_file: Path
-    chart: Path
 
 
 @dataclass(frozen=True)
@@ -126,52 +40,120 @@ class RunResult:
     budget: Budget | None
 
 
-def run(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> RunResult:
-    """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector."""
-    _check_budget(config)
+def train(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
+    """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     writable_folder(out)
+    dataset = load_dataset(data)
+    best = api.train(load(weights, config.model.imgsz), dataset, out, config.train, progress=progress)
+    return save(out / BEST, replace(best, provenance=_provenance(weights, dataset, config)), half=True)
+
+
+def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> Model:
+    """Quantize and calibrate a float model; writes one checkpoint. Processes of one job share the images."""
+    writable_folder(out.parent)
+    model = load(weights, config.model.imgsz)
+    return _saved(out, _quantized(model, weights, api.dataset_for(model, data), config, progress))
+
+
+def sensitivity(
+    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT
+) -> tuple[Ranking, Mapping[str, Any]]:
+    """Rank the scale groups by what each costs alone; float weights are calibrated first. ``out`` is resumed.
+
+    Writes ``out`` (JSON) after each group and a bar chart beside it (PNG) at the end; returns also what ``out`` holds.
+    """
+    writable_folder(out.parent)
+    model, dataset = _calibrated(weights, data, config, progress)
+    section, evaluation = config.sensitivity, config.evaluation
+    key = sensitivity_key(model, dataset, section, evaluation)
+    file = SensitivityFile(out, key, len(model.require_quantized().placement.groups))
+    done, said = file.read()
+    if said:
+        progress.note(said)
+    ranking = api.sensitivity(
+        model, dataset, section, evaluation=evaluation, done=done, keep=file.write, progress=progress
+    )
+    draw_sensitivity(ranking.rows, out.with_suffix(".png"))
+    return ranking, file.write(ranking)
+
+
+def qat(
+    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT, resume: bool = False
+) -> Budget | None:
+    """Fine-tune a calibrated checkpoint (a float model is calibrated first) to ``out/best.safetensors``.
+
+    With ``config.qat.max_drop`` set, layers are left float until that budget is met, see :func:`trt_qat.keep_budget`;
+    the main process returns what that led to.
+
+    Args:
+        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+    """
+    check_qat_settings(config)
     model = load(weights, config.model.imgsz)
     dataset = api.dataset_for(model, data)
-    model = replace(model, provenance=_provenance(weights, dataset, config))
-    _saved(out / "fp32.safetensors", model)
-    int8 = _saved(out / "ptq.safetensors", _quantized(model, weights, dataset, config, progress))
-    fine_tuned = _fine_tuned(int8, weights, dataset, out / "qat", config, progress)
-    tuned = load(fine_tuned.checkpoint)
-    exported = _exported(model, int8, tuned, out, config, progress)
-    plan = api.build(exported["qat_tensorrt"], out / "qat.plan", config.engine, progress=progress)
+    if config.qat.bn == "freeze":
+        model.unfolded()  # refuses folded weights before the time that calibration takes, like the next check
+    if resume:
+        check_resumable(out, _provenance(weights, dataset, config))
+    if model.quantized is None:
+        model = _quantized(model, weights, dataset, config, progress)
+    return _fine_tuned(model, weights, dataset, out, config, progress, resume)
+
+
+def run(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> RunResult:
+    """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector."""
+    check_qat_settings(config)
+    writable_folder(out)
+    model = load(weights, config.model.imgsz)
+    if config.qat.bn == "freeze":
+        model.unfolded()
+    dataset = api.dataset_for(model, data)
+    checkpoints = {"fp32": out / "fp32.safetensors", "ptq": out / "ptq.safetensors", "qat": out / "qat" / BEST}
+    model = _saved(checkpoints["fp32"], replace(model, provenance=_provenance(weights, dataset, config)))
+    int8 = _saved(checkpoints["ptq"], _quantized(model, weights, dataset, config, progress))
+    budget = _fine_tuned(int8, weights, dataset, out / "qat", config, progress)
+    exported = _exported(model, int8, load(checkpoints["qat"]), out, config, progress)
+    engine = api.build(exported["qat_tensorrt"], out / "qat.plan", config.engine, progress=progress)
     rows = api.evaluate(list(exported.values()), dataset, config.evaluation, progress=progress)
-    write_json(out / "result.json", [row.as_dict() for row in rows])
-    (out / "report.md").write_text(markdown_report(rows, model.provenance), encoding="utf-8")
+    result, report, picture = out / "result.json", out / "report.md", out / "picture.jpg"
+    write_json(result, [row.as_dict() for row in rows])
+    report.write_text(markdown_report(rows, model.provenance), encoding="utf-8")
     with open_runner(exported["fp32"], "openvino") as first, open_runner(exported["qat"], "openvino") as second:
-        picture = comparison_picture(
-            [("FP32", first), ("QAT INT8", second)], dataset.val, config.infer, out / "picture.jpg"
-        )
-    checkpoints = {
-        "fp32": out / "fp32.safetensors",
-        "ptq": out / "ptq.safetensors",
-        "qat": fine_tuned.checkpoint,
-    }
-    return RunResult(
-        rows, checkpoints, exported, plan, out / "result.json", out / "report.md", picture, fine_tuned.budget
-    )
+        comparison_picture([("FP32", first), ("QAT INT8", second)], dataset.val, config.infer, picture)
+    return RunResult(rows, checkpoints, exported, engine, result, report, picture, budget)
+
+
+def check_qat_settings(config: Config) -> None:
+    """Refuse what would fail only after the training.
+
+    Raises:
+        ConfigError: ``qat.max_drop`` with a runtime that it cannot be measured on.
+    """
+    if config.qat.max_drop is not None:
+        check_budget_runtime(config.evaluation)
 
 
 def _exported(
     model: Model, int8: Model, tuned: Model, out: Path, config: Config, progress: Progress
 ) -> dict[str, Path]:
     """What is measured here, each for OpenVINO, and the fine-tuned model for TensorRT and the configured target."""
-    targets = dict.fromkeys(("tensorrt", config.export.target))
-    files: list[tuple[str, Model, str]] = [("fp32", model, "openvino"), ("ptq", int8, "openvino")]
-    files += [
-        ("qat", tuned, "openvino"),
-        *((f"qat_{target}", tuned, target) for target in targets if target != "openvino"),
-    ]
+    deployed = dict.fromkeys(("tensorrt", config.export.target))
+    files = [("fp32", model, "openvino"), ("ptq", int8, "openvino"), ("qat", tuned, "openvino")]
+    files += [(f"qat_{target}", tuned, target) for target in deployed if target != "openvino"]
+    sections = {target: config.export.replace(target=target, format="onnx") for _, _, target in files}
     return {
-        name: api.export(
-            which, out / f"{name}.onnx", config.export.replace(target=target, format="onnx"), progress=progress
-        ).path
+        name: api.export(which, out / f"{name}.onnx", sections[target], progress=progress).path
         for name, which, target in progress.over(files, "exporting")
     }
+
+
+def _calibrated(weights: Path, data: Path, config: Config, progress: Progress) -> tuple[Model, Dataset]:
+    """A calibrated model from weights of any kind, and its dataset."""
+    model = load(weights, config.model.imgsz)
+    dataset = api.dataset_for(model, data)
+    if model.quantized is None:
+        model = _quantized(model, weights, dataset, config, progress)
+    return model, dataset
 
 
 def _quantized(model: Model, weights: Path, dataset: Dataset, config: Config, progress: Progress) -> Model:
@@ -182,62 +164,26 @@ def _quantized(model: Model, weights: Path, dataset: Dataset, config: Config, pr
 
 
 def _fine_tuned(
-    int8: Model,
-    weights: Path,
-    dataset: Dataset,
-    out: Path,
-    config: Config,
-    progress: Progress,
-    resume: bool = False,
-) -> QatResult:
-    _check_budget(config)
+    int8: Model, weights: Path, dataset: Dataset, out: Path, config: Config, progress: Progress, resume: bool = False
+) -> Budget | None:
     writable_folder(out)
     provenance = _provenance(weights, dataset, config)
     if "calibration" in int8.provenance:
         provenance["calibration"] = int8.provenance["calibration"]
     if distributed.is_main():
-        _undo_mixed_precision(out, resume)
+        undo_budget(out, resume)
+    section, ranking = config.qat, config.sensitivity
     tuned = api.finetune(
-        int8,
-        dataset,
-        out,
-        config.qat,
-        ranking=config.sensitivity,
-        resume=resume,
-        provenance=provenance,
-        progress=progress,
+        int8, dataset, out, section, ranking=ranking, resume=resume, provenance=provenance, progress=progress
     )
-    best = out / "best.safetensors"
-    if config.qat.max_drop is None or not distributed.is_main():
-        return QatResult(best, None)
+    if section.max_drop is None or not distributed.is_main():
+        return None
+    export, evaluation = config.export, config.evaluation
     budget = api.keep_budget(
-        int8,
-        tuned,
-        dataset,
-        config.qat.max_drop,
-        export=config.export,
-        evaluation=config.evaluation,
-        sensitivity=config.sensitivity,
-        progress=progress,
+        int8, tuned, dataset, section.max_drop, export=export, evaluation=evaluation, ranking=ranking, progress=progress
     )
-    if budget.model is not tuned:
-        best.replace(out / ALL_INT8_FILE)
-        save(best, budget.model)
-    write_json(out / MIXES_FILE, budget.report)
-    return QatResult(best, budget)
-
-
-def _check_budget(config: Config) -> None:
-    if config.qat.max_drop is not None:
-        check_budget_runtime(config.evaluation)
-
-
-def _undo_mixed_precision(out: Path, resume: bool) -> None:
-    """An earlier run in the folder may have left some groups float in ``best``."""
-    if resume and (out / ALL_INT8_FILE).is_file():
-        (out / ALL_INT8_FILE).replace(out / "best.safetensors")
-    for stale in (MIXES_FILE, ALL_INT8_FILE):
-        (out / stale).unlink(missing_ok=True)
+    write_budget(out, tuned, budget)
+    return budget
 
 
 def _saved(path: Path, model: Model) -> Model:
