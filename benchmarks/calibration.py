@@ -15,18 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 
+import trt_qat
 from trt_qat.config import Config
 from trt_qat.data.dataset import calibration_images, load_dataset
-from trt_qat.model.loading import load_model
-from trt_qat.quantization.calibration import collect_histograms
+from trt_qat.data.images import network_batch
+from trt_qat.model.cpu import tune_cpu
 from trt_qat.quantization.insert import quantize_model
-from trt_qat.training.detection_trainer import tune_cpu
-from trt_qat.vision.image import read_image_bgr
-from trt_qat.vision.letterbox import network_input
+from trt_qat.quantization.observe import collect_histograms
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -39,13 +37,13 @@ def seconds(job: Callable[[], object]) -> float:
 @click.command()
 @click.option("--weights", type=click.Path(path_type=Path), required=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
-@click.option("--batch", type=int, default=Config().data.batch, show_default=True)
-@click.option("--imgsz", type=int, default=Config().model.imgsz, show_default=True)
+@click.option("--batch", type=int, default=Config().quantization.batch, show_default=True)
+@click.option("--imgsz", type=int, default=640, show_default=True)
 @click.option("--rounds", type=int, default=15, show_default=True, help="Measured after 3 to warm up.")
 def main(weights: Path, data: Path, batch: int, imgsz: int, rounds: int) -> None:
     """Measure and print."""
     tune_cpu()
-    model = load_model(weights)
+    model = trt_qat.load(weights, imgsz)
     section = Config().quantization
     quantized = quantize_model(copy.deepcopy(model.network), model.names, section)
     images = calibration_images(load_dataset(data, model.names), batch)
@@ -53,7 +51,7 @@ def main(weights: Path, data: Path, batch: int, imgsz: int, rounds: int) -> None
         raise click.UsageError(f"{len(images)} training images are fewer than --batch {batch}")
 
     def read() -> Tensor:
-        return torch.from_numpy(np.concatenate([network_input(read_image_bgr(path), imgsz)[0] for path in images]))
+        return torch.from_numpy(network_batch(images, imgsz))
 
     inputs = read()
     jobs: dict[str, Callable[[], object]] = {

@@ -8,7 +8,6 @@ quantizers that are not installed are left out by name.
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -20,29 +19,20 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+import trt_qat
 from trt_qat.artifacts import Latency
-from trt_qat.config import Config, ExportSection, QuantizationSection
+from trt_qat.config import EvaluationSection, QuantizationSection
 from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
+from trt_qat.data.images import network_batch
 from trt_qat.errors import RunnerError
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
-from trt_qat.linter.report import lint
-from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.model.graph import trace
-from trt_qat.model.loading import LoadedModel, load_model
-from trt_qat.quantization.calibration import calibrate_, collect_histograms
-from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.quantization.placement import Placement, ScaleGroup, place
-from trt_qat.quantization.toolkits.choose import toolkit_from_name
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner
-from trt_qat.checkpoint import Checkpoint
-from trt_qat.training.detection_trainer import tune_cpu
-from trt_qat.vision.image import read_image_bgr
-from trt_qat.vision.letterbox import network_input
 
 IMGSZ = 640
 Images = Sequence[NDArray[np.float32]]
@@ -105,20 +95,12 @@ def naive(placement: Placement) -> Placement:
     return replace(placement, groups=groups)
 
 
-def ours(
-    model: LoadedModel, images: Images, out: Path, section: QuantizationSection, one_per_conv: bool = False
-) -> Path:
+def ours(model: trt_qat.Model, images: Sequence[Path], out: Path, residual: str, one_per_conv: bool = False) -> Path:
     """Place, calibrate and export."""
-    network = copy.deepcopy(model.network)
-    placement = place(network, trace(network), section)
-    if one_per_conv:
-        placement = naive(placement)
-    toolkit = toolkit_from_name(section.toolkit)
-    insert_quantizers_(network, placement, toolkit)
-    quantized = QuantizedModel(network, model.names, placement, toolkit)
-    calibrate_(quantized, collect_histograms(quantized, map(torch.from_numpy, images), section.histogram_bins), section)
-    checkpoint = Checkpoint(network, model.names, "ptq", IMGSZ, quantized, {})
-    return export_onnx(checkpoint, out, ExportSection(precision="int8+fp32"), IMGSZ).path
+    section = QuantizationSection().replace(calibrator="mse", residual=residual, images=len(images))
+    placement = naive(place(model.network, trace(model.network), section)) if one_per_conv else None
+    int8 = trt_qat.quantize(model, images, section, placement=placement)
+    return trt_qat.export(int8, out, target="openvino", check=False).path
 
 
 def modelopt_onnx(fp32: Path, images: Images, out: Path) -> Path:
@@ -185,16 +167,17 @@ def ort_static(fp32: Path, images: Images, out: Path) -> Path:
     return out
 
 
-def build_all(model: LoadedModel, fp32: Path, images: Images, out: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+def build_all(
+    model: trt_qat.Model, fp32: Path, files: Sequence[Path], out: Path
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(name, maker); a maker returns a path, or an OpenVINO model."""
-    base = QuantizationSection(calibrator="mse")
+    images: Images = [network_batch([file], IMGSZ) for file in files]
     # before ModelOpt, whose import replaces parts of ONNX Runtime's quantizer
     yield "ONNX Runtime quantize_static", lambda: ort_static(fp32, images, out / "ort.onnx")
-    yield "naive: one quantizer per conv", lambda: ours(model, images, out / "naive.onnx", base, one_per_conv=True)
+    yield "naive: one quantizer per conv", lambda: ours(model, files, out / "naive.onnx", "skip", one_per_conv=True)
     for residual in ("none", "skip", "both"):
-        section = base.model_copy(update={"residual": residual})
         target = out / f"ours_{residual}.onnx"
-        yield f"ours, residual {residual}", functools.partial(ours, model, images, target, section)
+        yield f"ours, residual {residual}", functools.partial(ours, model, files, target, residual)
     yield "modelopt.onnx.quantize", lambda: modelopt_onnx(fp32, images, out / "modelopt.onnx")
     yield "NNCF (ONNX)", lambda: nncf_onnx(fp32, images, out / "nncf.onnx")
     yield "NNCF (OpenVINO)", lambda: nncf_openvino(fp32, images)
@@ -204,7 +187,7 @@ def _open(made: Any, like: Runner) -> Runner:
     return OpenVinoRunner(made) if isinstance(made, Path) else CompiledRunner(made, like)
 
 
-def measure(built: Sequence[tuple[str, Any]], fp32: Path, dataset: Dataset, config: Config) -> list[Row]:
+def measure(built: Sequence[tuple[str, Any]], fp32: Path, dataset: Dataset, section: EvaluationSection) -> list[Row]:
     """mAP and interleaved latency on OpenVINO, counts from the lint."""
     rows = []
     with ExitStack() as stack:
@@ -214,13 +197,13 @@ def measure(built: Sequence[tuple[str, Any]], fp32: Path, dataset: Dataset, conf
             runner = _open(made, float_runner)
             stack.enter_context(runner)
             runners.append(runner)
-        latencies = measure_latency(runners, config.evaluation)
+        latencies = measure_latency(runners, section)
         named = [("FP32", fp32), *built]
         for (name, made), runner, latency in zip(named, runners, latencies, strict=True):
             # files of other tools carry no metadata; the float export's holds for all
             runner.metadata = float_runner.metadata
-            accuracy = measure_accuracy(runner, dataset, config.evaluation)
-            report = lint(made) if isinstance(made, Path) else None
+            accuracy = measure_accuracy(runner, dataset, section)
+            report = trt_qat.lint(made, target="openvino") if isinstance(made, Path) else None
             counts = report.counts if report else None
             rows.append(
                 Row(
@@ -264,21 +247,18 @@ def as_markdown(rows: Sequence[Row]) -> str:
 def main(weights: Path, data: Path, out: Path, count: int, iterations: int) -> None:
     """Build, lint and measure every placement."""
     out.mkdir(parents=True, exist_ok=True)
-    tune_cpu()
-    config = Config.load(overrides=[f"evaluation.latency_iterations={iterations}"])
-    model = load_model(weights)
+    model = trt_qat.load(weights, IMGSZ)
     dataset = load_dataset(data, model.names)
-    images = [network_input(read_image_bgr(path), IMGSZ)[0] for path in calibration_images(dataset, count)]
-    float_checkpoint = Checkpoint(model.network, model.names, "fp32", IMGSZ, None, {})
-    fp32 = export_onnx(float_checkpoint, out / "fp32.onnx", ExportSection(precision="fp32"), IMGSZ).path
+    files = calibration_images(dataset, count)
+    fp32 = trt_qat.export(model, out / "fp32.onnx", target="openvino", check=False).path
     built = []
-    for name, make in build_all(model, fp32, images, out):
+    for name, make in build_all(model, fp32, files, out):
         try:
             built.append((name, make()))
             click.echo(f"built: {name}")
         except Exception as exc:  # noqa: BLE001  another tool's failure is a result, not ours to hide or to die of
             click.echo(f"left out: {name} ({type(exc).__name__}: {' '.join(str(exc).split())[:200]})")
-    rows = measure(built, fp32, dataset, config)
+    rows = measure(built, fp32, dataset, EvaluationSection(latency_iterations=iterations))
     (out / "placement.md").write_text(as_markdown(rows), encoding="utf-8")
     (out / "placement.json").write_text(
         json.dumps([vars(row) | {"latency": vars(row.latency)} for row in rows], indent=2)

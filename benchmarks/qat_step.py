@@ -17,15 +17,15 @@ from statistics import median
 from types import SimpleNamespace
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.config import QuantizationSection
-from trt_qat.model.loading import load_model, load_unfolded
-from trt_qat.quantization.insert import QuantizedModel, quantize_model
+import trt_qat
+from trt_qat.model.cpu import tune_cpu
+from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.criterion import QATCriterion
-from trt_qat.training.detection_trainer import tune_cpu
 from trt_qat.training.features.distillation import Distillation
 from trt_qat.training.features.lsq import learn_scales_
 
@@ -42,14 +42,10 @@ def batch_of(count: int, imgsz: int, boxes: int = 4) -> dict[str, Tensor]:
     }
 
 
-def calibrated(weights: Path, images: Tensor) -> QuantizedModel:
-    """Ranges do not change the time of a step: the largest value of each tensor will do."""
-    from trt_qat.quantization.calibration import activation_ranges, collect_histograms
-
-    loaded = load_model(weights)
-    model = quantize_model(loaded.network, loaded.names, QuantizationSection())
-    model.load_amax_(activation_ranges(collect_histograms(model, [images], 512), "max", 100.0))
-    return model
+def calibrated(model: trt_qat.Model) -> QuantizedModel:
+    """Ranges do not change the time of a step: those of one image of noise will do."""
+    noise = np.random.default_rng(0).integers(0, 256, (model.imgsz, model.imgsz, 3), dtype=np.uint8)
+    return trt_qat.quantize(model, [noise], calibrator="max").require_quantized()
 
 
 def step_of(network: DetectionModel, batch: dict[str, Tensor]) -> Callable[[], None]:
@@ -80,11 +76,12 @@ def main(weights: Path, imgsz: int, size: int, rounds: int) -> None:
     """Measure."""
     tune_cpu()
     batch = batch_of(size, imgsz)
-    model = calibrated(weights, batch["img"][:1])
+    loaded = trt_qat.load(weights, imgsz)
+    model = calibrated(loaded)
     with model.quantizers_off():
         teacher = copy.deepcopy(model.network)
     networks: dict[str, DetectionModel] = {
-        "FP32": load_unfolded(weights),
+        "FP32": loaded.unfolded(),
         "FP32, BatchNorm folded": copy.deepcopy(teacher),
         "QAT, loss detection": copy.deepcopy(model.network),
         "QAT, loss distill": copy.deepcopy(model.network),

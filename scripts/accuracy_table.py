@@ -30,13 +30,14 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xyxy2xywhn
 
 from trt_qat.artifacts import write_json
+from trt_qat.checkpoint import load
 from trt_qat.config import Config
 from trt_qat.data.dataset import calibration_images, load_dataset
+from trt_qat.data.images import network_batch
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner, class_names
-from trt_qat.checkpoint import load_checkpoint
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 
@@ -45,6 +46,7 @@ from benchmarks.placement import CompiledRunner, nncf_openvino
 
 IMGSZ = 640
 FAST = ["--set", "evaluation.latency_iterations=3"]  # this table is about accuracy
+FOR_OPENVINO = ["--set", "export.target=openvino"]  # what every row is measured on
 PER_GROUP = ["quantization.auto_per_group=true"]
 AUGMENTED = ["qat.hsv=0.3", "qat.scale=0.1", "qat.translate=0.05"]
 CALIBRATORS = {
@@ -70,8 +72,8 @@ IDEAS: dict[str, list[str]] = {
     "learning rate 2e-4": ["qat.lr0=2e-4"],
     "progressive by depth": ["qat.progressive=depth"],
     "progressive by sensitivity": ["qat.progressive=sensitivity"],
-    "penalty 0.01": ["qat.penalty=0.01"],
-    "learned scales": ["qat.learned_scales=true"],
+    "dampening 0.01": ["qat.dampening=0.01"],
+    "learned scales": ["qat.lsq=true"],
     "BatchNorm kept and frozen": ["qat.bn=freeze"],
 }
 IDEA_RATE = "qat.lr0=1e-4"  # at the default rate the few steps of these runs move too little to tell ideas apart
@@ -143,7 +145,7 @@ def measured(name: str, model: Path, setting: Setting, commands: list[str]) -> R
 def fp32(name: str, setting: Setting) -> Row:
     """The float model."""
     model = setting.out / "fp32.onnx"
-    return measured(name, model, setting, [run("export", setting.weights, "--precision", "fp32", "--out", model)])
+    return measured(name, model, setting, [run("export", setting.weights, *FOR_OPENVINO, "--out", model)])
 
 
 def measured_here(name: str, runner: Runner, setting: Setting, function: str) -> Row:
@@ -164,15 +166,12 @@ def bf16(name: str, setting: Setting) -> Row:
 
 def ptq_part(name: str, setting: Setting, part: str) -> Row:
     """``PTQ auto`` with only its ``part``, weights or activations, in INT8; fake-quantized."""
-    checkpoint = load_checkpoint(setting.out / "PTQ_auto.safetensors")
-    model = checkpoint.quantized
-    if model is None:
-        raise ValueError("PTQ auto is not quantized")
+    checkpoint = load(setting.out / "PTQ_auto.safetensors")
+    model = checkpoint.require_quantized()
     others = model.activation_quantizers() if part == "weights" else model.weight_quantizers()
     for quantizer in others.values():
         model.toolkit.set_enabled(quantizer, False)
-    runner = TorchRunner(checkpoint.network, checkpoint.names, checkpoint.imgsz)
-    return measured_here(name, runner, setting, "ptq_part")
+    return measured_here(name, TorchRunner(checkpoint), setting, "ptq_part")
 
 
 def ptq(name: str, setting: Setting, keys: list[str]) -> Row:
@@ -180,7 +179,7 @@ def ptq(name: str, setting: Setting, keys: list[str]) -> Row:
     file = setting.out / f"{name.replace(' ', '_')}.safetensors"
     commands = [
         run("calibrate", "--weights", setting.weights, "--data", setting.data, *sets(keys), "--out", file),
-        run("export", file, "--out", file.with_suffix(".onnx")),
+        run("export", file, *FOR_OPENVINO, "--out", file.with_suffix(".onnx")),
     ]
     return measured(name, file.with_suffix(".onnx"), setting, commands)
 
@@ -193,7 +192,7 @@ def qat(name: str, setting: Setting, keys: list[str], epochs: int) -> Row:
     commands = [
         run("qat", "--weights", setting.weights, "--data", setting.labels, "--epochs", epochs, *sets(keys),
             "--resume", "--out", folder),
-        run("export", folder / "best.safetensors", "--out", model),
+        run("export", folder / "best.safetensors", *FOR_OPENVINO, "--out", model),
     ]  # fmt: skip
     return measured(name, model, setting, commands)
 
@@ -228,7 +227,7 @@ def nncf(name: str, setting: Setting) -> Row:
     import openvino
 
     dataset = load_dataset(setting.data)
-    images = [network_input(read_image_bgr(path), IMGSZ)[0] for path in calibration_images(dataset, 512)]
+    images = [network_batch([path], IMGSZ) for path in calibration_images(dataset, 512)]
     file = setting.out / "nncf.xml"
     openvino.save_model(nncf_openvino(setting.out / "fp32.onnx", images), file)
     with OpenVinoRunner(setting.out / "fp32.onnx") as like:
@@ -335,7 +334,7 @@ def main(
     setting = Setting(weights, data, data, out, epochs, idea_epochs, idea_fraction, batch)
     if agreement:
         if not (out / "fp32.onnx").is_file():
-            run("export", weights, "--precision", "fp32", "--out", out / "fp32.onnx")
+            run("export", weights, *FOR_OPENVINO, "--out", out / "fp32.onnx")
         setting = Setting(weights, data, float_detections(setting), out, epochs, idea_epochs, idea_fraction, batch)
     file = out / "table.json"
     table = {row["name"]: Row(**row) for row in json.loads(file.read_text())} if file.is_file() else {}

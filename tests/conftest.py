@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from ultralytics.nn.tasks import DetectionModel
 
+    from trt_qat.checkpoint import Model
     from trt_qat.data.dataset import Dataset
     from trt_qat.model.graph import TensorGraph
-    from trt_qat.checkpoint import Model
     from trt_qat.quantization.insert import QuantizedModel
 
     Traced = Callable[[str], tuple[DetectionModel, TensorGraph]]
@@ -174,7 +174,7 @@ def demo_detector() -> Model:
 
 @pytest.fixture(scope="session")
 def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``data.yaml`` of a generated dataset at the demo's own size: 24 train and 16 val images, for the shipped detector."""
+    """``data.yaml`` of 24 train and 16 val images at the demo's own size, for the shipped detector."""
     from trt_qat.demo.generate import generate_demo_set
 
     return generate_demo_set(tmp_path_factory.mktemp("demo_set") / "set", train=24, val=16)

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trt_qat.checkpoint import load_checkpoint, package_versions, save_checkpoint
 from trt_qat.config import Residual
 from trt_qat.errors import ArtifactError
 from trt_qat.model.loading import LoadedModel, raw_output
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.checkpoint import load_checkpoint, package_versions, save_checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

@@ -70,8 +70,8 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder of this module's chain: demo/, quick.yaml and random weights for 80 classes."""
-    from trt_qat.model.loading import load_model
     from trt_qat.checkpoint import save_checkpoint
+    from trt_qat.model.loading import load_model
 
     folder = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:

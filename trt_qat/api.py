@@ -43,6 +43,7 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
+from trt_qat.quantization.placement import Placement
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner
 from trt_qat.targets.export import export as export_for_target
@@ -88,6 +89,7 @@ def quantize(
     data: Data | Sequence[str | Path | NDArray[np.uint8]],
     section: QuantizationSection | None = None,
     *,
+    placement: Placement | None = None,
     remember: Remember = no_memory,
     progress: Progress = SILENT,
     **settings: Any,
@@ -98,6 +100,7 @@ def quantize(
         model: float; left as it is.
         data: a dataset, whose training images are used, or images: files, or uint8 BGR arrays (h, w, 3).
             At most ``quantization.images`` of them are read, evenly spaced.
+        placement: where the quantizers go; None decides it from the network's graph.
         remember: where an earlier calibration of the same kind may be found.
         settings: keys of the ``quantization`` section, e.g. ``calibrator="mse"``.
 
@@ -120,7 +123,7 @@ def quantize(
     tune_cpu()
     section = (section or QuantizationSection()).replace(**settings)
     images = _calibration_images(model, data, section.images)
-    quantized = quantize_model(copy.deepcopy(model.network), model.names, section)
+    quantized = quantize_model(copy.deepcopy(model.network), model.names, section, placement)
     calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
     return model.with_quantized(quantized, "ptq", {**model.provenance, "calibration": calibration.as_dict()})
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from trt_qat.data.dataset import load_dataset
+from trt_qat.data.validate import validate_dataset
 from trt_qat.demo.generate import DEMO_NAMES, generate_demo_image, generate_demo_set
 from trt_qat.demo.signs import SignTile, render_sign
-from trt_qat.data.validate import validate_dataset
 from trt_qat.errors import ArtifactError, DatasetError
 
 

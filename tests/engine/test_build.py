@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from tiny_onnx import NAMES, write_tiny_detector, write_unknown_operator
 from trt_qat.artifacts import file_sha256
 from trt_qat.config import EngineSection
 from trt_qat.engine import build
-from trt_qat.engine.build import build_engine, read_sidecar, ultralytics_engine_from_plan
+from trt_qat.engine.build import build_engine, choose_flavor
+from trt_qat.engine.engine_file import read_engine, read_sidecar
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency
+from trt_qat.progress import Silent
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -36,15 +39,96 @@ def test_plan_and_sidecar_of_a_dynamic_model(tmp_path: Path) -> None:
     assert sorted(path.name for path in artifact.path.parent.iterdir()) == ["tiny.json", "tiny.plan"]
 
 
-def test_static_model_has_no_profile_and_converts_to_ultralytics(tmp_path: Path) -> None:
-    artifact = build_engine(
-        write_tiny_detector(tmp_path / "tiny.onnx"), tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,))
-    )
+def test_static_model_has_no_profile(tmp_path: Path) -> None:
+    onnx, section = write_tiny_detector(tmp_path / "tiny.onnx"), EngineSection(compute_capabilities=(89,))
+    artifact = build_engine(onnx, tmp_path / "tiny.plan", section)
     assert read_sidecar(artifact.path)["profiles"] == []
-    engine = ultralytics_engine_from_plan(artifact.path, artifact.sidecar, tmp_path / "tiny.engine").read_bytes()
-    (length,) = struct.unpack("<i", engine[:4])
-    assert json.loads(engine[4 : 4 + length])["names"] == str(NAMES)
-    assert engine[4 + length :] == artifact.path.read_bytes()
+    assert read_engine(artifact.path) == (read_sidecar(artifact.path), artifact.path.read_bytes())
+
+
+def test_an_engine_file_has_the_header_of_ultralytics_and_a_plan(tmp_path: Path) -> None:
+    onnx, section = write_tiny_detector(tmp_path / "tiny.onnx"), EngineSection(compute_capabilities=(89,))
+    artifact = build_engine(onnx, tmp_path / "tiny.engine", section)
+    assert artifact.sidecar is None
+    content = artifact.path.read_bytes()
+    (length,) = struct.unpack("<i", content[:4])  # as Ultralytics reads it
+    metadata = json.loads(content[4 : 4 + length].decode("utf-8"))
+    assert metadata["names"] == str(NAMES)
+    description, plan = read_engine(artifact.path)
+    assert (description["flavor"], description["metadata"]["names"]) == ("tensorrt-rtx", str(NAMES))
+    assert plan == content[4 + length :]
+    built = build_engine(onnx, tmp_path / "tiny.plan", section).path.read_bytes()
+    assert plan[:4] == built[:4]
+    assert not (tmp_path / "tiny.engine.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\xff\xff\xff\x7f{}", b"\x02\x00\x00\x00[]plan", b"\x02\x00\x00\x00{"]
+)
+def test_broken_engine_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.engine").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"is empty|is not an Ultralytics engine .*Build it again"):
+        read_engine(tmp_path / "x.engine")
+
+
+def _timing_caches(folder: Path) -> list[Path]:
+    return sorted(folder.glob(".timing-*.cache"))
+
+
+def test_a_timing_cache_is_kept_per_version_and_device(tmp_path: Path) -> None:
+    import tensorrt_rtx
+
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,)))
+    (cache,) = _timing_caches(tmp_path)
+    assert cache.name == f".timing-tensorrt-rtx-{tensorrt_rtx.__version__}-sm89.cache"
+    kept = cache.read_bytes()
+    cache.write_bytes(b"garbage")  # a damaged one is replaced
+    build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,)))
+    assert len(cache.read_bytes()) == len(kept)
+    build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(120,)))
+    assert len(_timing_caches(tmp_path)) == 2
+
+
+def test_no_timing_cache_where_none_is_wanted(tmp_path: Path) -> None:
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,), timing_cache=""))
+    assert _timing_caches(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpus", "expected", "why"),
+    [
+        (True, ("NVIDIA A",), "tensorrt", r"package tensorrt and a GPU \(NVIDIA A\) are here"),
+        (True, (), "tensorrt-rtx", "here is no GPU$"),
+        (False, ("NVIDIA A",), "tensorrt-rtx", "here is no package tensorrt$"),
+        (False, (), "tensorrt-rtx", "no package tensorrt and no GPU$"),
+    ],
+)
+def test_flavor_auto(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, gpus: tuple[str, ...], expected: str, why: str
+) -> None:
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(build, "gpu_names", lambda: gpus)
+    flavor, reason = choose_flavor("auto")
+    assert flavor == expected
+    assert re.search(why, reason)
+    assert choose_flavor("tensorrt") == ("tensorrt", "it was asked for")
+
+
+class _Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_the_build_says_which_flavor_and_why(tmp_path: Path) -> None:
+    notes = _Notes()
+    section = EngineSection(flavor="tensorrt-rtx")
+    build_engine(write_tiny_detector(tmp_path / "tiny.onnx"), tmp_path / "tiny.plan", section, notes)
+    assert notes.lines == ["Building with tensorrt-rtx: it was asked for."]
 
 
 def test_parser_error_names_the_node(tmp_path: Path) -> None:

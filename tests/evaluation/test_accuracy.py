@@ -9,6 +9,7 @@ from typing import TypeVar
 import pytest
 from ultralytics import YOLO
 
+from trt_qat.checkpoint import Checkpoint
 from trt_qat.config import EvaluationSection, ExportSection
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.errors import DatasetError
@@ -18,7 +19,6 @@ from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel, load_model
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.checkpoint import Checkpoint
 from trt_qat.training.detection_trainer import quiet_ultralytics
 
 Item = TypeVar("Item")

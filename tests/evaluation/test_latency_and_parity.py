@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trt_qat.artifacts import Latency, ResultRow
+from trt_qat.checkpoint import Checkpoint
 from trt_qat.config import EvaluationSection, ExportSection, InferSection
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.parity import cosine, lowest_cosine
@@ -23,7 +24,6 @@ from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

@@ -18,8 +18,8 @@ from trt_qat.data.dataset import Dataset
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
 from trt_qat.evaluation.sensitivity import SensitivityResult, measure_groups, rank_groups
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
-from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.quantization.divergence import OutputDivergence
+from trt_qat.quantization.insert import QuantizedModel
 
 if TYPE_CHECKING:
     from conftest import Calibrated

@@ -16,15 +16,15 @@ from onnx import numpy_helper
 from torch import Tensor
 from ultralytics import YOLO
 
+from trt_qat.checkpoint import Checkpoint
 from trt_qat.config import ExportSection, Precision, Residual
 from trt_qat.errors import ExportError
 from trt_qat.evaluation.parity import cosine
-from trt_qat.linter.report import lint
 from trt_qat.exporter.onnx_export import _raw_onnx, export_onnx
+from trt_qat.linter.report import lint
 from trt_qat.model.loading import LoadedModel, fold_batchnorm, raw_output
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

@@ -19,13 +19,13 @@ from onnx import numpy_helper
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
+from trt_qat.checkpoint import Checkpoint
 from trt_qat.config import ExportSection, QuantizationSection, Residual
-from trt_qat.linter.report import lint
 from trt_qat.exporter.onnx_export import export_onnx
+from trt_qat.linter.report import lint
 from trt_qat.model.loading import fold_batchnorm, raw_output, rebuild
 from trt_qat.quantization.calibration import calibrate_, collect_histograms
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
-from trt_qat.checkpoint import Checkpoint
 
 Layer = list[Any]  # [from, repeats, module, arguments], as in an Ultralytics architecture
 Array = NDArray[np.float32]

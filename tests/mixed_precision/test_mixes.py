@@ -13,11 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from trt_qat.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trt_qat.config import Config, ExportSection, Residual
 from trt_qat.data.dataset import Dataset
 from trt_qat.errors import BudgetMissed, ConfigError
 from trt_qat.evaluation import mixed_precision
 from trt_qat.evaluation.accuracy import Accuracy
+from trt_qat.evaluation.parity import lowest_cosine
+from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.exporter.onnx_export import export_onnx
+from trt_qat.linter.report import lint
 from trt_qat.mixed_precision.mixes import (
     check_budget_runtime,
     keep_budget,
@@ -25,13 +30,8 @@ from trt_qat.mixed_precision.mixes import (
     rank_candidates,
     table,
 )
-from trt_qat.evaluation.parity import lowest_cosine
-from trt_qat.evaluation.torch_runner import TorchRunner
-from trt_qat.linter.report import lint
-from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.model.loading import LoadedModel, raw_output
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
-from trt_qat.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 from trt_qat.config import Config, QuantizationSection
 from trt_qat.errors import QuantizationError
 from trt_qat.model.loading import LoadedModel
@@ -20,7 +21,6 @@ from trt_qat.model.output_error import output_error, raw_predictions
 from trt_qat.pipeline import CalibrationResult, calibrate
 from trt_qat.quantization.auto import CANDIDATES, choice_key, choose_calibrator, load_choice, save_choice
 from trt_qat.quantization.calibration import calibrate_, collect_histograms
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

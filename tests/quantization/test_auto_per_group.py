@@ -13,8 +13,8 @@ from torch import Tensor
 from trt_qat.errors import QuantizationError
 from trt_qat.model.output_error import output_error, raw_predictions
 from trt_qat.quantization.auto import CANDIDATES, Calibration, choose_calibrator
-from trt_qat.quantization.calibration import Histograms, activation_ranges, collect_histograms
 from trt_qat.quantization.auto_per_group import choose_per_group
+from trt_qat.quantization.calibration import Histograms, activation_ranges, collect_histograms
 from trt_qat.quantization.insert import QuantizedModel
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 from trt_qat.config import Config, QuantizationSection, Residual
 from trt_qat.data.dataset import Dataset, dataset_sha256
 from trt_qat.errors import QuantizationError
@@ -25,7 +26,6 @@ from trt_qat.quantization.calibration import (
     save_histograms,
 )
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from conftest import Calibrated

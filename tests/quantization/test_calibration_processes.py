@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 from trt_qat.model.loading import LoadedModel
 from trt_qat.quantization.auto import CANDIDATES
 from trt_qat.quantization.calibration import load_histograms
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat import pipeline
+from trt_qat.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trt_qat.config import Config, ModelSection, QatLoss, QatSection, QuantizationSection, TrainSection
 from trt_qat.data.dataset import Dataset, load_dataset, ultralytics_data
 from trt_qat.model.loading import LoadedModel, load_model
 from trt_qat.quantization.calibration import calibrate_, collect_histograms
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
-from trt_qat.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.features.progressive import ProgressiveQuantization
+from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import QATTrainer, train_qat
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input

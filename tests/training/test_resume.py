@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from trt_qat.checkpoint import load_checkpoint
 from trt_qat.config import Config, ModelSection, QatSection
 from trt_qat.data.dataset import Dataset, ultralytics_data
 from trt_qat.errors import ArtifactError
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.checkpoint import load_checkpoint
 from trt_qat.training.qat import train_qat
 from trt_qat.training.resume import run_fingerprint
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trt_qat.model.loading import LoadedModel
 from trt_qat.checkpoint import load_checkpoint, save_checkpoint
+from trt_qat.model.loading import LoadedModel
 
 WORKER = """
 import json, sys

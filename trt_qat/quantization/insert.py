@@ -109,13 +109,21 @@ def _check_groups(groups: Collection[str], placement: Placement) -> None:
         raise QuantizationError(f"The placement has no group '{unknown[0]}'.")
 
 
-def quantize_model(network: DetectionModel, names: Mapping[int, str], section: QuantizationSection) -> QuantizedModel:
+def quantize_model(
+    network: DetectionModel,
+    names: Mapping[int, str],
+    section: QuantizationSection,
+    placement: Placement | None = None,
+) -> QuantizedModel:
     """Trace, place and insert. ``network`` is changed in place; its activation ranges are still to be calibrated.
+
+    Args:
+        placement: where the quantizers go; None decides it from the traced graph.
 
     Raises:
         QuantizationError: the network cannot be traced or nothing is left to quantize.
     """
-    placement = place(network, trace(network), section)
+    placement = placement or place(network, trace(network), section)
     toolkit = toolkit_from_name(section.toolkit)
     insert_quantizers_(network, placement, toolkit)
     return QuantizedModel(network, names, placement, toolkit)

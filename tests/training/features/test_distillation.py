@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trt_qat.model.loading import LoadedModel
 from trt_qat.training.criterion import QATCriterion
-from trt_qat.training.features.distillation import Distillation, distillation_terms
 from trt_qat.training.features.dampening import DampeningLoss
+from trt_qat.training.features.distillation import Distillation, distillation_terms
 
 if TYPE_CHECKING:
     from conftest import Calibrated

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.checkpoint import load_checkpoint, save_checkpoint
+from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.features.lsq import keep_ranges_positive_, learn_scales_, move_ranges_
 
 if TYPE_CHECKING:
