@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 
 import pytest
@@ -47,19 +46,27 @@ def test_static_model_has_no_profile(tmp_path: Path) -> None:
 
 
 def test_an_engine_file_has_the_header_of_ultralytics_and_a_plan(tmp_path: Path) -> None:
-    onnx, section = write_tiny_detector(tmp_path / "tiny.onnx"), EngineSection(compute_capabilities=(89,))
+    from ultralytics.nn.backends.base import BaseBackend
+
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    section = EngineSection(compute_capabilities=(89,), flavor="tensorrt-rtx")
     artifact = build_engine(onnx, tmp_path / "tiny.engine", section)
     assert artifact.sidecar is None
-    content = artifact.path.read_bytes()
-    (length,) = struct.unpack("<i", content[:4])  # as Ultralytics reads it
-    metadata = json.loads(content[4 : 4 + length].decode("utf-8"))
+    offset, metadata = BaseBackend.engine_header(artifact.path)
     assert metadata["names"] == str(NAMES)
     description, plan = read_engine(artifact.path)
     assert (description["flavor"], description["metadata"]["names"]) == ("tensorrt-rtx", str(NAMES))
-    assert plan == content[4 + length :]
+    assert plan == artifact.path.read_bytes()[offset:]
     built = build_engine(onnx, tmp_path / "tiny.plan", section).path.read_bytes()
     assert plan[:4] == built[:4]
-    assert not (tmp_path / "tiny.engine.json").exists()
+
+
+def test_an_engine_file_that_ultralytics_could_not_run_is_refused(tmp_path: Path) -> None:
+    if choose_flavor("auto")[0] == "tensorrt":
+        pytest.skip("TensorRT and a GPU are here")
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    with pytest.raises(EngineError, match=r"'x.engine' is for Ultralytics, which runs TensorRT: .* or a \*.plan"):
+        build_engine(onnx, tmp_path / "x.engine", EngineSection())
 
 
 @pytest.mark.parametrize(
