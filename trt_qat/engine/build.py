@@ -52,8 +52,8 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
     if out.suffix == ".engine" and flavor != "tensorrt":
         if section.flavor == "auto":
             raise EngineError(
-                f"'{out.name}' is for Ultralytics, which runs TensorRT: {why}. Build it on the GPU that will run it, or "
-                "give --flavor tensorrt-rtx for trt_qat's own runner, or a *.plan."
+                f"'{out.name}' is for Ultralytics, which runs TensorRT: {why}. Build it on the GPU that will run it, "
+                "or give --flavor tensorrt-rtx for trt_qat's own runner, or a *.plan."
             )
         progress.note("Ultralytics runs engines of flavor tensorrt only; this one runs in trt_qat.")
     _check_section(section, flavor)
