@@ -22,6 +22,7 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.runtime.selection import open_runner
+from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
 MIXES_FILE = "mixed_precision.json"
@@ -66,8 +67,7 @@ def qat(
     """
     model = load(weights, config.model.imgsz)
     dataset = api.dataset_for(model, data)
-    if config.qat.bn == "freeze":
-        model.unfolded()  # before the time that calibration takes
+    check_features(config.qat, model)  # before the time that calibration takes
     if resume:
         check_resumable(out, _provenance(weights, dataset, config))
     if model.quantized is None:
@@ -131,6 +131,7 @@ def run(weights: Path, data: Path, out: Path, config: Config, progress: Progress
     _check_budget(config)
     writable_folder(out)
     model = load(weights, config.model.imgsz)
+    check_features(config.qat, model)
     dataset = api.dataset_for(model, data)
     model = replace(model, provenance=_provenance(weights, dataset, config))
     _saved(out / "fp32.safetensors", model)
