@@ -28,7 +28,7 @@ class ProgressiveQuantization(Feature):
     name: ClassVar[str] = "progressive"
 
     def __init__(self, order: Sequence[str], end: float) -> None:
-        self._order = order
+        self.order = order
         self._end = end
         self._on = -1  # nothing is known yet: a resumed run starts with all of them on
 
@@ -44,13 +44,11 @@ class ProgressiveQuantization(Feature):
     def prepare_(self, model: QuantizedModel, device: torch.device) -> None:
         # the quantizers are only looked up here: the averaged copy is made of this network with all of them on
         groups = {group.name: group for group in model.placement.groups}
-        if sorted(self._order) != sorted(groups):
+        if sorted(self.order) != sorted(groups):
             raise ValueError("order must name every group of the placement once")
         activations, weights = model.activation_quantizers(), model.weight_quantizers()
         self._toolkit = model.toolkit
-        self._quantizers = [
-            [activations[name], *(weights[conv] for conv in groups[name].convs)] for name in self._order
-        ]
+        self._quantizers = [[activations[name], *(weights[conv] for conv in groups[name].convs)] for name in self.order]
 
     @override
     def before_step(self, step: Step, optimizer: Optimizer) -> None:
@@ -64,4 +62,4 @@ class ProgressiveQuantization(Feature):
 
     def count(self, step: int, total: int) -> int:
         """How many groups are quantized at a step (from 0) of a run."""
-        return min(len(self._order), math.ceil(len(self._order) * (step + 1) / max(1.0, total * self._end)))
+        return min(len(self.order), math.ceil(len(self.order) * (step + 1) / max(1.0, total * self._end)))
