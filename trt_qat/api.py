@@ -9,7 +9,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from trt_qat.quantization.placement import Placement
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner
 from trt_qat.targets.export import export as export_for_target
+from trt_qat.training.features.choose import check_features
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import train_qat
 
@@ -193,6 +193,7 @@ def finetune(
     """
     tune_cpu()
     section = (section or QatSection()).replace(**settings)
+    check_features(section, model)
     dataset = dataset_for(model, data)
     order: list[str] = []
     if section.progressive == "sensitivity":
@@ -203,7 +204,7 @@ def finetune(
         settings_read = {"model": {"imgsz": model.imgsz}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
     best = train_qat(model, dataset, Path(out), section, provenance, progress, order=order, resume=resume)
-    return replace(load(best.path, model.imgsz), with_batchnorm=model.with_batchnorm)
+    return load(best.path, model.imgsz)
 
 
 def keep_budget(

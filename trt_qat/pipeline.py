@@ -23,6 +23,7 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.runtime.selection import open_runner
+from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
 
@@ -91,8 +92,7 @@ def qat(
     check_qat_settings(config)
     model = load(weights, config.model.imgsz)
     dataset = api.dataset_for(model, data)
-    if config.qat.bn == "freeze":
-        model.unfolded()  # refuses folded weights before the time that calibration takes, like the next check
+    check_features(config.qat, model)  # before the time that calibration takes, like the next check
     if resume:
         check_resumable(out, _provenance(weights, dataset, config))
     if model.quantized is None:
@@ -105,8 +105,7 @@ def run(weights: Path, data: Path, out: Path, config: Config, progress: Progress
     check_qat_settings(config)
     writable_folder(out)
     model = load(weights, config.model.imgsz)
-    if config.qat.bn == "freeze":
-        model.unfolded()
+    check_features(config.qat, model)
     dataset = api.dataset_for(model, data)
     checkpoints = {"fp32": out / "fp32.safetensors", "ptq": out / "ptq.safetensors", "qat": out / "qat" / BEST}
     model = _saved(checkpoints["fp32"], replace(model, provenance=_provenance(weights, dataset, config)))

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from trt_qat.config import ModelSection
-from trt_qat.data.dataset import load_dataset, ultralytics_data
+from trt_qat.data.dataset import load_dataset
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides
 
 if TYPE_CHECKING:
-    from trt_qat.model.loading import LoadedModel
+    from trt_qat.checkpoint import Model
 
 
-def test_validation_images_are_square_as_in_deployment(detector: LoadedModel, tmp_path: Path) -> None:
+def test_validation_images_are_square_as_in_deployment(detector: Model, tmp_path: Path) -> None:
     for kind in ("train", "val"):
         (tmp_path / "images" / kind).mkdir(parents=True)
         (tmp_path / "labels" / kind).mkdir(parents=True)
@@ -26,8 +25,8 @@ def test_validation_images_are_square_as_in_deployment(detector: LoadedModel, tm
         (tmp_path / "labels" / kind / "a.txt").write_text("0 0.5 0.5 0.2 0.5\n")
     names = "".join(f"  {index}: {name}\n" for index, name in detector.names.items())
     (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames:\n{names}")
-    data = ultralytics_data(load_dataset(tmp_path / "data.yaml"))
-    overrides = common_overrides(ModelSection(imgsz=64), tmp_path / "run", epochs=1, batch=1, seed=0)
-    trainer = DatasetTrainer(copy.deepcopy(detector.network), data, overrides)
+    dataset = load_dataset(tmp_path / "data.yaml")
+    overrides = common_overrides(64, tmp_path / "run", epochs=1, batch=1, seed=0)
+    trainer = DatasetTrainer(copy.deepcopy(detector.network), dataset, overrides)
     for mode in ("train", "val"):
-        assert trainer.build_dataset(data[mode], mode, 1)[0]["img"].shape == (3, 64, 64)
+        assert trainer.build_dataset(trainer.data[mode], mode, 1)[0]["img"].shape == (3, 64, 64)

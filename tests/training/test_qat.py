@@ -2,78 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+from tiny_runs import Reports, finetune, weights
 from torch import Tensor
-from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat import pipeline
-from trt_qat.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from trt_qat.config import Config, ModelSection, QatLoss, QatSection, QuantizationSection, TrainSection
-from trt_qat.data.dataset import Dataset, load_dataset, ultralytics_data
-from trt_qat.model.loading import LoadedModel, load_model
-from trt_qat.quantization.calibration import calibrate_, collect_histograms
-from trt_qat.quantization.insert import QuantizedModel, quantize_model
+from trt_qat import api, pipeline
+from trt_qat.checkpoint import Model, load
+from trt_qat.config import Config, QatLoss, SensitivitySection
+from trt_qat.data.dataset import Dataset
+from trt_qat.errors import QuantizationError
 from trt_qat.training.features.progressive import ProgressiveQuantization
-from trt_qat.training.fp32 import train_fp32
-from trt_qat.training.qat import QATTrainer, train_qat
+from trt_qat.training.qat import QATTrainer
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
-
-if TYPE_CHECKING:
-    from conftest import Calibrated
-
-
-def finetune(
-    model: QuantizedModel, data: Dataset, out: Path, loss: QatLoss = "distill", **keys: Any
-) -> tuple[Checkpoint, list[tuple[str, int, int]]]:
-    with model.quantizers_off():
-        teacher = copy.deepcopy(model.network)
-    section = QatSection.model_validate({"epochs": 1, "batch": 4, "lr0": 1e-3, "loss": loss, **keys})
-    reports: list[tuple[str, int, int]] = []
-    artifact = train_qat(
-        model,
-        teacher,
-        ultralytics_data(data),
-        out,
-        ModelSection(imgsz=64),
-        section,
-        {"seed": section.seed},
-        lambda *report: reports.append(report),
-    )
-    assert artifact.path == out / "best.safetensors"
-    return load_checkpoint(out / "last.safetensors"), reports
-
-
-def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    return {name: value for name, value in checkpoint.network.state_dict().items() if "quantizer" not in name}
-
-
-@pytest.fixture(scope="module")
-def model(calibrated: Calibrated) -> QuantizedModel:
-    return calibrated()
 
 
 @pytest.fixture(scope="module")
 def trained(
-    model: QuantizedModel, demo: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Checkpoint, list[tuple[str, int, int]], bool]:
+    int8: Model, demo: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Model, list[tuple[str, int, int]], bool]:
     """One epoch; the last entry says whether the model that was handed in is as it was."""
     out = tmp_path_factory.mktemp("qat") / "run"
-    before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    checkpoint, reports = finetune(model, demo, out)
-    same = all(torch.equal(before[name], value) for name, value in model.network.state_dict().items())
-    return out, checkpoint, reports, same and not model.network.training
+    before = {name: value.clone() for name, value in int8.network.state_dict().items()}
+    reports = Reports()
+    model = finetune(int8, demo, out, progress=reports)
+    same = all(torch.equal(before[name], value) for name, value in int8.network.state_dict().items())
+    return out, model, reports.steps, same and not int8.network.training
 
 
-Trained = tuple[Path, Checkpoint, list[tuple[str, int, int]], bool]
+Trained = tuple[Path, Model, list[tuple[str, int, int]], bool]
 
 
 def test_files(trained: Trained) -> None:
@@ -84,21 +47,20 @@ def test_files(trained: Trained) -> None:
         assert len(list(csv.reader(stream))) == 2  # header and one epoch
 
 
-def test_weights_moved_and_stayed_finite(trained: Trained, model: QuantizedModel) -> None:
-    before = {name: value for name, value in model.network.state_dict().items() if "quantizer" not in name}
+def test_weights_moved_and_stayed_finite(trained: Trained, int8: Model) -> None:
+    before = weights(int8)
     after = weights(trained[1])
     assert before.keys() == after.keys()
     assert all(torch.isfinite(value).all() for value in after.values())
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {f"{name}.weight" for name in model.weight_quantizers()} <= changed
+    assert {f"{name}.weight" for name in int8.require_quantized().weight_quantizers()} <= changed
     assert not any("dfl" in name for name in changed)
 
 
-def test_activation_ranges_stay_calibrated(trained: Trained, model: QuantizedModel) -> None:
-    quantized = trained[1].quantized
-    assert quantized is not None
-    assert quantized.placement == model.placement
-    for name, amax in model.amax().items():
+def test_activation_ranges_stay_calibrated(trained: Trained, int8: Model) -> None:
+    quantized, start = trained[1].require_quantized(), int8.require_quantized()
+    assert quantized.placement == start.placement
+    for name, amax in start.amax().items():
         if name.startswith("activation."):
             assert torch.equal(quantized.amax()[name], amax)
 
@@ -109,7 +71,7 @@ def test_handed_in_model_is_untouched(trained: Trained) -> None:
 
 def test_best_is_not_worse_than_the_start(trained: Trained) -> None:
     out, last, _, _ = trained
-    best = load_checkpoint(out / "best.safetensors")
+    best = load(out / "best.safetensors")
     assert last.stage == best.stage == "qat"
     assert last.provenance["training"]["epoch"] == 1
     fitness = [entry.provenance["training"]["fake_quant_map50_95"] for entry in (best, last)]
@@ -122,7 +84,7 @@ def test_progress_is_reported(trained: Trained) -> None:
 
 
 def test_trains_on_the_images_as_calibration_saw_them(
-    model: QuantizedModel, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    int8: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Tensor] = {}
     preprocess = QATTrainer.preprocess_batch
@@ -133,53 +95,57 @@ def test_trains_on_the_images_as_calibration_saw_them(
         return content
 
     monkeypatch.setattr(QATTrainer, "preprocess_batch", spy)
-    finetune(model, demo, tmp_path / "plain")
+    finetune(int8, demo, tmp_path / "plain")
     assert set(demo.train) <= set(map(Path, seen))  # validation goes through the same function
     for file, image in seen.items():
         assert torch.equal(image, torch.from_numpy(network_input(read_image_bgr(Path(file)), 64)[0][0])), file
     plain = dict(seen)
-    finetune(model, demo, tmp_path / "moved", translate=0.2)
+    finetune(int8, demo, tmp_path / "moved", translate=0.2)
     assert not any(torch.equal(seen[str(file)], plain[str(file)]) for file in demo.train)
 
 
-def test_same_seed_same_weights(trained: Trained, model: QuantizedModel, demo: Dataset, tmp_path: Path) -> None:
-    again = weights(finetune(model, demo, tmp_path / "again")[0])
+def test_same_seed_same_weights(trained: Trained, int8: Model, demo: Dataset, tmp_path: Path) -> None:
+    again = weights(finetune(int8, demo, tmp_path / "again"))
     assert all(torch.equal(value, again[name]) for name, value in weights(trained[1]).items())
 
 
 @pytest.mark.parametrize("loss", ["detection", "both"])
-def test_other_losses_train(
-    trained: Trained, model: QuantizedModel, demo: Dataset, tmp_path: Path, loss: QatLoss
-) -> None:
-    other = weights(finetune(model, demo, tmp_path / loss, loss, fraction=0.34)[0])
+def test_other_losses_train(trained: Trained, int8: Model, demo: Dataset, tmp_path: Path, loss: QatLoss) -> None:
+    other = weights(finetune(int8, demo, tmp_path / loss, loss, fraction=0.34))
     assert all(torch.isfinite(value).all() for value in other.values())
     name = "model.0.conv.weight"
     assert not torch.equal(other[name], weights(trained[1])[name])
-    assert not torch.equal(other[name], model.network.state_dict()[name])
+    assert not torch.equal(other[name], int8.network.state_dict()[name])
 
 
-def test_a_ruinous_epoch_keeps_the_calibrated_network(shared_data: Path, tmp_path: Path) -> None:
+def test_a_ruinous_epoch_keeps_the_calibrated_network(demo_int8: Model, demo_set: Path, tmp_path: Path) -> None:
     """With a learning rate that destroys the network, ``best`` is epoch 0: the calibrated weights themselves."""
-    dataset = few_real_images(shared_data, tmp_path / "data", count=8)
-    loaded = load_model(shared_data / "weights" / "yolov8n_vnsigns.pt")
-    model = quantize_model(copy.deepcopy(loaded.network), loaded.names, QuantizationSection())
-    images = torch.rand(2, 3, 320, 320, generator=torch.Generator().manual_seed(0))
-    calibrate_(model, collect_histograms(model, [images], 2048), QuantizationSection(calibrator="max"))
-    out = tmp_path / "run"
-    section = QatSection(epochs=1, batch=4, lr0=1.0, optimizer="SGD", warmup_epochs=0, loss="detection")
-    data = ultralytics_data(dataset)
-    train_qat(model, None, data, out, ModelSection(imgsz=320), section, {})
-    best, last = load_checkpoint(out / "best.safetensors"), load_checkpoint(out / "last.safetensors")
+    ruin: dict[str, Any] = {"epochs": 1, "lr0": 1.0, "optimizer": "SGD", "warmup_epochs": 0, "loss": "detection"}
+    best = api.finetune(demo_int8, demo_set, tmp_path / "run", **ruin)
     start = best.provenance["training"]
     assert start["epoch"] == 0
-    assert start["fake_quant_map50_95"] > 0.05
-    assert last.provenance["training"]["fake_quant_map50_95"] < start["fake_quant_map50_95"]
+    assert start["fake_quant_map50_95"] > 0.5
+    last = load(tmp_path / "run" / "last.safetensors").provenance["training"]
+    assert last["epoch"] == 1
+    assert last["fake_quant_map50_95"] < 0.1
     for name, value in weights(best).items():
-        assert torch.equal(value, model.network.state_dict()[name])
+        assert torch.equal(value, demo_int8.network.state_dict()[name])
+
+
+def test_a_gentle_epoch_keeps_what_the_detector_can(demo_int8: Model, demo_set: Path, tmp_path: Path) -> None:
+    api.finetune(demo_int8, demo_set, tmp_path / "run", epochs=1)
+    last, before = load(tmp_path / "run" / "last.safetensors"), weights(demo_int8)
+    assert last.provenance["training"]["fake_quant_map50_95"] > 0.5
+    assert any(not torch.equal(value, before[name]) for name, value in weights(last).items())
+
+
+def test_a_float_model_is_refused(detector: Model, demo: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="is a float model"):
+        finetune(detector, demo, tmp_path / "run")
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_ends_the_run(
-    model: QuantizedModel,
+    int8: Model,
     demo: Dataset,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -195,78 +161,45 @@ def test_a_step_that_is_not_finite_is_left_out_and_ends_the_run(
         whole(trainer)
 
     monkeypatch.setattr(QATTrainer, "optimizer_step", poisoned)
-    last, reports = finetune(model, demo, tmp_path / "run", epochs=3)
+    reports = Reports()
+    last = finetune(int8, demo, tmp_path / "run", progress=reports, epochs=3)
     assert "the gradient of step 1 is not finite" in caplog.text
     assert len(steps) == 2
-    assert {description for description, _, _ in reports} == {"QAT epoch 1/3"}
+    assert {description for description, _, _ in reports.steps} == {"QAT epoch 1/3"}
     assert all(torch.isfinite(value).all() for value in weights(last).values())
     assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
-def test_batchnorm_kept_until_the_end(
-    model: QuantizedModel, unfolded: DetectionModel, demo: Dataset, tmp_path: Path
-) -> None:
-    section = QatSection(epochs=2, batch=4, lr0=1e-4, loss="detection", bn="freeze", bn_freeze_epochs=1)
-    network = copy.deepcopy(unfolded)
-    train_qat(
-        model, None, ultralytics_data(demo), tmp_path / "run", ModelSection(imgsz=64), section, {},
-        lambda *_: None, unfolded_network=network,
-    )  # fmt: skip
-    last = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    before = {name: value for name, value in model.network.state_dict().items() if "quantizer" not in name}
-    assert weights(last).keys() == before.keys()  # folded like any other checkpoint
-    assert all(torch.isfinite(value).all() for value in weights(last).values())
-    assert last.quantized is not None
-    assert last.quantized.placement == model.placement
-    statistics = {name: value for name, value in unfolded.state_dict().items() if "running_mean" in name}
-    moved = network.state_dict()
-    assert all(not torch.equal(value, moved[name]) for name, value in statistics.items())  # in the first epoch
-
-
 def test_progressive_by_sensitivity_switches_the_least_costly_on_first(
-    detector: LoadedModel, demo_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    int8: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[Sequence[str]] = []
     original = ProgressiveQuantization.__init__
 
-    def spy(self: ProgressiveQuantization, model: QuantizedModel, order: Sequence[str], end: float) -> None:
+    def spy(self: ProgressiveQuantization, order: Sequence[str], end: float) -> None:
         orders.append(order)
-        original(self, model, order, end)
+        original(self, order, end)
 
     monkeypatch.setattr(ProgressiveQuantization, "__init__", spy)
-    source = save_checkpoint(tmp_path / "fp32.safetensors", detector, "fp32", 64, {}).path
-    overrides = ["model.imgsz=64", "qat.progressive=sensitivity", "qat.epochs=1", "qat.batch=4", "sensitivity.images=2"]
-    config = Config.load(overrides=[*overrides, f"data.calibration_cache={tmp_path / 'calib'}"])
-    pipeline.qat(source, demo_yaml, tmp_path / "run", config)
-    layers = json.loads((tmp_path / "run" / "sensitivity.json").read_text())["layers"]
-    costs = {layer["group"]: layer["error"] for layer in layers}
+    few = SensitivitySection(images=2)
+    api.finetune(int8, demo, tmp_path / "run", ranking=few, progressive="sensitivity", epochs=1, batch=4)
+    costs = {row.group: row.error for row in api.sensitivity(int8, demo, few).rows}
     (order,) = orders
     assert [costs[name] for name in order] == sorted(costs.values())
 
 
-def few_real_images(shared_data: Path, folder: Path, count: int) -> Dataset:
-    """A copy of the first validation images, as train and val (labels are found beside the images)."""
-    source = shared_data / "data" / "vnsigns"
-    for kind, suffix in (("images", "*.jpg"), ("labels", "*.txt")):
-        target = folder / kind / "val"
-        target.mkdir(parents=True)
-        for file in sorted((source / kind / "val").glob(suffix))[:count]:
-            (target / file.name).write_bytes(file.read_bytes())
-    names = load_dataset(source / "data.yaml").names
-    lines = [f"path: {folder}", "train: images/val", "val: images/val", "names:"]
-    lines += [f"  {index}: {name}" for index, name in names.items()]
-    (folder / "data.yaml").write_text("\n".join(lines) + "\n")
-    return load_dataset(folder / "data.yaml")
+def test_a_learned_range_has_no_column(int8: Model, demo: Dataset, tmp_path: Path) -> None:
+    finetune(int8, demo, tmp_path / "run", lsq=True, dampening=0.1, fraction=0.34)
+    with (tmp_path / "run" / "results.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert [name for name in row if name.startswith("lr/")] == ["lr/pg0", "lr/pg1", "lr/pg2"]
+    assert float(row["train/dampening"]) >= 0
+    assert row["val/dampening"] == "nan"
 
 
-def test_fp32_training(
-    make_unfolded: Callable[..., DetectionModel], demo: Dataset, tmp_path: Path, detector: LoadedModel
-) -> None:
-    network = make_unfolded("yolov8n.yaml", demo.names)
-    section = TrainSection(epochs=1, batch=6, optimizer="SGD")
-    best = train_fp32(network, ultralytics_data(demo), tmp_path / "run", ModelSection(imgsz=64), section)
-    assert best == tmp_path / "run" / "weights" / "best.pt"
-    model = load_model(best)
-    assert model.names == demo.names
-    name = "model.0.conv.weight"
-    assert not torch.equal(model.network.state_dict()[name], detector.network.state_dict()[name])
+def test_float_weights_are_calibrated_first(unfolded_pt: Path, demo_yaml: Path, tmp_path: Path) -> None:
+    settings = ["qat.epochs=1", "qat.batch=4", "qat.lr0=1e-4", "quantization.calibrator=max"]
+    config = Config.load(overrides=[*settings, f"data.calibration_cache={tmp_path / 'calib'}"])
+    result = pipeline.qat(unfolded_pt, demo_yaml, tmp_path / "run", config)
+    assert load(result.checkpoint).provenance["calibration"]["calibrator"] == "max"
+    assert list((tmp_path / "calib").iterdir())

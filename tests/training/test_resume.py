@@ -2,53 +2,71 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+from tiny_runs import Item
 
-from trt_qat.checkpoint import load_checkpoint
-from trt_qat.config import Config, ModelSection, QatSection
-from trt_qat.data.dataset import Dataset, ultralytics_data
+from trt_qat.checkpoint import Model, load
+from trt_qat.config import Config, QatSection
+from trt_qat.data.dataset import Dataset
 from trt_qat.errors import ArtifactError
-from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.qat import train_qat
 from trt_qat.training.resume import run_fingerprint
-
-if TYPE_CHECKING:
-    from conftest import Calibrated
 
 
 class Killed(Exception):
     """Stands for the signal that ends the process."""
 
 
-def train(
-    model: QuantizedModel, data: Dataset, out: Path, kill_at: tuple[int, int] | None = None, resume: bool = False
-) -> Path:
-    with model.quantizers_off():
-        teacher = copy.deepcopy(model.network)
-    section = QatSection(
-        epochs=3, batch=4, lr0=1e-3, loss="both", penalty=0.1, learned_scales=True, progressive="depth", hsv=0.5
-    )
-    done: list[str] = []
+class KillAt:
+    """A progress that ends the run at a step (from 1) of an epoch (from 1) of this process."""
 
-    def report(description: str, step: int, _: int) -> None:
-        done.append(description)
-        if kill_at is not None and (len(set(done)), step) == kill_at:
+    def __init__(self, epoch_and_step: tuple[int, int]) -> None:
+        self._at = epoch_and_step
+        self._epochs: set[str] = set()
+
+    def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+        return items
+
+    def step(self, description: str, done: int, total: int) -> None:
+        self._epochs.add(description)
+        if (len(self._epochs), done) == self._at:
             raise Killed
 
-    settings = {"settings": section.model_dump(mode="json")}
-    artifact = train_qat(
-        model, teacher, ultralytics_data(data), out, ModelSection(imgsz=64), section, settings, report, resume=resume
+    def note(self, line: str) -> None:
+        pass
+
+
+NEVER = (0, 0)
+
+
+def train(
+    model: Model, data: Dataset, out: Path, kill_at: tuple[int, int] = NEVER, resume: bool = False, **keys: Any
+) -> Path:
+    section = QatSection.model_validate(
+        {
+            "epochs": 3,
+            "batch": 4,
+            "lr0": 1e-3,
+            "loss": "both",
+            "dampening": 0.1,
+            "lsq": True,
+            "progressive": "depth",
+            "hsv": 0.5,
+            "collapse": 0.0,
+            **keys,
+        }
     )
-    return artifact.path
+    settings = {"settings": section.model_dump(mode="json")}
+    return train_qat(model, data, out, section, settings, KillAt(kill_at), resume=resume).path
 
 
 def content(out: Path) -> dict[str, Any]:
-    best, last = load_checkpoint(out / "best.safetensors"), load_checkpoint(out / "last.safetensors")
+    best, last = load(out / "best.safetensors"), load(out / "last.safetensors")
     return {
         "best": best.network.state_dict(),
         "last": last.network.state_dict(),
@@ -59,39 +77,52 @@ def content(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(calibrated: Calibrated, demo: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def unbroken(int8: Model, demo: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    train(calibrated(), demo, out)
+    train(int8, demo, out)
     return content(out)
 
 
 @pytest.mark.parametrize("kill_at", [(1, 2), (2, 1), (3, 3)])
 def test_killed_and_resumed(
-    calibrated: Calibrated, demo: Dataset, tmp_path: Path, unbroken: dict[str, Any], kill_at: tuple[int, int]
+    int8: Model, demo: Dataset, tmp_path: Path, unbroken: dict[str, Any], kill_at: tuple[int, int]
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Killed):
-        train(calibrated(), demo, out, kill_at)
+        train(int8, demo, out, kill_at)
     assert (out / "resume.pt").is_file() == (kill_at[0] > 1)
-    train(calibrated(), demo, out, resume=True)
-    found = content(out)
-    for name in ("best", "last"):
-        assert found[name].keys() == unbroken[name].keys()
-        assert all(torch.equal(value, found[name][key]) for key, value in unbroken[name].items()), name
-    for name in ("fitness", "errors", "results"):
-        assert found[name] == unbroken[name]
+    train(int8, demo, out, resume=True)
+    check_equal(content(out), unbroken)
     before = (out / "best.safetensors").stat().st_mtime_ns
-    assert train(calibrated(), demo, out, resume=True) == out / "best.safetensors"  # finished: nothing to do
+    assert train(int8, demo, out, resume=True) == out / "best.safetensors"  # finished: nothing to do
     assert (out / "best.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_runs_state_is_refused(calibrated: Calibrated, demo: Dataset, tmp_path: Path) -> None:
+def test_killed_and_resumed_with_batchnorm_kept(int8_with_batchnorm: Model, demo: Dataset, tmp_path: Path) -> None:
+    """Killed in the epoch in which the statistics are frozen already."""
+    keys = {"bn": "freeze", "bn_freeze_epochs": 1, "epochs": 2}
+    train(int8_with_batchnorm, demo, tmp_path / "unbroken", **keys)
+    with pytest.raises(Killed):
+        train(int8_with_batchnorm, demo, tmp_path / "run", (2, 2), **keys)
+    train(int8_with_batchnorm, demo, tmp_path / "run", resume=True, **keys)
+    check_equal(content(tmp_path / "run"), content(tmp_path / "unbroken"))
+
+
+def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name in ("best", "last"):
+        assert found[name].keys() == expected[name].keys()
+        assert all(torch.equal(value, found[name][key]) for key, value in expected[name].items()), name
+    for name in ("fitness", "errors", "results"):
+        assert found[name] == expected[name]
+
+
+def test_another_runs_state_is_refused(int8: Model, demo: Dataset, tmp_path: Path) -> None:
     (tmp_path / "resume.pt").write_bytes(b"not a state")
     with pytest.raises(ArtifactError, match="is damaged"):
-        train(calibrated(), demo, tmp_path, resume=True)
-    torch.save({"format": "trt_qat-resume-1", "fingerprint": "another"}, tmp_path / "resume.pt")
+        train(int8, demo, tmp_path, resume=True)
+    torch.save({"format": "trt_qat-resume-2", "fingerprint": "another"}, tmp_path / "resume.pt")
     with pytest.raises(ArtifactError, match="other weights, data, versions or settings"):
-        train(calibrated(), demo, tmp_path, resume=True)
+        train(int8, demo, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +130,7 @@ def test_another_runs_state_is_refused(calibrated: Calibrated, demo: Dataset, tm
     [
         ("qat.lr0=1e-4", True),
         ("model.imgsz=320", True),
-        ("data.batch=4", True),
+        ("quantization.batch=4", True),
         ("quantization.calibrator=max", True),
         ("sensitivity.images=4", True),
         ("qat.max_drop=0.2", False),

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
-from trt_qat.model.loading import LoadedModel
+from trt_qat.checkpoint import Model, load, save
 
 WORKER = """
 import json, sys
@@ -37,11 +36,11 @@ with distributed.process_group():
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_images_and_agree(detector: LoadedModel, demo_yaml: Path, tmp_path: Path) -> None:
-    weights = save_checkpoint(tmp_path / "tiny.safetensors", detector, "fp32", 64, {}).path
+def test_two_processes_share_the_images_and_agree(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
+    weights = save(tmp_path / "tiny.safetensors", detector).path
     script, out = tmp_path / "worker.py", tmp_path / "out"
     script.write_text(WORKER, encoding="utf-8")
-    settings = ["model.imgsz=64", "qat.epochs=2", "qat.batch=4", "qat.learned_scales=true", "qat.penalty=0.1"]
+    settings = ["model.imgsz=64", "qat.epochs=2", "qat.batch=4", "qat.lsq=true", "qat.dampening=0.1"]
     settings += ["qat.progressive=depth", f"data.calibration_cache={tmp_path / 'calib'}"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *torchrun, str(script), str(weights), str(demo_yaml), str(out), *settings]
@@ -52,7 +51,7 @@ def test_two_processes_share_the_images_and_agree(detector: LoadedModel, demo_ya
     assert len(ranks[0]["images"]) == len(ranks[1]["images"]) == 6
     assert not set(ranks[0]["images"]) & set(ranks[1]["images"])
     assert len((out / "results.csv").read_text().splitlines()) == 3
-    last = load_checkpoint(out / "last.safetensors")
+    last = load(out / "last.safetensors")
     assert last.provenance["training"]["epoch"] == 2
     name = "model.0.conv.weight"
     assert not last.network.state_dict()[name].equal(detector.network.state_dict()[name])

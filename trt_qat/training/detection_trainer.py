@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
@@ -44,9 +45,9 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         self._progress = progress
         self._batches_done = 0
         super().__init__(overrides={"task": "detect", "mode": "train", **overrides})
-        network.args = self.args
-        self.model = network
-        self.add_callback("on_train_start", lambda _: tune_cpu())
+        network.args = self.args  # where Ultralytics' criterion looks for the weights of its parts
+        self.model = network  # a module instead of a name: setup_model() then looks for nothing
+        self.add_callback("on_train_start", lambda _: tune_cpu())  # Ultralytics has set its own thread count by now
         self.add_callback("on_train_epoch_start", DatasetTrainer._epoch_started)
         self.add_callback("on_train_batch_end", DatasetTrainer._batch_done)
 
@@ -64,20 +65,24 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         """Steps since the start of the run; before a step also its number, from 0."""
         return int(self.epoch) * len(self.train_loader) + self._batches_done
 
+    @override
     def _setup_train(self) -> None:
         self.world_size = 0  # Ultralytics wraps the network for GPUs only, see _build_train_pipeline
         super()._setup_train()
 
+    @override
     def _setup_ddp(self) -> None:
         """Nothing: the command line has made the process group, on a CPU as well."""
 
+    @override
     def _build_train_pipeline(self) -> None:
         processes = distributed.world_size()
-        if processes > 1 and self.world_size != processes:
+        if processes > 1 and self.world_size != processes:  # it is called again after a batch that was too large
             self.world_size = processes
             self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
         super()._build_train_pipeline()
 
+    @override
     def final_eval(self) -> None:
         """Shrink the checkpoints to what inference needs; the best epoch was validated when it was trained."""
         for file in (self.last, self.best) if distributed.is_main() else ():

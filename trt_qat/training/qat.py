@@ -1,6 +1,7 @@
 """Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP.
 
-Each idea has a file of its own and a key in the ``qat`` section; this module puts together what is configured.
+Each idea is a feature with a file of its own and a key in the ``qat`` section; the trainer calls all of them alike and
+knows none by name, see :mod:`trt_qat.training.features.base`.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from ultralytics.nn.tasks import DetectionModel
+from typing_extensions import override
 
 from trt_qat import distributed
 from trt_qat.artifacts import CheckpointArtifact
@@ -28,29 +29,24 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
-from trt_qat.training.features.batchnorm import folded, freeze_statistics_, unfolded
-from trt_qat.training.features.dampening import DampeningLoss
-from trt_qat.training.features.distillation import Distillation
-from trt_qat.training.features.error_monitor import QuantizationErrorMonitor
-from trt_qat.training.features.learning_rate import QATLearningRateScheduler
-from trt_qat.training.features.lsq import keep_ranges_positive_, learn_scales_, move_ranges_
-from trt_qat.training.features.progressive import ProgressiveQuantization
+from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
+from trt_qat.training.features.choose import features_from_section
 from trt_qat.training.resume import load_state, run_fingerprint, save_state
 
 LOG = logging.getLogger(__name__)
 _GRADIENT_NORM = 10.0  # Ultralytics' own limit
-_LEARNING_RATES = {"lr/pg0", "lr/pg1", "lr/pg2"}  # Ultralytics' groups: weights, norms, biases
+_LEARNING_RATES = {"lr/pg0", "lr/pg1", "lr/pg2"}  # Ultralytics' own groups: weights, norms, biases
 
 
 class QATTrainer(DatasetTrainer):
     """Fine-tunes a calibrated network in place.
 
     Args:
-        detector: calibrated; its BatchNorm is folded unless ``section.bn`` is ``freeze``.
-        teacher: the float network for distillation, None for the detection loss alone.
+        detector: calibrated, in the form in which it is trained (``Feature.as_trained``).
+        features: the ideas that take part, in the order in which their hooks are called.
         dataset: trained on, and validated on its val split.
         out: folder for ``best.safetensors``, ``last.safetensors``, ``results.csv``, ``resume.pt``.
-        order: scale groups in the order in which progressive quantization switches them on.
+        provenance: goes into the checkpoints and decides whether a run may be resumed.
         state: what ``resume.pt`` held, None for a new run.
     """
 
@@ -59,77 +55,63 @@ class QATTrainer(DatasetTrainer):
     def __init__(
         self,
         detector: Model,
-        teacher: DetectionModel | None,
+        features: Sequence[Feature],
         dataset: Dataset,
         out: Path,
         section: QatSection,
         provenance: Mapping[str, Any],
         progress: Progress = SILENT,
-        order: Sequence[str] = (),
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self._detector = detector
         self._quantized = model = detector.require_quantized()
-        self._teacher = teacher
-        self._section = section
+        self._features = features
+        self._with_labels = section.loss != "distill"
         self._provenance = provenance
         self._state = state
         self._out = out
         self.start_fitness = 0.0
-        super().__init__(model.network, dataset, _overrides(detector.imgsz, section, out), progress)
+        overrides = _overrides(detector.imgsz, section, out)
+        for feature in features:
+            overrides |= feature.ultralytics_arguments()
+        super().__init__(model.network, dataset, overrides, progress)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
-        self._penalty = DampeningLoss(model, section.dampening) if section.dampening else None
-        self._monitor = QuantizationErrorMonitor(out, section.collapse) if section.monitor else None
-        if section.scheduler == "qat":
-            QATLearningRateScheduler(section.warmup_epochs, section.lrf).attach(self)
         self.add_callback("on_train_epoch_start", QATTrainer._seed_epoch)
-        self.add_callback("on_train_batch_start", QATTrainer._batch_starts)
+        self.add_callback("on_train_batch_start", QATTrainer._before_step)
         if state is None:
             self.add_callback("on_train_start", QATTrainer._validate_start)
-        if self._monitor is not None and distributed.is_main():
-            self._monitor.attach(self)
-        if section.progressive != "none":  # after the EMA copy is made, which keeps every quantizer on
-            ProgressiveQuantization(model, order, section.progressive_end).attach(self)
-        self.add_callback("on_fit_epoch_end", QATTrainer._save_state)
+        if distributed.is_main():  # the others wait while it measures, see distributed.py
+            self.add_callback("on_train_start", QATTrainer._begin)
+            self.add_callback("on_fit_epoch_end", QATTrainer._after_epoch)
+        self.add_callback("teardown", QATTrainer._end)
 
-    def evaluated_model(self) -> QuantizedModel:
-        """The EMA network that is validated and saved."""
-        return replace(self._quantized, network=self.ema.ema)
-
+    @override
     def _setup_train(self) -> None:
         for parameter in self._quantized.network.parameters():
             parameter.requires_grad_(True)
-        if self._section.lsq:
-            learn_scales_(self._quantized)
+        for feature in self._features:
+            feature.prepare_(self._quantized, self.device)
         super()._setup_train()
         network = self._quantized.network
-        network.criterion = QATCriterion(
-            network.init_criterion(), self._section.loss != "distill", self._distillation(), self._penalty
-        )
-        self.ema.ema.criterion = network.criterion
+        network.criterion = QATCriterion(network.init_criterion(), self._with_labels, self._features)
+        self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
 
-    def _distillation(self) -> Distillation | None:
-        if self._teacher is None or self._section.loss == "detection":
-            return None
-        section = self._section
-        return Distillation(
-            self._teacher.to(self.device), section.distill_score, section.distill_box, section.distill_feature
-        )
-
+    @override
     def build_optimizer(self, model: nn.Module, *args: Any, **keys: Any) -> Optimizer:
-        """Ultralytics' optimizer; learned ranges get groups of their own."""
+        """Ultralytics' optimizer, with the features' groups behind its own."""
         optimizer: Optimizer = super().build_optimizer(model, *args, **keys)
-        if self._section.lsq:
-            move_ranges_(optimizer, self._quantized, self._section.lsq_lr)
+        for feature in self._features:
+            _move_(optimizer, feature.param_groups(self._quantized))
         return optimizer
 
+    @override
     def optimizer_step(self) -> None:
         """One step with clipped gradients; a step that is not finite is left out and ends the run."""
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         if torch.isfinite(norm):
             self.optimizer.step()
-            if self._section.lsq:
-                keep_ranges_positive_(self._quantized)
+            for feature in self._features:
+                feature.after_step(self._quantized)
             self.ema.update(self.model)
         else:
             LOG.warning(
@@ -140,20 +122,23 @@ class QATTrainer(DatasetTrainer):
             self.stop = True
         self.optimizer.zero_grad()
 
+    @override
     def _model_train(self) -> None:
         super()._model_train()
-        if self._section.bn == "freeze" and self.epoch >= self._section.bn_freeze_epochs:
-            freeze_statistics_(self.model)
+        for feature in self._features:
+            feature.train_mode_(self._quantized, self.epoch)
 
+    @override
     def save_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Ultralytics' results.csv, without the learning rate of every learned range."""
+        """Ultralytics' results.csv, without a column for every group that a feature has added to the optimizer."""
         super().save_metrics({k: v for k, v in metrics.items() if not k.startswith("lr/pg") or k in _LEARNING_RATES})
 
+    @override
     def save_model(self) -> bool:
         """Write ``last``, and ``best`` when this epoch is the best so far."""
-        model = self.evaluated_model()
-        if self._section.bn == "freeze":
-            model = folded(model)
+        model = self._evaluated_model()
+        for feature in self._features:
+            model = feature.as_saved(model)
         fitness = {"epoch": self.epoch + 1, "fake_quant_map50_95": float(self.fitness)}
         detector = self._detector.with_quantized(model, "qat", {**self._provenance, "training": fitness})
         save(self.last, detector)
@@ -161,9 +146,11 @@ class QATTrainer(DatasetTrainer):
             save(self.best, detector)
         return True
 
+    @override
     def final_eval(self) -> None:
         """Nothing: the exported file is what gets evaluated."""
 
+    @override
     def resume_training(self, ckpt: Any) -> None:
         """Go on from the state of an interrupted run."""
         del ckpt  # Ultralytics' own kind of checkpoint
@@ -177,32 +164,44 @@ class QATTrainer(DatasetTrainer):
         self.best_fitness, self.start_fitness = state["best_fitness"], state["start_fitness"]
         self.stopper.best_fitness, self.stopper.best_epoch = state["stopper"]
         self.start_epoch = state["epoch"] + 1
+        for feature in self._features:
+            feature.load_state(state["features"][feature.name], self.start_epoch)
         if distributed.is_main():
             self.csv.write_text(state["results_csv"], encoding="utf-8")
-            if self._monitor is not None:
-                self._monitor.load_state(state["monitor"], self.start_epoch)
 
+    @override
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Never: a step that is not finite was left out."""
         del epoch
         return False
 
+    def _evaluated_model(self) -> QuantizedModel:
+        """The averaged network (EMA) that is validated and saved."""
+        return replace(self._quantized, network=self.ema.ema)
+
+    def _validation_images(self) -> Iterator[Tensor]:
+        for batch in self.test_loader:
+            yield self.preprocess_batch(batch)["img"]
+
     def _seed_epoch(self) -> None:
         """Order and augmentation depend on seed and epoch alone, so that an interrupted epoch can be done again."""
+        # a prime far above any number of processes: no two pairs of epoch and process share a seed
         seed = self.args.seed + 7919 * (self.epoch + 1) + distributed.rank()
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        self.train_loader.reset()
+        self.train_loader.reset()  # else the loader goes on where the last epoch's sampler stood
         self.train_loader.generator.manual_seed(seed)
 
-    def _batch_starts(self) -> None:
-        if self._penalty is not None:
-            self._penalty.progress = self.steps_done / (len(self.train_loader) * self.epochs)
+    def _before_step(self) -> None:
+        step = Step(self.steps_done, len(self.train_loader), self.epochs)
+        for feature in self._features:
+            feature.before_step(step, self.optimizer)
 
     def _validate_start(self) -> None:
         """Epoch 0: the calibrated network itself is a candidate, so QAT never returns something worse."""
         self.epoch = -1
+        # Ultralytics' validator asks the trainer's last loss for the names of its parts, and no step was made yet
         batch = self.preprocess_batch(next(iter(self.train_loader)))
         with torch.no_grad():
             self.loss, self.loss_items = self.ema.ema(batch)
@@ -212,9 +211,21 @@ class QATTrainer(DatasetTrainer):
             self.save_model()
         self.epoch = 0
 
+    def _begin(self) -> None:
+        for feature in self._features:
+            feature.begin(self._evaluated_model(), self._validation_images())
+
+    def _after_epoch(self) -> None:
+        epoch = Epoch(self.epoch + 1, self._evaluated_model(), float(self.fitness), float(self.best_fitness))
+        ends = [feature.after_epoch(epoch) for feature in self._features]  # each is told, whatever another says
+        self.stop |= any(ends)
+        self._save_state()
+
+    def _end(self) -> None:
+        for feature in self._features:
+            feature.end()
+
     def _save_state(self) -> None:
-        if not distributed.is_main():
-            return
         fingerprint = run_fingerprint(self._provenance)
         if self.stop:
             save_state(self._out, fingerprint, {"finished": True})
@@ -230,9 +241,18 @@ class QATTrainer(DatasetTrainer):
             "start_fitness": self.start_fitness,
             "stopper": (float(self.stopper.best_fitness), int(self.stopper.best_epoch)),
             "results_csv": self.csv.read_text(encoding="utf-8"),
-            "monitor": self._monitor.state() if self._monitor is not None else {},
+            "features": {feature.name: dict(feature.state()) for feature in self._features},
         }
         save_state(self._out, fingerprint, state)
+
+
+def _move_(optimizer: Optimizer, groups: Sequence[ParamGroup]) -> None:
+    """Take the groups' parameters out of the optimizer's groups and give each group its own, in place."""
+    moved = {id(parameter) for group in groups for parameter in group.params}
+    for existing in optimizer.param_groups:
+        existing["params"] = [parameter for parameter in existing["params"] if id(parameter) not in moved]
+    for group in groups:
+        optimizer.add_param_group({"params": list(group.params), "lr": group.lr, "weight_decay": group.weight_decay})
 
 
 def _overrides(imgsz: int, section: QatSection, out: Path) -> dict[str, Any]:
@@ -244,9 +264,9 @@ def _overrides(imgsz: int, section: QatSection, out: Path) -> dict[str, Any]:
         "lrf": section.lrf,
         "cos_lr": True,
         "weight_decay": section.weight_decay,
-        "warmup_epochs": section.warmup_epochs if section.scheduler == "ultralytics" else 0.0,
-        "warmup_bias_lr": 0.0,
-        "nbs": section.batch,
+        "warmup_epochs": section.warmup_epochs,
+        "warmup_bias_lr": 0.0,  # Ultralytics starts the biases at 0.1, which ruins trained ones
+        "nbs": section.batch,  # else it would sum gradients up to a batch of 64
         "mosaic": 0.0,
         "close_mosaic": 0,
         "erasing": 0.0,
@@ -288,17 +308,14 @@ def train_qat(
     state = load_state(out, run_fingerprint(provenance)) if resume else None
     if state is not None and state["finished"]:
         return CheckpointArtifact(out / "best.safetensors")
+    features = features_from_section(section, Start(model, out, order))
     quantized = model.require_quantized()
-    with quantized.quantizers_off():  # the copy stays float: it is the teacher
-        teacher = copy.deepcopy(quantized.network)
-    if section.bn == "freeze":
-        trained = unfolded(quantized, model.unfolded())
-    else:
-        trained = replace(quantized, network=copy.deepcopy(quantized.network))
+    trained = replace(quantized, network=copy.deepcopy(quantized.network))
+    for feature in features:
+        trained = feature.as_trained(trained, model)
     detector = replace(model, network=trained.network, quantized=trained)
-    depth = [group.name for group in quantized.placement.groups]
     with quiet_ultralytics():
-        trainer = QATTrainer(detector, teacher, dataset, out, section, provenance, progress, order or depth, state)
+        trainer = QATTrainer(detector, features, dataset, out, section, provenance, progress, state)
         trainer.train()
     if distributed.is_main():
         (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write

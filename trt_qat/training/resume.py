@@ -19,7 +19,7 @@ from trt_qat.artifacts import atomic_path
 from trt_qat.errors import ArtifactError
 
 FILE = "resume.pt"
-_FORMAT = "trt_qat-resume-1"
+_FORMAT = "trt_qat-resume-2"
 _SECTIONS = ("model", "data", "quantization", "sensitivity")  # beside qat
 
 

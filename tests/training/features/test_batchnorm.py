@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from tiny_runs import Reports, finetune, statistics, weights
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
+from trt_qat import api, pipeline
+from trt_qat.checkpoint import Model, load, save
+from trt_qat.config import Config
+from trt_qat.data.dataset import Dataset
+from trt_qat.errors import ArtifactError
 from trt_qat.evaluation.parity import cosine
 from trt_qat.model.loading import raw_output
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.training.features.batchnorm import folded, freeze_statistics_, unfolded
+from trt_qat.training.features.batchnorm import FrozenBatchNorm, folded, freeze_statistics_, unfolded
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -80,3 +88,96 @@ def test_frozen_statistics_do_not_move(unfolded: DetectionModel, batches: tuple[
             network(batches[0])
         after = network.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items()) == freeze
+
+
+def test_statistics_move_in_the_first_epoch_and_stand_still_in_the_second(
+    int8_with_batchnorm: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[dict[str, Tensor]]] = {0: [], 1: []}
+    epochs: list[int] = []
+    original = FrozenBatchNorm.train_mode_
+
+    def before_an_epoch(self: FrozenBatchNorm, model: QuantizedModel, epoch: int) -> None:
+        epochs.append(epoch)
+        original(self, model, epoch)
+
+    def after_a_step(self: FrozenBatchNorm, model: QuantizedModel) -> None:
+        seen[epochs[-1]].append(statistics(model.network))
+
+    monkeypatch.setattr(FrozenBatchNorm, "train_mode_", before_an_epoch)
+    monkeypatch.setattr(FrozenBatchNorm, "after_step", after_a_step)
+    start = statistics(int8_with_batchnorm.unfolded())
+    finetune(int8_with_batchnorm, demo, tmp_path / "run", "detection", epochs=2, bn="freeze", bn_freeze_epochs=1)
+    assert [len(seen[epoch]) for epoch in (0, 1)] == [3, 3]
+    states = [start, *seen[0]]
+    for before, after in itertools.pairwise(states):
+        assert before.keys() == after.keys() != set()
+        assert all(not torch.equal(value, after[name]) for name, value in before.items())
+    for state in seen[1]:
+        assert all(torch.equal(value, state[name]) for name, value in seen[0][-1].items())
+    assert all(torch.equal(value, statistics(int8_with_batchnorm.unfolded())[name]) for name, value in start.items())
+
+
+def test_from_an_ultralytics_checkpoint(unfolded_pt: Path, demo_yaml: Path, tmp_path: Path) -> None:
+    """load, quantize, finetune: the unfolded network travels with the model, and what is saved is folded."""
+    int8 = api.quantize(load(unfolded_pt), demo_yaml, calibrator="mse")
+    best = api.finetune(int8, demo_yaml, tmp_path / "run", bn="freeze", epochs=1, batch=4, lr0=1e-4)
+    last = load(tmp_path / "run" / "last.safetensors")
+    assert best.stage == last.stage == "qat"
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in last.network.modules())
+    assert last.require_quantized().placement == int8.require_quantized().placement
+    before, after = weights(int8), weights(last)
+    assert before.keys() == after.keys()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    # one gentle epoch away from where it started: the right network was unfolded, and folded with its own statistics
+    changes = {name: float((after[name] - value).norm() / value.norm()) for name, value in before.items()}
+    assert 0 < changes["model.0.conv.weight"] < 0.2
+    for name, amax in int8.require_quantized().amax().items():
+        if name.startswith("activation."):
+            assert torch.equal(last.require_quantized().amax()[name], amax)
+
+
+def test_a_float_checkpoint_through_the_pipeline(unfolded_pt: Path, demo_yaml: Path, tmp_path: Path) -> None:
+    settings = ["qat.bn=freeze", "qat.epochs=1", "qat.batch=4", "qat.lr0=1e-4", "quantization.calibrator=max"]
+    config = Config.load(overrides=[*settings, f"data.calibration_cache={tmp_path / 'calib'}"])
+    pipeline.qat(unfolded_pt, demo_yaml, tmp_path / "run", config)
+    last = load(tmp_path / "run" / "last.safetensors")
+    assert last.provenance["training"]["epoch"] == 1
+    assert last.provenance["config"]["qat"]["bn"] == "freeze"
+
+
+ONE_LINE = r"^'[^\n]*' has its BatchNorm folded, which [^\n]*qat.bn=freeze need apart. Give the original .pt or .yaml.$"
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("verb", ["qat", "run"])
+def test_folded_weights_are_refused_before_any_long_work(
+    detector: Model, int8: Model, demo_yaml: Path, tmp_path: Path, reports: Reports, verb: str, quantized: bool
+) -> None:
+    source = save(tmp_path / "folded.safetensors", int8 if quantized else detector).path
+    calib = tmp_path / "calib"
+    config = Config.load(overrides=["qat.bn=freeze", f"data.calibration_cache={calib}"])
+    with pytest.raises(ArtifactError, match=ONE_LINE):
+        getattr(pipeline, verb)(source, demo_yaml, tmp_path / "run", config, reports)
+    assert not reports.loops
+    assert not reports.steps
+    assert not calib.exists()
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_folded_model_is_refused_before_its_groups_are_ranked(
+    int8: Model, demo: Dataset, tmp_path: Path, reports: Reports
+) -> None:
+    with pytest.raises(ArtifactError, match=ONE_LINE):
+        api.finetune(int8, demo, tmp_path / "run", bn="freeze", progressive="sensitivity", progress=reports)
+    assert not reports.loops
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fine_tuned_model_does_not_pass_for_the_one_it_came_from(
+    int8_with_batchnorm: Model, demo: Dataset, tmp_path: Path
+) -> None:
+    """Its weights are others than those of the unfolded network: to train that one would undo the fine-tuning."""
+    tuned = api.finetune(int8_with_batchnorm, demo, tmp_path / "run", epochs=1, batch=4, lr0=1e-4)
+    with pytest.raises(ArtifactError, match=ONE_LINE):
+        api.finetune(tuned, demo, tmp_path / "again", bn="freeze")

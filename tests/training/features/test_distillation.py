@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trt_qat.model.loading import LoadedModel
+from trt_qat.checkpoint import Model
 from trt_qat.training.criterion import QATCriterion
-from trt_qat.training.features.dampening import DampeningLoss
+from trt_qat.training.features.base import Step
+from trt_qat.training.features.dampening import Dampening
 from trt_qat.training.features.distillation import Distillation, distillation_terms
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def predictions(network: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     return output
 
 
-def test_zero_for_equal_networks(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+def test_zero_for_equal_networks(detector: Model, batches: tuple[Tensor, ...]) -> None:
     network = copy.deepcopy(detector.network)
     with torch.no_grad():
         same = predictions(network, batches[0])
@@ -35,9 +36,7 @@ def test_zero_for_equal_networks(detector: LoadedModel, batches: tuple[Tensor, .
 
 
 @pytest.mark.parametrize(("changed", "key"), [("score", "scores"), ("box_kl", "boxes"), ("feature", "feats")])
-def test_each_term_follows_its_own_output(
-    detector: LoadedModel, batches: tuple[Tensor, ...], changed: str, key: str
-) -> None:
+def test_each_term_follows_its_own_output(detector: Model, batches: tuple[Tensor, ...], changed: str, key: str) -> None:
     with torch.no_grad():
         teacher = predictions(copy.deepcopy(detector.network), batches[0])
     generator = torch.Generator().manual_seed(0)
@@ -67,27 +66,27 @@ def test_gradient_reaches_every_quantized_convolution(calibrated: Calibrated, ba
 
 
 def test_criterion_has_the_configured_parts(
-    calibrated: Calibrated, detector: LoadedModel, batches: tuple[Tensor, ...]
+    calibrated: Calibrated, detector: Model, batches: tuple[Tensor, ...]
 ) -> None:
     student, teacher = copy.deepcopy(detector.network), copy.deepcopy(detector.network)
     output = predictions(student, batches[0])
-    penalty = DampeningLoss(calibrated(), weight=1.0)
-    penalty.progress = 1.0
+    dampening = Dampening(weight=1.0)
+    dampening.prepare_(calibrated(), torch.device("cpu"))
+    dampening.before_step(Step(2, per_epoch=1, epochs=2), torch.optim.SGD(student.parameters()))
 
     def detection(*_: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.tensor([5.0, 7.0]), {"box": torch.tensor(5.0), "cls": torch.tensor(7.0)}
 
     batch = {"img": batches[0]}
     terms = ["score", "box_kl", "feature"]
-    for with_labels, with_teacher, with_penalty in itertools.product((False, True), repeat=3):
+    for with_labels, with_teacher, damped in itertools.product((False, True), repeat=3):
         if not with_labels and not with_teacher:
             continue
-        criterion = QATCriterion(
-            detection, with_labels, Distillation(teacher) if with_teacher else None, penalty if with_penalty else None
-        )
-        names = ["box", "cls"] + terms * with_teacher + ["penalty"] * with_penalty
+        features = [Distillation(teacher)] * with_teacher + [dampening] * damped
+        criterion = QATCriterion(detection, with_labels, features)
+        names = ["box", "cls"] + terms * with_teacher + ["dampening"] * damped
         loss, parts = criterion(output, batch)
-        assert loss.shape == (2 * with_labels + 3 * with_teacher + with_penalty,)
+        assert loss.shape == (2 * with_labels + 3 * with_teacher + damped,)
         assert list(parts) == names
         assert [float(parts["box"]), float(parts["cls"])] == pytest.approx(
             [5.0, 7.0] if with_labels else [torch.nan, torch.nan], nan_ok=True
@@ -95,9 +94,9 @@ def test_criterion_has_the_configured_parts(
         if with_teacher:
             start = 2 * with_labels
             assert float(loss[start : start + 3].detach().abs().max()) == pytest.approx(0.0, abs=1e-4)
-        if with_penalty:
-            assert float(parts["penalty"]) > 0
-            assert float(loss[-1].detach()) == pytest.approx(len(batches[0]) * float(parts["penalty"]))
+        if damped:
+            assert float(parts["dampening"]) > 0
+            assert float(loss[-1].detach()) == pytest.approx(len(batches[0]) * float(parts["dampening"]))
         with torch.no_grad():
             loss, parts = criterion(output, batch)
         assert loss.tolist() == [5.0, 7.0]  # validation reports the detection loss alone
@@ -105,13 +104,13 @@ def test_criterion_has_the_configured_parts(
         assert copy.deepcopy(criterion) is criterion  # the EMA network does not copy the teacher
 
 
-def test_weights_scale_the_terms(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+def test_weights_scale_the_terms(detector: Model, batches: tuple[Tensor, ...]) -> None:
     teacher, student = copy.deepcopy(detector.network), copy.deepcopy(detector.network)
     with torch.no_grad():
         student.get_submodule("model.4.cv1.conv").weight *= 1.2
     output = predictions(student, batches[0])
-    plain = Distillation(teacher)(output, batches[0])
-    weighted = Distillation(teacher, score=3.0, box=0.0, feature=0.5)(output, batches[0])
+    plain = Distillation(teacher).loss(output, batches[0])
+    weighted = Distillation(teacher, score=3.0, box=0.0, feature=0.5).loss(output, batches[0])
     assert min(float(term.detach()) for term in plain.values()) > 0
     for name, factor in (("score", 3.0), ("box_kl", 0.0), ("feature", 0.5)):
         assert torch.allclose(weighted[name], factor * plain[name])

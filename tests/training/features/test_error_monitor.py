@@ -6,7 +6,6 @@ import copy
 import csv
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from trt_qat.quantization.fake_quant import fake_quantize
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.training.features.error_monitor import FILE, QuantizationErrorMonitor, measure_errors
+from trt_qat.training.features.base import Epoch
+from trt_qat.training.features.error_monitor import FILE, QuantizationErrorMonitor, measure_noise
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -26,16 +26,14 @@ def model(calibrated: Calibrated) -> QuantizedModel:
     return copy.deepcopy(calibrated())
 
 
-def trainer(model: QuantizedModel, images: Tensor) -> SimpleNamespace:
-    return SimpleNamespace(
-        test_loader=[{"img": images}],
-        preprocess_batch=lambda batch: batch,
-        evaluated_model=lambda: model,
-        epoch=0,
-        fitness=0.3,
-        best_fitness=0.3,
-        stop=False,
-    )
+def begun(model: QuantizedModel, images: Tensor, folder: Path) -> QuantizationErrorMonitor:
+    monitor = QuantizationErrorMonitor(folder, collapse=0.5)
+    monitor.begin(model, iter([images]))
+    return monitor
+
+
+def epoch(model: QuantizedModel, number: int, fitness: float = 0.3) -> Epoch:
+    return Epoch(number, model, fitness, best_fitness=0.3)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -44,7 +42,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_sqnr_is_signal_power_over_noise_power(model: QuantizedModel, batches: tuple[Tensor, ...]) -> None:
-    errors = {(e.kind, e.layer): e for e in measure_errors(model, batches[0], model.amax())}
+    errors = {(e.kind, e.layer): e for e in measure_noise(model, batches[0], model.amax())}
     assert len(errors) == len(model.amax())
     first = model.placement.groups[0].name
     amax = model.amax()[f"activation.{first}"]
@@ -57,21 +55,18 @@ def test_sqnr_is_signal_power_over_noise_power(model: QuantizedModel, batches: t
 def test_a_damaged_layer_is_named(
     model: QuantizedModel, batches: tuple[Tensor, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor, run = QuantizationErrorMonitor(tmp_path, collapse=0.5), trainer(model, batches[0])
-    monitor._begin(run)
+    monitor = begun(model, batches[0], tmp_path)
     with caplog.at_level(logging.WARNING, logger="trt_qat"):
-        monitor._after_epoch(run)
+        assert not monitor.after_epoch(epoch(model, 1))
         assert not caplog.records
         victim = model.placement.groups[5].name
         quantizer = model.activation_quantizers()[victim]
         model.toolkit.set_amax(quantizer, model.toolkit.amax(quantizer) * 8)
-        run.epoch = 1
-        monitor._after_epoch(run)
-    monitor._close(run)
+        assert not monitor.after_epoch(epoch(model, 2))
+    monitor.end()
     messages = [record.getMessage() for record in caplog.records]
     assert [m for m in messages if "SQNR fell" in m and victim in m]
     assert [m for m in messages if "drifted by +700 %" in m and victim in m]
-    assert not run.stop
     written = rows(tmp_path)
     assert {row["epoch"] for row in written} == {"0", "1", "2"}
     damaged = [row for row in written if row["epoch"] == "2" and row["layer"] == victim]
@@ -82,27 +77,40 @@ def test_a_damaged_layer_is_named(
 def test_a_collapsed_run_is_stopped(
     model: QuantizedModel, batches: tuple[Tensor, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor, run = QuantizationErrorMonitor(tmp_path, collapse=0.5), trainer(model, batches[0])
-    monitor._begin(run)
-    for run.fitness, stopped in ((0.2, False), (0.1, True)):
-        with caplog.at_level(logging.WARNING, logger="trt_qat"):
-            monitor._after_epoch(run)
-        assert run.stop == stopped
-    monitor._close(run)
-    assert "diverged" in caplog.text
+    monitor = begun(model, batches[0], tmp_path)
+    with caplog.at_level(logging.WARNING, logger="trt_qat"):
+        assert not monitor.after_epoch(epoch(model, 1, fitness=0.2))
+        assert not caplog.records
+        assert monitor.after_epoch(epoch(model, 2, fitness=0.1))
+    monitor.end()
+    assert "diverged: fake-quant mAP 0.1000 after epoch 2, best 0.3000" in caplog.text
 
 
-def test_going_on_drops_later_rows(model: QuantizedModel, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
-    monitor, run = QuantizationErrorMonitor(tmp_path, collapse=0.5), trainer(model, batches[0])
-    monitor._begin(run)
-    for run.epoch in (0, 1):
-        monitor._after_epoch(run)
-    monitor._close(run)
+def test_going_on_drops_later_rows(
+    model: QuantizedModel, batches: tuple[Tensor, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = begun(model, batches[0], tmp_path)
+    monitor.after_epoch(epoch(model, 1))
+    state = copy.deepcopy(monitor.state())
+    monitor.after_epoch(epoch(model, 2))
+    monitor.end()
     whole = rows(tmp_path)
-    again = QuantizationErrorMonitor(tmp_path, collapse=0.5)
-    again.load_state(monitor.state(), epochs=1)
-    assert {row["epoch"] for row in rows(tmp_path)} == {"0", "1"}
-    again._begin(run)
-    again._after_epoch(run)
-    again._close(run)
-    assert rows(tmp_path) == whole
+    victim = model.placement.groups[5].name
+    with caplog.at_level(logging.WARNING, logger="trt_qat"):
+        again = QuantizationErrorMonitor(tmp_path, collapse=0.5)
+        again.load_state(state, epochs=1)
+        again.begin(model, iter([batches[0]]))
+        assert {row["epoch"] for row in rows(tmp_path)} == {"0", "1"}
+        again.after_epoch(epoch(model, 2))
+        assert rows(tmp_path) == whole
+        assert not caplog.records
+        quantizer = model.activation_quantizers()[victim]
+        model.toolkit.set_amax(quantizer, model.toolkit.amax(quantizer) * 8)
+        again.after_epoch(epoch(model, 3))  # measured from the first run's start
+    again.end()
+    assert [m for m in caplog.messages if "SQNR fell" in m and victim in m]
+
+
+def test_a_run_that_failed_before_it_began_has_nothing_to_close(tmp_path: Path) -> None:
+    QuantizationErrorMonitor(tmp_path, collapse=0.5).end()
+    assert not list(tmp_path.iterdir())

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import csv
+from pathlib import Path
 
+import pytest
+from tiny_runs import finetune
+
+from trt_qat.checkpoint import Model
+from trt_qat.data.dataset import Dataset
 from trt_qat.training.features.learning_rate import QATLearningRateScheduler
 
 
@@ -31,3 +37,13 @@ def test_warmup_is_at_most_a_quarter_of_a_short_run() -> None:
     scheduler = QATLearningRateScheduler(warmup_epochs=3, final=0.1)
     factors = [scheduler.factor(step, 40, 1) for step in range(40)]
     assert factors.index(max(factors)) == 10
+
+
+def test_a_run_follows_it_and_not_ultralytics_warm_up(int8: Model, demo: Dataset, tmp_path: Path) -> None:
+    """Ultralytics' own, an epoch long, would be written over ours in the first epoch."""
+    finetune(int8, demo, tmp_path / "run", epochs=2, lr0=1e-4, lrf=0.1, warmup_epochs=1.0, monitor=False)
+    with (tmp_path / "run" / "results.csv").open() as stream:
+        rates = [float(row["lr/pg0"]) for row in csv.DictReader(stream)]
+    schedule = QATLearningRateScheduler(warmup_epochs=1.0, final=0.1)
+    assert rates == pytest.approx([1e-4 * schedule.factor(step, 3, 2) for step in (2, 5)], rel=1e-3)
+    assert rates[1] == pytest.approx(1e-5, rel=1e-3)

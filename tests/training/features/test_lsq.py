@@ -1,4 +1,4 @@
-"""Learned scales: the activations' ranges are parameters with their own learning rates, and survive saving."""
+"""LSQ: the activations' ranges are parameters with their own learning rates, and survive saving."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
+from trt_qat.checkpoint import Model, load, save
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.training.features.lsq import keep_ranges_positive_, learn_scales_, move_ranges_
+from trt_qat.training.features.lsq import Lsq
+from trt_qat.training.qat import _move_
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -23,13 +24,13 @@ def model(calibrated: Calibrated) -> QuantizedModel:
     copied = copy.deepcopy(calibrated(residual="both"))
     for parameter in copied.network.parameters():
         parameter.requires_grad_(True)
-    learn_scales_(copied)
+    Lsq(rate=0.01).prepare_(copied, torch.device("cpu"))
     return copied
 
 
 def step(model: QuantizedModel, images: Tensor, rate: float) -> torch.optim.Optimizer:
     optimizer = torch.optim.AdamW(model.network.parameters(), lr=1e-5)
-    move_ranges_(optimizer, model, rate)
+    _move_(optimizer, Lsq(rate).param_groups(model))
     predictions = model.network.train()(images)
     (predictions["scores"].square().mean() + predictions["boxes"].square().mean()).backward()
     optimizer.step()
@@ -52,15 +53,16 @@ def test_one_step_changes_each_range_by_the_rate(model: QuantizedModel, batches:
 def test_a_range_stays_positive(model: QuantizedModel, batches: tuple[Tensor, ...]) -> None:
     step(model, batches[0], rate=50.0)
     assert any(bool((amax <= 0).any()) for amax in model.amax().values())
-    keep_ranges_positive_(model)
+    Lsq(rate=50.0).after_step(model)
     assert all(bool((amax > 0).all()) for amax in model.amax().values())
 
 
-def test_learned_ranges_are_saved(model: QuantizedModel, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
+def test_learned_ranges_are_saved(
+    model: QuantizedModel, detector: Model, batches: tuple[Tensor, ...], tmp_path: Path
+) -> None:
     step(model, batches[0], rate=0.01)
-    save_checkpoint(tmp_path / "lsq.safetensors", model, "qat", 64, {})
-    loaded = load_checkpoint(tmp_path / "lsq.safetensors").quantized
-    assert loaded is not None
+    save(tmp_path / "lsq.safetensors", detector.with_quantized(model, "qat", {}))
+    loaded = load(tmp_path / "lsq.safetensors").require_quantized()
     for name, amax in model.amax().items():
         assert torch.equal(loaded.amax()[name], amax.detach())
     with torch.no_grad():

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
+from trt_qat.checkpoint import Model
+from trt_qat.config import QatSection
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.training.features.base import Start, Step
 from trt_qat.training.features.progressive import ProgressiveQuantization
 
 if TYPE_CHECKING:
@@ -23,19 +28,6 @@ def names(model: QuantizedModel) -> list[str]:
     return [group.name for group in model.placement.groups]
 
 
-class Trainer:
-    """The part of a trainer that the callback reads."""
-
-    def __init__(self, steps_per_epoch: int, epochs: int) -> None:
-        self.train_loader = list(range(steps_per_epoch))
-        self.epochs = epochs
-        self.steps_done = 0
-        self.callbacks: dict[str, Any] = {}
-
-    def add_callback(self, event: str, callback: Any) -> None:
-        self.callbacks[event] = callback
-
-
 def on(model: QuantizedModel) -> list[bool]:
     weights = model.weight_quantizers()
     states = []
@@ -49,12 +41,13 @@ def on(model: QuantizedModel) -> list[bool]:
 
 def test_switches_on_in_order_and_all_before_the_last_third(model: QuantizedModel) -> None:
     order = names(model)[::-1]
-    trainer = Trainer(steps_per_epoch=30, epochs=2)
-    ProgressiveQuantization(model, order, end=0.5).attach(trainer)  # type: ignore[arg-type]
+    feature = ProgressiveQuantization(order, end=0.5)
+    feature.prepare_(model, torch.device("cpu"))
+    assert all(on(model))  # the averaged copy is made now
+    optimizer = torch.optim.SGD(model.network.parameters())
     counts = []
     for step in range(60):
-        trainer.steps_done = step
-        trainer.callbacks["on_train_batch_start"](trainer)
+        feature.before_step(Step(step, per_epoch=30, epochs=2), optimizer)
         states = on(model)[::-1]
         assert states == sorted(states, reverse=True)  # the first of the order are on
         counts.append(sum(states))
@@ -66,4 +59,13 @@ def test_switches_on_in_order_and_all_before_the_last_third(model: QuantizedMode
 
 def test_order_must_name_every_group(model: QuantizedModel) -> None:
     with pytest.raises(ValueError, match="every group"):
-        ProgressiveQuantization(model, names(model)[1:], end=0.5)
+        ProgressiveQuantization(names(model)[1:], end=0.5).prepare_(model, torch.device("cpu"))
+
+
+def test_by_depth_unless_an_order_is_given(int8: Model, tmp_path: Path) -> None:
+    by_depth = names(int8.require_quantized())
+    section = QatSection(progressive="depth")
+    for order, expected in (([], by_depth), (by_depth[::-1], by_depth[::-1])):
+        feature = ProgressiveQuantization.configured(section, Start(int8, tmp_path, order))
+        assert feature is not None
+        assert list(feature.order) == expected

@@ -85,7 +85,7 @@ class PytorchQuantizationToolkit:
 
     def learn_range(self, quantizer: nn.Module) -> None:
         """See the protocol."""
-        raise QuantizationError("qat.learned_scales needs quantization.toolkit=modelopt: this one keeps ranges fixed.")
+        raise QuantizationError("qat.lsq needs quantization.toolkit=modelopt: this one keeps ranges fixed.")
 
     def set_enabled(self, quantizer: nn.Module, enabled: bool) -> None:
         """See the protocol."""

@@ -1,17 +1,62 @@
-"""BatchNorm kept during QAT: statistics freeze after some epochs, and folding rescales the weights' ranges."""
+"""BatchNorm kept during QAT: statistics freeze after some epochs, and folding rescales the weights' ranges.
+
+Kept, it adapts to what quantization does to a layer's output; frozen in time, so that the last epochs train the network
+that will be deployed and not one whose statistics still follow each batch.
+"""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel
 
+from trt_qat.checkpoint import Model
+from trt_qat.config import QatSection
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
+from trt_qat.training.features.base import Feature, Start
+
+
+class FrozenBatchNorm(Feature):
+    """Trains the network with its BatchNorm apart; what is saved is folded like any other checkpoint.
+
+    Args:
+        epochs: how many use the statistics of the batch, before the running ones are frozen.
+    """
+
+    name: ClassVar[str] = "batchnorm"
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    @classmethod
+    @override
+    def configured(cls, section: QatSection, start: Start) -> FrozenBatchNorm | None:
+        return cls(section.bn_freeze_epochs) if section.bn == "freeze" else None
+
+    @classmethod
+    @override
+    def check(cls, section: QatSection, model: Model) -> None:
+        if section.bn == "freeze":
+            model.unfolded()
+
+    @override
+    def as_trained(self, model: QuantizedModel, source: Model) -> QuantizedModel:
+        return unfolded(model, source.unfolded())
+
+    @override
+    def train_mode_(self, model: QuantizedModel, epoch: int) -> None:
+        if epoch >= self._epochs:
+            freeze_statistics_(model.network)
+
+    @override
+    def as_saved(self, model: QuantizedModel) -> QuantizedModel:
+        return folded(model)
 
 
 def unfolded(folded: QuantizedModel, network: DetectionModel) -> QuantizedModel:
@@ -23,7 +68,7 @@ def unfolded(folded: QuantizedModel, network: DetectionModel) -> QuantizedModel:
     insert_quantizers_(network, folded.placement, folded.toolkit)
     model = replace(folded, network=network)
     model.load_amax_({name: amax for name, amax in folded.amax().items() if name.startswith("activation.")})
-    for quantizer in model.weight_quantizers().values():
+    for quantizer in model.weight_quantizers().values():  # their ranges are those of the unfolded weights
         model.toolkit.set_enabled(quantizer, True)
     return model
 
@@ -48,7 +93,7 @@ def folded(model: QuantizedModel) -> QuantizedModel:
         if model.toolkit.is_quant_conv(conv):
             quantizer = model.toolkit.weight_quantizer(conv)
             model.toolkit.set_amax(quantizer, model.toolkit.amax(quantizer) * factor.abs().reshape(-1, 1, 1, 1))
-        del block.bn
+        del block.bn  # as Ultralytics' own fuse() leaves it, so that the checkpoint loads like one that it folded
         block.forward = block.forward_fuse
     return replace(model, network=network)
 

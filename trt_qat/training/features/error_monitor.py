@@ -5,24 +5,24 @@ from __future__ import annotations
 import csv
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from trt_qat.config import QatSection
 from trt_qat.quantization.insert import QuantizedModel
-
-if TYPE_CHECKING:
-    from trt_qat.training.detection_trainer import DatasetTrainer
+from trt_qat.training.features.base import Epoch, Feature, Start
 
 LOG = logging.getLogger(__name__)
 FILE = "quantization_error.csv"
 HEADER = ("epoch", "kind", "layer", "sqnr_db", "amax", "drift")
 _LOSS_DB = 3.0  # half of the signal-to-noise ratio gone since the start
-_DRIFT = 0.5
+_DRIFT = 0.5  # half as far again as at the start
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class QuantizationNoise:
 
 
 @torch.no_grad()
-def measure_errors(model: QuantizedModel, images: Tensor, start: Mapping[str, Tensor]) -> list[QuantizationNoise]:
+def measure_noise(model: QuantizedModel, images: Tensor, start: Mapping[str, Tensor]) -> list[QuantizationNoise]:
     """SQNR and drift of every quantizer.
 
     Args:
@@ -62,7 +62,7 @@ def measure_errors(model: QuantizedModel, images: Tensor, start: Mapping[str, Te
         model.network.train(was_training)
         for handle in handles:
             handle.remove()
-    return [_layer_error(model, name, quantizer, power[name], start[name]) for name, quantizer in quantizers.items()]
+    return [_noise(model, name, quantizer, power[name], start[name]) for name, quantizer in quantizers.items()]
 
 
 def _observer(power: list[float]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
@@ -73,12 +73,13 @@ def _observer(power: list[float]) -> Callable[[nn.Module, tuple[Any, ...], Tenso
     return observe
 
 
-def _layer_error(
+def _noise(
     model: QuantizedModel, name: str, quantizer: nn.Module, power: list[float], start: Tensor
 ) -> QuantizationNoise:
     kind, _, layer = name.partition(".")
     amax = model.toolkit.amax(quantizer).detach()
     drift = amax / start - 1
+    # a weight's range that nobody moves says nothing: how far the weights outgrew it, or shrank away from it, does
     if kind == "weight" and torch.equal(amax, start):
         weight: Tensor = model.network.get_submodule(layer).weight
         drift = weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True) / amax - 1
@@ -88,8 +89,8 @@ def _layer_error(
     return QuantizationNoise(kind, layer, sqnr, float(amax.mean()), worst)
 
 
-class QuantizationErrorMonitor:
-    """Callback: after each epoch, one batch through the EMA network; CSV, TensorBoard, warnings by layer name.
+class QuantizationErrorMonitor(Feature):
+    """After each epoch, one batch through the averaged network; CSV, TensorBoard, warnings by layer name.
 
     Stops the run when the fake-quant mAP falls below a share of its best; the best checkpoint is then the result.
 
@@ -98,82 +99,93 @@ class QuantizationErrorMonitor:
         collapse: share of the best mAP below which the run is stopped.
     """
 
+    name: ClassVar[str] = "monitor"
+
     def __init__(self, folder: Path, collapse: float) -> None:
         self._folder = folder
         self._collapse = collapse
         self._images: Tensor | None = None
         self._start: dict[str, Tensor] = {}
-        self._sqnr: dict[tuple[str, str], float] = {}
+        self._sqnr: dict[str, float] = {}
+        self._epochs_done = 0
         self._writer: Any = None
 
-    def attach(self, trainer: DatasetTrainer) -> None:
-        """Measure at the start and after each epoch."""
-        trainer.add_callback("on_train_start", self._begin)
-        trainer.add_callback("on_fit_epoch_end", self._after_epoch)
-        trainer.add_callback("teardown", self._close)
+    @classmethod
+    @override
+    def configured(cls, section: QatSection, start: Start) -> QuantizationErrorMonitor | None:
+        return cls(start.out, section.collapse) if section.monitor else None
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on: the ranges at the start."""
-        return {"start": self._start}
-
-    def load_state(self, state: Mapping[str, Any], epochs: int) -> None:
-        """Go on after ``epochs`` finished epochs; what a killed run wrote later is dropped."""
-        self._start = dict(state["start"])
-        file = self._folder / FILE
-        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
-        kept = [row for row in rows[1:] if int(row[0]) <= epochs]
-        self._sqnr = {(row[1], row[2]): float(row[3]) for row in kept if row[0] == "0"}
-        self._write_rows(kept, "w")
-
-    def _begin(self, trainer: Any) -> None:
+    @override
+    def begin(self, model: QuantizedModel, images: Iterator[Tensor]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import
 
-        batch = next(iter(trainer.test_loader))
-        self._images = trainer.preprocess_batch(batch)["img"]
+        self._images = next(images)  # the same ones after every epoch, so that only the network changes
         self._writer = SummaryWriter(str(self._folder))
         if self._start:
-            return  # resumed
-        model = trainer.evaluated_model()
+            self._drop_rows_after(self._epochs_done)
+            return
         self._start = {name: amax.detach().clone() for name, amax in model.amax().items()}
-        errors = self._measure(model)
-        self._sqnr = {(error.kind, error.layer): error.sqnr_db for error in errors}
-        self._record(0, errors, "w")
+        noise = self._measure(model)
+        self._sqnr = {_key(entry): entry.sqnr_db for entry in noise}
+        self._record(0, noise, "w")
 
-    def _after_epoch(self, trainer: Any) -> None:
-        errors = self._measure(trainer.evaluated_model())
-        self._record(trainer.epoch + 1, errors, "a")
-        for error in errors:
-            self._warn(error)
-        if trainer.fitness is not None and trainer.fitness < self._collapse * trainer.best_fitness:
+    @override
+    def after_epoch(self, epoch: Epoch) -> bool:
+        noise = self._measure(epoch.model)
+        self._record(epoch.number, noise, "a")
+        for entry in noise:
+            self._warn(entry)
+        collapsed = epoch.fitness < self._collapse * epoch.best_fitness
+        if collapsed:
             LOG.warning(
                 "QAT diverged: fake-quant mAP %.4f after epoch %d, best %.4f. Stopped; the best checkpoint is kept. "
                 "Lower qat.lr0.",
-                trainer.fitness,
-                trainer.epoch + 1,
-                trainer.best_fitness,
+                epoch.fitness,
+                epoch.number,
+                epoch.best_fitness,
             )
-            trainer.stop = True
+        return collapsed
+
+    @override
+    def state(self) -> dict[str, Any]:
+        """What drift and loss are measured from: the ranges and the SQNR at the start."""
+        return {"amax": self._start, "sqnr_db": self._sqnr}
+
+    @override
+    def load_state(self, state: Mapping[str, Any], epochs: int) -> None:
+        self._start, self._sqnr, self._epochs_done = dict(state["amax"]), dict(state["sqnr_db"]), epochs
+
+    @override
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def _measure(self, model: QuantizedModel) -> list[QuantizationNoise]:
         if self._images is None:
             raise RuntimeError("the monitor measures only after training has started")
-        return measure_errors(model, self._images, self._start)
+        return measure_noise(model, self._images, self._start)
 
-    def _warn(self, error: QuantizationNoise) -> None:
-        before = self._sqnr.get((error.kind, error.layer), error.sqnr_db)
-        if error.sqnr_db < before - _LOSS_DB:
-            LOG.warning("%s %s: SQNR fell from %.1f to %.1f dB.", error.kind, error.layer, before, error.sqnr_db)
-        if abs(error.drift) > _DRIFT:
-            what = "range" if error.kind == "activation" else "range or largest weight"
-            LOG.warning("%s %s: %s drifted by %+.0f %%.", error.kind, error.layer, what, 100 * error.drift)
+    def _warn(self, entry: QuantizationNoise) -> None:
+        before = self._sqnr[_key(entry)]
+        if entry.sqnr_db < before - _LOSS_DB:
+            LOG.warning("%s %s: SQNR fell from %.1f to %.1f dB.", entry.kind, entry.layer, before, entry.sqnr_db)
+        if abs(entry.drift) > _DRIFT:
+            what = "range" if entry.kind == "activation" else "range or largest weight"
+            LOG.warning("%s %s: %s drifted by %+.0f %%.", entry.kind, entry.layer, what, 100 * entry.drift)
 
-    def _record(self, epoch: int, errors: list[QuantizationNoise], mode: str) -> None:
-        rows = [[str(epoch), e.kind, e.layer, f"{e.sqnr_db:.3f}", f"{e.amax:.6g}", f"{e.drift:.4f}"] for e in errors]
+    def _record(self, epoch: int, noise: list[QuantizationNoise], mode: str) -> None:
+        rows = [[str(epoch), e.kind, e.layer, f"{e.sqnr_db:.3f}", f"{e.amax:.6g}", f"{e.drift:.4f}"] for e in noise]
         self._write_rows(rows, mode)
-        for error in errors:
-            self._writer.add_scalar(f"sqnr_db/{error.kind}/{error.layer}", error.sqnr_db, epoch)
-            self._writer.add_scalar(f"drift/{error.kind}/{error.layer}", error.drift, epoch)
+        for entry in noise:
+            self._writer.add_scalar(f"sqnr_db/{entry.kind}/{entry.layer}", entry.sqnr_db, epoch)
+            self._writer.add_scalar(f"drift/{entry.kind}/{entry.layer}", entry.drift, epoch)
         self._writer.flush()
+
+    def _drop_rows_after(self, epochs: int) -> None:
+        """A killed run may have measured an epoch that its last state does not know: it will be done again."""
+        file = self._folder / FILE
+        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
+        self._write_rows([row for row in rows[1:] if int(row[0]) <= epochs], "w")
 
     def _write_rows(self, rows: list[list[str]], mode: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +195,6 @@ class QuantizationErrorMonitor:
                 writer.writerow(HEADER)
             writer.writerows(rows)
 
-    def _close(self, _: Any) -> None:
-        if self._writer is not None:
-            self._writer.close()
+
+def _key(entry: QuantizationNoise) -> str:
+    return f"{entry.kind}.{entry.layer}"
