@@ -95,7 +95,7 @@ def main(weights: Path, imgsz: int, size: int, rounds: int) -> None:
     distilled = {"QAT, loss distill": False, "QAT, loss both": True, "QAT, loss distill, learned scales": False}
     for name, with_labels in distilled.items():
         network = networks[name]
-        network.criterion = QATCriterion(network.criterion, with_labels, Distillation(copy.deepcopy(teacher)))
+        network.criterion = QATCriterion(network.criterion, with_labels, [Distillation(copy.deepcopy(teacher))])
     steps = {name: step_of(network, batch) for name, network in networks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(rounds + 1):
