@@ -46,8 +46,10 @@ class TensorRtRunner:
     """
 
     name: str = "tensorrt"
+    suffixes = (".plan", ".engine")
 
-    def __init__(self, plan: Path) -> None:
+    def __init__(self, plan: Path, threads: int = 0) -> None:
+        del threads  # every runtime takes it
         existing_file(plan, "Plan")
         description = read_sidecar(plan)
         gpus = gpu_names()
