@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 import cv2
+import onnx
 import pytest
 from click.testing import CliRunner, Result
-from tiny_onnx import colour_image, write_tiny_detector
+from onnx import TensorProto, helper
+from tiny_onnx import Recorded, colour_image, write_colour_set, write_tiny_detector
 
-from trt_qat.config import InferSection
+import trt_qat
+from trt_qat.cli import cli
 from trt_qat.errors import ArtifactError
-from trt_qat.infer import default_model, infer, main
+from trt_qat.infer import command
+from trt_qat.runtime.annotate import annotate_files, default_model
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
+    return CliRunner().invoke(command, list(arguments))
 
 
 def test_image(place: Path) -> None:
@@ -58,20 +62,50 @@ def test_image(place: Path) -> None:
 
 
 def test_folder(place: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    summary = infer(Path("photos"), None, None, InferSection(), "onnxruntime", lambda *at: seen.append(at))
-    assert (summary.frames, summary.detections, summary.runtime) == (2, 2, "onnxruntime")
-    assert [name for name, _ in summary.per_frame] == ["a.jpg", "b.PNG"]
+    progress = Recorded()
+    done = annotate_files("photos", runtime="onnxruntime", progress=progress)
+    assert (done.frames, done.detections, done.runtime, done.errors) == (2, 2, "onnxruntime", [])
+    assert [name for name, _ in done.per_frame] == ["a.jpg", "b.PNG"]
     assert sorted(path.name for path in Path("runs/infer/photos").iterdir()) == ["a.jpg", "b.PNG"]
-    assert seen == [(1, 2), (2, 2)]
-    assert summary.median_ms > 0
+    assert progress.steps == [("annotating", 1, 2), ("annotating", 2, 2)]
+    assert done.median_ms is not None
+    assert done.median_ms > 0
+
+
+def test_a_folder_goes_on_at_a_bad_image_and_says_so_at_the_end(place: Path) -> None:
+    Path("photos/a.jpg").write_bytes(Path("photos/a.jpg").read_bytes()[:200])
+    Path("photos/empty.png").touch()
+    cv2.imwrite("photos/long.png", colour_image(1, 66000))
+    Path("photos/long.png").rename("photos/long.jpg")  # read by content; a JPEG of that length cannot be written
+    result = _run("photos", "--json", "found.json", "--out", "seen")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[1].startswith("2 frames, 1 detections, median ")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: 3 of 4 images left out; the first: Image 'photos/a.jpg' cannot be read: ")
+    assert [path.name for path in Path("seen").iterdir()] == ["b.PNG"]
+    written = json.loads(Path("found.json").read_text())
+    assert [row["frame"] for row in written["results"]] == ["b.PNG", "long.jpg"]
+    assert len(written["results"][0]["detections"]) == 1
+    assert [entry["frame"] for entry in written["errors"]] == ["a.jpg", "empty.png", "long.jpg"]
+    assert "does not encode 66000 x 1 pixels as *.jpg" in written["errors"][2]["error"]
+
+
+def test_a_folder_of_bad_images_only(place: Path) -> None:
+    for path in ("photos/a.jpg", "photos/b.PNG"):
+        Path(path).write_text("no image")
+    result = _run("photos", "--json", "found.json")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[1] == "0 frames, 0 detections"
+    assert result.stderr.startswith("Error: 2 of 2 images left out; the first: Image 'photos/a.jpg' ")
+    written = json.loads(Path("found.json").read_text())
+    assert (written["results"], written["median_ms"], len(written["errors"])) == ([], None, 2)
 
 
 @pytest.mark.parametrize(("out", "written"), [("seen", "seen/drive.avi"), ("seen/x.mp4", "seen/x.mp4")])
 def test_video(place: Path, out: str, written: str) -> None:
     result = _run("drive.avi", "--out", out, "--conf", "0.5", "--runtime", "onnxruntime")
     assert result.exit_code == 0, result.output
-    assert "--runtime onnxruntime" in result.stdout
+    assert "runs on onnxruntime (CPU): it was asked for." in result.stdout
     assert "3 frames, 3 detections" in result.stdout
     assert Path(written).stat().st_size > 0
 
@@ -86,8 +120,10 @@ def test_video(place: Path, out: str, written: str) -> None:
         (["broken.mp4"], "cannot be read"),
         (["one.png", "--model", "none.onnx"], "does not exist"),
         (["one.png", "--model", "broken.onnx"], "not an ONNX file"),
-        (["one.png", "--model", "photos/notes.txt"], r"must be a \*.plan or \*.onnx"),
-        (["one.png", "--runtime", "tensorrt"], "needs a TensorRT plan"),
+        (["one.png", "--model", "photos/notes.txt"], r"must be one of \*.onnx, .*\*.plan"),
+        (["one.png", "--runtime", "tensorrt"], r"'tensorrt' needs \*.plan or \*.engine"),
+        (["rtsp://me:geheim@10.0.0.2/cam"], r"Source 'rtsp://me:\*\*\*@10.0.0.2/cam' cannot be read: streams and cam"),
+        (["0"], "Source '0' cannot be read: streams and cameras are not supported"),
         (["one.png", "--out", "one.png"], "is the source itself"),
         (["one.png", "--out", "x.foo"], "must be a folder or end in"),
         (["photos", "--out", "one.png"], "is a file"),
@@ -127,6 +163,52 @@ def test_default_model_prefers_int8_then_the_newest(tmp_path: Path) -> None:
     assert default_model(tmp_path).name == "new.onnx"
 
 
-def test_it_starts_without_torch() -> None:
-    code = "import sys, trt_qat.infer; sys.exit(bool({'torch', 'ultralytics', 'tensorrt'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+INPUTS = {
+    "gray": ([1, 1, 64, 64], "1 channel"),
+    "four channels": ([1, 4, 64, 64], "4 channels"),
+    "not square": ([1, 3, 64, 96], "height 64 and width 96"),
+    "channels last": ([1, 64, 64, 3], r"\(batch, 3, height, width\), found \(1, 64, 64, 3\)"),
+    "three axes": ([3, 64, 64], r"\(batch, 3, height, width\), found \(3, 64, 64\)"),
+    "half dynamic": ([1, 3, 64, "width"], "height 64 and width None"),
+}
+
+
+@pytest.mark.parametrize(("shape", "message"), INPUTS.values(), ids=list(INPUTS))
+def test_models_with_another_input_are_one_line(place: Path, shape: list[int | str], message: str) -> None:
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
+    outputs = [helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)]
+    graph = helper.make_graph([helper.make_node("Relu", ["images"], ["out"])], "g", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save(model, "other.onnx")
+    data = write_colour_set(Path("set"), 1)
+    for arguments in (["infer", "one.png", "--model", "other.onnx"], ["evaluate", "other.onnx", "--data", str(data)]):
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 1, result.output
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("Error: The model's input must ")
+        assert re.search(message, line)
+
+
+@pytest.mark.parametrize("program", ["trt_qat.infer", "trt_qat infer"])
+def test_it_runs_without_torch(place: Path, program: str) -> None:
+    """As a user starts it, to the annotated image."""
+    script = (
+        "import runpy, sys\n"
+        f"module, *words = {program!r}.split()\n"
+        "sys.argv = [module, *words, 'one.png']\n"
+        "try: runpy.run_module(module, run_name='__main__')\n"
+        "except SystemExit as exc: assert not exc.code, exc.code\n"
+        "loaded = sorted({'torch', 'ultralytics', 'tensorrt', 'tensorrt_rtx', 'rich'} & set(sys.modules))\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("Written: runs/infer/one.png\n")
+    assert Path("runs/infer/one.png").is_file()
+
+
+def test_only_the_command_line_prints_and_exits() -> None:
+    """But for the child process of a build, which answers on its own streams."""
+    said = re.compile(r"\bprint\(|\bclick\b|\bsys\.(exit|stdout|stderr)\b|\bSystemExit\b")
+    package = Path(trt_qat.__file__).parent
+    assert [path.name for path in package.rglob("*.py") if said.search(path.read_text())] == ["cli.py"]

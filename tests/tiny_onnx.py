@@ -6,11 +6,16 @@ gray scores 0. Same output layout as YOLOv8: (batch, 4 + classes, anchors).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from trt_qat.progress import Silent
 
 SIZE, CELL = 64, 8
 CELLS = SIZE // CELL
@@ -19,7 +24,7 @@ CHANNELS = 4 + len(NAMES)
 
 
 def write_tiny_detector(path: Path, batch: int | None = 1, names: bool = True) -> Path:
-    """Write the detector; ``batch`` None makes the batch axis dynamic."""
+    """Write the detector; ``batch`` None makes the batch axis dynamic, ``names`` False leaves all metadata out."""
     axis = "batch" if batch is None else batch
     weights = np.zeros((CHANNELS, 3, 1, 1), np.float32)
     weights[4:, :, 0, 0] = np.full((3, 3), -0.5) + 1.5 * np.eye(3)
@@ -61,3 +66,36 @@ def write_unknown_operator(path: Path) -> Path:
 def colour_image(height: int, width: int) -> np.ndarray:
     """A gray image, BGR uint8."""
     return np.full((height, width, 3), 114, np.uint8)
+
+
+class Recorded(Silent):
+    """A progress that remembers its steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+
+    def over(self, items: Sequence[Any], description: str) -> Iterator[Any]:
+        """Iterate, one step per item."""
+        for done, item in enumerate(items, start=1):
+            yield item
+            self.steps.append((description, done, len(items)))
+
+    def step(self, description: str, done: int, total: int) -> None:
+        """Remember it."""
+        self.steps.append((description, done, total))
+
+
+def write_colour_set(folder: Path, count: int = 3) -> Path:
+    """A dataset for the tiny detector, which finds all of it: coloured squares that fill a cell. Returns data.yaml."""
+    for name in ("images/val", "labels/val"):
+        (folder / name).mkdir(parents=True)
+    for index in range(count):
+        image, labels = colour_image(SIZE, SIZE), []
+        for class_id, bgr in enumerate(((0, 0, 255), (0, 255, 0), (255, 0, 0))):
+            row, column = (index + 2 * class_id) % CELLS, (3 * index + class_id) % CELLS
+            image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = bgr
+            labels.append(f"{class_id} {(column + 0.5) / CELLS} {(row + 0.5) / CELLS} {1 / CELLS} {1 / CELLS}\n")
+        cv2.imwrite(str(folder / f"images/val/{index}.png"), image)
+        (folder / f"labels/val/{index}.txt").write_text("".join(labels))
+    (folder / "data.yaml").write_text("train: images/val\nval: images/val\nnames: [red, green, blue]\n")
+    return folder / "data.yaml"

@@ -44,7 +44,7 @@ from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_mem
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
 from trt_qat.runtime.runner import Runner, class_names
-from trt_qat.runtime.selection import open_runner
+from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.fp32 import train_fp32
@@ -321,7 +321,7 @@ def evaluate(
     return [
         ResultRow(
             model=label,
-            precision=runner.metadata.get("precision", "fp32"),
+            precision=runner.metadata.get("precision", "unknown"),
             runtime=runner.name,
             map50_95=round(accuracy.map50_95, 5),
             map50=round(accuracy.map50, 5),
@@ -359,12 +359,12 @@ def _open(model: str | Path | Model, section: EvaluationSection, runtime: str | 
     if isinstance(model, Model):
         return TorchRunner(model, section.threads)
     path = Path(model)
-    by_suffix = {".plan": "tensorrt", ".engine": "tensorrt", ".safetensors": "torch", ".pt": "torch"}
-    chosen = runtime or by_suffix.get(path.suffix.lower(), section.runtime)
+    is_checkpoint = path.suffix.lower() in (".safetensors", ".pt")
+    chosen = runtime or ("torch" if is_checkpoint else runtime_for(path, section.runtime))
     if chosen != "torch":
         return open_runner(path, chosen, section.threads)
     existing_file(path, "Model")
-    if by_suffix.get(path.suffix.lower()) != "torch":
+    if not is_checkpoint:
         raise RunnerError(f"Runtime 'torch' needs a checkpoint (*.pt, *.safetensors), found '{path}'.")
     tune_cpu()
     return TorchRunner(load(path), section.threads)

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from trt_qat import __version__, distributed
-from trt_qat.artifacts import ResultRow, writable_file, write_json
+from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
 from trt_qat.config import Config, FlavorChoice, Precision, SensitivityMetric, choices
-from trt_qat.errors import TrtQatError
-from trt_qat.infer import check_json_path
-from trt_qat.infer import main as infer_command
+from trt_qat.errors import ArtifactError, TrtQatError
+from trt_qat.progress import Progress, Silent
 from trt_qat.registry import RUNTIMES
 
 if TYPE_CHECKING:
+    import rich.progress
+    from rich.table import Table
+
     from trt_qat.evaluation.group_sensitivity import GroupSensitivity
     from trt_qat.mixed_precision.mixes import Budget
 
@@ -37,10 +36,19 @@ FILE = click.Path(path_type=Path)
 SHOWN_GROUPS = 15
 
 
-class Bars:
-    """A :class:`~trt_qat.progress.Progress` with bars on stderr; notes go to stdout."""
+class Notes(Silent):
+    """A :class:`~trt_qat.progress.Progress` without bars; notes go to stdout."""
 
-    def __init__(self, bar: Progress) -> None:
+    def note(self, line: str) -> None:
+        """Print a line, above the bars if there are any."""
+        if distributed.is_main():
+            click.echo(line)
+
+
+class Bars(Notes):
+    """The same with bars on stderr."""
+
+    def __init__(self, bar: rich.progress.Progress) -> None:
         self._bar = bar
         self._tasks: dict[str, Any] = {}
         self._starting = bar.add_task("starting", total=None)
@@ -57,23 +65,23 @@ class Bars:
             self._tasks[description] = self._bar.add_task(description)
         self._bar.update(self._tasks[description], completed=done, total=total or None)
 
-    def note(self, line: str) -> None:
-        """Print a line above the bars."""
-        if distributed.is_main():
-            click.echo(line)
-
 
 @contextmanager
-def _bars() -> Iterator[Bars]:
-    console = Console(stderr=True)
+def _bars() -> Iterator[Progress]:
+    if not (sys.stderr.isatty() and distributed.is_main()):
+        yield Notes()
+        return
+    from rich import progress  # imported where it is used: a tenth of the time that `infer` needs to start
+    from rich.console import Console
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not (console.is_terminal and distributed.is_main())) as bar:
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         yield Bars(bar)
 
 
@@ -95,7 +103,7 @@ def _command(function: Command) -> Command:
     def wrapped(files: tuple[Path, ...], overrides: tuple[str, ...], json_file: Path | None, **arguments: Any) -> None:
         with _one_line_errors(), distributed.process_group():
             if json_file is not None:
-                check_json_path(json_file)
+                _check_json_path(json_file)
             result = function(config=Config.load(files, overrides), **arguments)
             if json_file is not None and distributed.is_main():
                 write_json(json_file, result)
@@ -115,6 +123,13 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
+
+
+def _check_json_path(path: Path) -> None:
+    """Prove before the work that the result can be written after it."""
+    if path.is_dir():
+        raise ArtifactError(f"--json '{path}' is a folder. Give a file.")
+    writable_folder(path.parent)
 
 
 def _say_error(message: str) -> None:
@@ -349,6 +364,51 @@ def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, 
 
 
 @cli.command()
+@click.argument("source")
+@click.option("--model", type=FILE, help="*.plan, *.onnx, *.engine or OpenVINO folder [default: newest in engines/].")
+@click.option("--out", type=FILE, help="File or folder [default: runs/infer/<name>].")
+@click.option("--conf", type=click.FloatRange(0, 1, max_open=True), help="Same as --set infer.conf=...")
+@click.option("--iou", type=click.FloatRange(0, 1, min_open=True), help="Same as --set infer.iou=...")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", *RUNTIMES.rows]),
+    default="auto",
+    show_default=True,
+    help="auto is TensorRT where it works, else OpenVINO.",
+)
+@_command
+def infer(
+    config: Config,
+    source: str,
+    model: Path | None,
+    out: Path | None,
+    conf: float | None,
+    iou: float | None,
+    runtime: str,
+) -> dict[str, Any]:
+    """Detect objects in images or a video.
+
+    SOURCE is an image, a folder of images or a video; annotated files are written. If an image of a folder cannot be
+    read, the others are annotated and the exit code is 1.
+    """
+    from trt_qat.runtime.annotate import annotate_files
+
+    given = {key: value for key, value in (("conf", conf), ("iou", iou)) if value is not None}
+    with _bars() as bars:
+        section = config.infer.replace(**given)
+        done = annotate_files(source, out, model, section, runtime=runtime, progress=bars)
+    click.echo(done.reason)
+    median = "" if done.median_ms is None else f", median {done.median_ms:.1f} ms per frame"
+    click.echo(f"{done.frames} frames, {done.detections} detections{median}\nWritten: {done.out}")
+    if done.errors:
+        _say_error(f"{len(done.errors)} of {done.frames_announced} images left out; the first: {done.errors[0][1]}")
+        _exit_at_end(1)
+    elif done.frames < done.frames_announced:
+        click.echo(f"Warning: {done.frames} of {done.frames_announced} frames were readable.", err=True)
+    return done.as_dict()
+
+
+@cli.command()
 @click.argument("onnx", type=FILE)
 @click.option("--svg", type=FILE, help="Also draw the network: INT8 edges coloured by scale group.")
 @_command
@@ -491,6 +551,8 @@ def _print_budget(budget: Budget, folder: Path) -> Path:
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
+
     table = Table()
     for name in header:
         table.add_column(name, no_wrap=True)
@@ -502,6 +564,8 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def _print_candidates(calibration: Mapping[str, Any]) -> None:
     if not calibration["candidates"]:
         return
+    from rich.table import Table
+
     table = Table("calibrator", "percentile", "output error", "")
     for candidate in sorted(calibration["candidates"], key=lambda candidate: float(candidate["error"])):
         percentile = "" if candidate["percentile"] is None else str(candidate["percentile"])
@@ -514,13 +578,12 @@ def _print_candidates(calibration: Mapping[str, Any]) -> None:
 
 
 def _print(table: Table) -> None:
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a piped table must stay readable
     console.print(table)
-
-
-cli.add_command(infer_command, "infer")
 
 
 def main() -> None:

@@ -29,11 +29,11 @@ def comparison_picture(
         runners: (title, runner), left to right.
         images: the one on which the first model finds most is shown (of the first 24).
     """
-    detectors = [(title, Detector(runner, section.conf, section.iou, section.max_det)) for title, runner in runners]
+    detectors = [(title, Detector(runner, section)) for title, runner in runners]
     first = detectors[0][1]
-    chosen = max(images[:_CANDIDATES], key=lambda path: len(first.detect(read_image_bgr(path))))
+    chosen = max(images[:_CANDIDATES], key=lambda path: len(first(read_image_bgr(path))))
     image = read_image_bgr(chosen)
-    panels = [_panel(title, annotate(image, detector.detect(image), detector.names)) for title, detector in detectors]
+    panels = [_panel(title, annotate(image, detector(image), detector.names)) for title, detector in detectors]
     with atomic_path(out) as temporary:
         cv2.imwrite(str(temporary), np.hstack(panels), [cv2.IMWRITE_JPEG_QUALITY, 92])
     return out

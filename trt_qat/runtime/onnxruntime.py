@@ -39,6 +39,7 @@ class OnnxRuntimeRunner:
     """
 
     name: str = "onnxruntime"
+    suffixes = (".onnx",)
 
     def __init__(self, onnx: Path, threads: int = 0, optimize: bool = True) -> None:
         self.metadata: Mapping[str, str] = onnx_metadata(onnx)

@@ -32,6 +32,7 @@ class OpenVinoRunner:
     """
 
     name: str = "openvino"
+    suffixes = (".onnx", "_openvino_model")
 
     def __init__(self, onnx: Path, threads: int = 0) -> None:
         self.metadata: Mapping[str, str] = onnx_metadata(onnx)

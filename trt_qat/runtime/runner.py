@@ -101,15 +101,21 @@ def image_size(metadata: Mapping[str, str], input_shape: Sequence[int | None]) -
     """Side of the square network input in pixels: the input shape decides, then ``imgsz``, then 640.
 
     Raises:
-        RunnerError: the input is not a square image.
+        RunnerError: the input is not a square image of 3 channels.
     """
-    if len(input_shape) != 4 or input_shape[1] not in (3, None):
+    if len(input_shape) != 4 or input_shape[1] not in (1, 2, 3, 4, None):
         raise RunnerError(f"The model's input must be (batch, 3, height, width), found {tuple(input_shape)}.")
+    channels = input_shape[1]
+    if channels not in (3, None):
+        raise RunnerError(
+            f"The model's input must have 3 channels, red, green and blue; it has {channels} "
+            f"channel{'s' if channels > 1 else ''}. Use a model for colour images."
+        )
     height, width = input_shape[2:]
     if height is None and width is None:
         height, width = _metadata_size(metadata)
     if height is None or height != width:
-        raise RunnerError(f"The model's input must be square, found height {height} and width {width}.")
+        raise RunnerError(f"The model's input must be square, found height {height} and width {width}. Export it so.")
     return height
 
 
@@ -118,6 +124,8 @@ def _metadata_size(metadata: Mapping[str, str]) -> tuple[int, int]:
     try:
         size = ast.literal_eval(text)
         sides = tuple(int(side) for side in size) if isinstance(size, list | tuple) else (int(size),)
+        if min(sides) < 1:
+            raise ValueError(f"side {min(sides)}")
         return sides[0], sides[-1]
     except (ValueError, SyntaxError, TypeError, IndexError) as exc:
         raise RunnerError(f"The model's metadata 'imgsz' is not a size: {text[:80]!r}.") from exc

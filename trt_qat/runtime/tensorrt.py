@@ -45,8 +45,10 @@ class TensorRtRunner:
     """
 
     name: str = "tensorrt"
+    suffixes = (".plan", ".engine")
 
-    def __init__(self, plan: Path) -> None:
+    def __init__(self, plan: Path, threads: int = 0) -> None:
+        del threads  # every runtime takes it
         description, content = read_engine(plan)
         gpus = gpu_names()
         if not gpus:

@@ -1,14 +1,12 @@
-"""Annotate a video with one frame in memory at a time."""
+"""Read and write a video with one frame in memory at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,9 +14,6 @@ from numpy.typing import NDArray
 
 from trt_qat.artifacts import atomic_path, existing_file
 from trt_qat.errors import ArtifactError, DatasetError
-from trt_qat.progress import SILENT, Progress
-from trt_qat.runtime.detector import Detector
-from trt_qat.vision.draw import annotate
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 # codecs that OpenCV's wheels can write everywhere
@@ -27,60 +22,29 @@ _DEFAULT_FPS = 25.0
 
 
 @dataclass(frozen=True)
-class VideoSummary:
-    """What :func:`annotate_video` did.
+class VideoReader:
+    """An open video.
 
     Attributes:
-        frames: frames read and written.
-        frames_announced: how many the file's header promises, 0 if it does not say.
-        detections: boxes over all frames.
-        fps_source: frames per second of the file, and of the written one.
-        fps_processed: frames per second from reading to writing on this machine.
+        frames: uint8 BGR, shape (h, w, 3) each, at least one; read as they are asked for.
+        frames_announced: how many the header promises, 0 if it does not say; more than there are if it is damaged.
+        fps: frames per second; 25 if the file does not say.
+        size_wh: of every frame, in pixels.
     """
 
-    frames: int
+    frames: Iterator[NDArray[np.uint8]]
     frames_announced: int
-    detections: int
-    fps_source: float
-    fps_processed: float
-
-
-def annotate_video(
-    detector: Detector, source: Path, out: Path, names: Mapping[int, str], progress: Progress = SILENT
-) -> VideoSummary:
-    """Read ``source``, draw detections, write ``out`` (*.mp4, *.mkv, *.mov or *.avi) whole or not at all.
-
-    Raises:
-        DatasetError: the video is missing or holds no readable frame.
-        ArtifactError: ``out`` cannot be written.
-    """
-    if out.suffix.lower() not in _FOURCC:
-        raise ArtifactError(f"Cannot write video '{out}': its name must end in {', '.join(sorted(_FOURCC))}.")
-    if out.resolve() == source.resolve():
-        raise ArtifactError(f"Cannot write over the source video '{source}'. Choose another --out.")
-    started = time.perf_counter()
-    frames = detections = 0
-    with _capture(source) as capture, atomic_path(out) as temporary:
-        fps = _fps(capture)
-        announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        first = _next_frame(capture)
-        if first is None:
-            raise DatasetError(f"Video '{source}' holds no readable frame. Replace it.")
-        with _writer(temporary, out, fps, (first.shape[1], first.shape[0])) as writer:
-            frame: NDArray[np.uint8] | None = first
-            while frame is not None:
-                found = detector.detect(frame)
-                writer.write(annotate(frame, found, names))
-                frames += 1
-                detections += len(found)
-                progress.step(source.name, frames, announced)
-                frame = _next_frame(capture)
-    seconds = time.perf_counter() - started
-    return VideoSummary(frames, announced, detections, fps, frames / seconds)
+    fps: float
+    size_wh: tuple[int, int]
 
 
 @contextlib.contextmanager
-def _capture(source: Path) -> Iterator[cv2.VideoCapture]:
+def read_video(source: Path) -> Iterator[VideoReader]:
+    """Open a video file.
+
+    Raises:
+        DatasetError: it is missing or holds no readable frame.
+    """
     try:
         existing_file(source, "Video")
     except ArtifactError as exc:
@@ -91,28 +55,54 @@ def _capture(source: Path) -> Iterator[cv2.VideoCapture]:
     try:
         if not capture.isOpened():
             raise DatasetError(f"Video '{source}' cannot be read: not a video, truncated, or an unknown codec.")
-        yield capture
+        fps = float(capture.get(cv2.CAP_PROP_FPS))
+        announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        first = _next_frame(capture)
+        if first is None:
+            raise DatasetError(f"Video '{source}' holds no readable frame. Replace it.")
+        size_wh = first.shape[1], first.shape[0]
+        frames = _frames(first, capture)
+        yield VideoReader(frames, announced, fps if np.isfinite(fps) and fps > 0 else _DEFAULT_FPS, size_wh)
     finally:
         capture.release()
 
 
 @contextlib.contextmanager
-def _writer(temporary: Path, out: Path, fps: float, size_wh: tuple[int, int]) -> Iterator[Any]:
-    fourcc = cv2.VideoWriter.fourcc(*_FOURCC[out.suffix.lower()])
-    writer = cv2.VideoWriter(str(temporary), fourcc, fps, size_wh)
-    try:
-        if not writer.isOpened():
-            raise ArtifactError(f"Cannot write video '{out}': OpenCV has no encoder for it. Use another suffix.")
-        yield writer
-    finally:
-        writer.release()
+def write_video(out: Path, fps: float, size_wh: tuple[int, int]) -> Iterator[Callable[[NDArray[np.uint8]], object]]:
+    """Yield the function that appends a frame, uint8 BGR (h, w, 3). The file appears whole or not at all.
+
+    Raises:
+        ArtifactError: ``out`` cannot be written.
+    """
+    check_video_name(out)
+    with atomic_path(out) as temporary:
+        fourcc = cv2.VideoWriter.fourcc(*_FOURCC[out.suffix.lower()])
+        writer = cv2.VideoWriter(str(temporary), fourcc, fps, size_wh)
+        try:
+            if not writer.isOpened():
+                raise ArtifactError(f"Cannot write video '{out}': OpenCV has no encoder for it. Use another suffix.")
+            yield writer.write
+        finally:
+            writer.release()
+
+
+def check_video_name(out: Path) -> None:
+    """Prove that a video of this name can be written.
+
+    Raises:
+        ArtifactError: its suffix stands for no format that OpenCV writes everywhere.
+    """
+    if out.suffix.lower() not in _FOURCC:
+        raise ArtifactError(f"Cannot write video '{out}': its name must end in {', '.join(sorted(_FOURCC))}.")
+
+
+def _frames(first: NDArray[np.uint8], capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
+    frame: NDArray[np.uint8] | None = first
+    while frame is not None:
+        yield frame
+        frame = _next_frame(capture)
 
 
 def _next_frame(capture: cv2.VideoCapture) -> NDArray[np.uint8] | None:
     ok, frame = capture.read()
     return np.asarray(frame, dtype=np.uint8) if ok else None
-
-
-def _fps(capture: cv2.VideoCapture) -> float:
-    fps = float(capture.get(cv2.CAP_PROP_FPS))
-    return fps if np.isfinite(fps) and fps > 0 else _DEFAULT_FPS
