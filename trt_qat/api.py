@@ -317,6 +317,8 @@ def evaluate(
                 data if isinstance(data, Dataset) else load_dataset(Path(data), class_names(runner.metadata) or None)
             )
             accuracies.append(measure_accuracy(runner, dataset, section, progress, Path(label).name))
+        for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
+            progress.note(f"val: {left_out}")
         latencies = measure_latency(runners, section, progress)
     return [
         ResultRow(
@@ -328,6 +330,7 @@ def evaluate(
             images=accuracy.images,
             size_bytes=size_bytes(Path(label)),
             latency_ms=latency,
+            left_out=accuracy.left_out,
         )
         for label, runner, accuracy, latency in zip(labels, runners, accuracies, latencies, strict=True)
     ]

@@ -49,8 +49,26 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Images of a split that could not be used.
+
+    Args:
+        images: how many.
+        of: how many the split has.
+        reason: why the first of them.
+    """
+
+    images: int
+    of: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.images} of {self.of} images left out, the first: {self.reason}"
+
+
+@dataclass(frozen=True)
 class ResultRow:
-    """One measured model. mAP as fractions (0.418), never percent."""
+    """One measured model. mAP as fractions (0.418), never percent; ``images`` counts those that were measured."""
 
     model: str
     precision: str
@@ -60,10 +78,12 @@ class ResultRow:
     images: int
     size_bytes: int
     latency_ms: Latency
+    left_out: LeftOut | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object of the documented ``--json`` contract."""
-        return asdict(self)
+        """The JSON object of the documented ``--json`` contract; ``left_out`` is there where images were left out."""
+        content = asdict(self)
+        return content if self.left_out else {key: value for key, value in content.items() if key != "left_out"}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """COCO and Pascal VOC annotations to a YOLO folder that trains as it is.
 
-Images are hard-linked where the disk allows and copied elsewhere; the output appears whole or not at all.
+Images are hard-linked where the disk allows and copied elsewhere; the output appears whole or not at all. Boxes are
+those of the image as it is shown, with its EXIF orientation applied.
 """
 
 from __future__ import annotations
@@ -22,22 +23,27 @@ import yaml
 
 from trt_qat.data.folder import atomic_folder
 from trt_qat.errors import DatasetError
-from trt_qat.vision.image import IMAGE_SUFFIXES, check_image
+from trt_qat.vision.image import IMAGE_SUFFIXES, check_image, image_size
 
 Box = tuple[float, float, float, float]
 
 _LOG = logging.getLogger(__name__)
 _MIN_SIDE = 1.0  # pixels; a thinner box is a slip of the mouse
+_DEGENERATE = "degenerate boxes"
 
 
 @dataclass
 class _Picture:
-    """One image on its way: the source file, the name it gets, its size and its (class id, box_xyxy in pixels)."""
+    """One image on its way: source file, the name it gets, shown size, (class id, box_xyxy in pixels).
+
+    ``turned``: the annotations gave width and height exchanged.
+    """
 
     source: Path
     name: str
     size_wh: tuple[float, float]
     boxes: list[tuple[int, Box]] = field(default_factory=list)
+    turned: bool = False
 
 
 def yolo_from_coco(annotations: Path, images: Path, out: Path, val_fraction: float = 0.2, seed: int = 0) -> Path:
@@ -116,7 +122,7 @@ def yolo_from_voc(
         if source is None:
             dropped["images without a file"] += 1
             continue
-        picture = _Picture(source, _free_name(source, images, taken), size_wh or check_image(source))
+        picture = _picture(source, images, taken, size_wh)
         for name, box, difficult in objects:
             if difficult:
                 dropped["difficult objects"] += 1
@@ -160,8 +166,8 @@ def _coco_pictures(entries: Sequence[Mapping[str, Any]], images: Path) -> tuple[
             dropped["images without a file"] += 1
             continue
         width, height = float(entry.get("width") or 0), float(entry.get("height") or 0)
-        size_wh = (width, height) if width > 0 and height > 0 else check_image(source)
-        pictures[int(entry["id"])] = _Picture(source, _free_name(source, images, taken), size_wh)
+        size_wh = (width, height) if width > 0 and height > 0 else None
+        pictures[int(entry["id"])] = _picture(source, images, taken, size_wh)
     return pictures, dropped
 
 
@@ -232,6 +238,22 @@ def _find_image(images: Path, file_name: str) -> Path | None:
     return None
 
 
+def _picture(source: Path, images: Path, taken: set[str], given_wh: tuple[float, float] | None) -> _Picture:
+    """An image with the size that its boxes are fractions of: what the annotations say, unless it lies on its side.
+
+    Tools that ignore EXIF write the stored size of a photo that was annotated, and is read, upright. A size that
+    differs otherwise is that of a larger or smaller copy, and its boxes fit it.
+    """
+    name = _free_name(source, images, taken)
+    if given_wh is None:
+        return _Picture(source, name, check_image(source))
+    with contextlib.suppress(DatasetError):  # validation names unreadable images
+        shown_wh = image_size(source)
+        if given_wh != shown_wh and given_wh == shown_wh[::-1]:
+            return _Picture(source, name, shown_wh, turned=True)
+    return _Picture(source, name, given_wh)
+
+
 def _free_name(source: Path, images: Path, taken: set[str]) -> str:
     """A flat file name; two sources never share a stem, because the label is found by it."""
     relative = source.relative_to(images).with_suffix("")
@@ -251,7 +273,7 @@ def _add_box(picture: _Picture, class_id: int, box_xyxy: Box, dropped: Counter[s
     if right - left >= _MIN_SIDE and bottom - top >= _MIN_SIDE:
         picture.boxes.append((class_id, (left, top, right, bottom)))
     else:
-        dropped["degenerate boxes"] += 1
+        dropped[_DEGENERATE] += 1
 
 
 def _write_yolo(
@@ -260,6 +282,12 @@ def _write_yolo(
     if len(pictures) < 2:
         missing = dropped["images without a file"]
         raise DatasetError(f"{len(pictures)} images found, {missing} missing; two are needed, for train and for val.")
+    boxes = sum(len(picture.boxes) for picture in pictures)
+    if not boxes and dropped[_DEGENERATE]:
+        raise DatasetError(
+            f"Not one of {dropped[_DEGENERATE]} boxes is left inside its image. Boxes must be in pixels of the images "
+            "as they are shown."
+        )
     pictures = sorted(pictures, key=lambda picture: picture.name)
     val_count = min(max(round(len(pictures) * val_fraction), 1), len(pictures) - 1)
     in_val = set(np.random.default_rng(seed).permutation(len(pictures))[:val_count].tolist())
@@ -275,8 +303,11 @@ def _write_yolo(
         content = {"path": ".", "train": "images/train", "val": "images/val", "names": dict(enumerate(names))}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
-    boxes = sum(len(picture.boxes) for picture in pictures)
     _LOG.info("%d train and %d val images, %d boxes", len(pictures) - val_count, val_count, boxes)
+    if turned := sum(picture.turned for picture in pictures):
+        _LOG.warning(
+            "%d images are listed with width and height exchanged: boxes are taken as in the shown image", turned
+        )
     if lost := {what: count for what, count in dropped.items() if count}:
         _LOG.warning("left out: %s", ", ".join(f"{count} {what}" for what, count in lost.items()))
     return out / "data.yaml"

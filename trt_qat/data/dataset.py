@@ -1,7 +1,6 @@
 """Where the images are: an Ultralytics ``data.yaml``, or a folder in YOLO layout, as one frozen value.
 
-Paths are resolved here once; Ultralytics is handed absolute ones, because it resolves relative paths
-against its own settings and not against the YAML.
+Images are listed here and nowhere else; every stage, Ultralytics' trainer included, is handed these files.
 """
 
 from __future__ import annotations
@@ -32,16 +31,12 @@ class Dataset:
         train: sorted absolute image files.
         val: sorted absolute image files; equal to ``train`` if the dataset has one split only.
         names: class id to name, ids 0 to n - 1.
-        train_entries: absolute folders or .txt lists that ``train`` came from.
-        val_entries: absolute folders or .txt lists that ``val`` came from.
     """
 
     source: Path
     train: tuple[Path, ...]
     val: tuple[Path, ...]
     names: Mapping[int, str]
-    train_entries: tuple[str, ...]
-    val_entries: tuple[str, ...]
 
 
 def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
@@ -100,20 +95,6 @@ def calibration_images(dataset: Dataset, count: int) -> list[Path]:
     if count < 1:
         raise DatasetError(f"{count} calibration images are not possible. Ask for 1 or more.")
     return evenly_spaced(dataset.train, count)
-
-
-def ultralytics_data(dataset: Dataset) -> dict[str, Any]:
-    """The dictionary that ``ultralytics.data.utils.check_det_dataset`` would return, all paths absolute."""
-    root = dataset.source if dataset.source.is_dir() else dataset.source.parent
-    return {
-        "path": str(root),
-        "train": list(dataset.train_entries),
-        "val": list(dataset.val_entries),
-        "names": dict(dataset.names),
-        "nc": len(dataset.names),
-        "channels": 3,
-        "yaml_file": str(dataset.source),
-    }
 
 
 def dataset_fingerprint(images: Iterable[Path]) -> str:
@@ -237,8 +218,6 @@ def _assemble(source: Path, train: Sequence[Path], val: Sequence[Path], names: d
         train=_images(train, "train", source),
         val=_images(val, "val", source),
         names=names,
-        train_entries=tuple(str(entry) for entry in train),
-        val_entries=tuple(str(entry) for entry in val),
     )
 
 
@@ -246,7 +225,7 @@ def _images(entries: Sequence[Path], split: str, source: Path) -> tuple[Path, ..
     files: set[str] = set()
     for entry in entries:
         if entry.is_dir():
-            # Ultralytics' own walk: it follows linked folders and skips hidden files, Path.rglob does neither
+            # as Ultralytics walks: it follows linked folders and skips hidden files, Path.rglob does neither
             files.update(glob.glob(f"{glob.escape(str(entry))}/**/*.*", recursive=True))  # noqa: PTH207
         elif entry.suffix.lower() == ".txt":
             files.update(_listed(entry))
@@ -257,6 +236,11 @@ def _images(entries: Sequence[Path], split: str, source: Path) -> tuple[Path, ..
         where = ", ".join(f"'{entry}'" for entry in entries)
         raise DatasetError(
             f"Split '{split}' of '{source}' has no image in {where}. Allowed: {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    if not any(os.path.exists(image) for image in images):  # noqa: PTH110  # a folder's first image does
+        raise DatasetError(
+            f"Split '{split}' of '{source}' lists {len(images)} images, and none exists, e.g. '{images[0]}'. Lines of "
+            "a list are absolute, relative to the working folder, or relative to the list where they begin with './'."
         )
     return tuple(Path(image) for image in images)
 

@@ -1,20 +1,20 @@
 """Find what would spoil a training or an accuracy figure, before the hours are spent.
 
-The label rules are those of Ultralytics' ``verify_image_label``, which drops a whole image with a log line
-where this module names file and line.
+An image with an error is left out by every stage that needs its labels (:mod:`trt_qat.data.labelled`); this module
+names file and line of all of them.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset, label_path
+from trt_qat.data.labels import Severity, label_defects
 from trt_qat.errors import DatasetError
 from trt_qat.progress import SILENT, Progress
 from trt_qat.vision.image import IMAGE_SUFFIXES, check_image
@@ -27,10 +27,9 @@ FindingKind = Literal[
     "unreadable-image",
     "train-val-leak",
     "orphan-label",
+    "no-box",
 ]
-Severity = Literal["error", "warning"]
 
-_TOLERANCE = 0.01  # of the image side; Ultralytics drops the image beyond it
 _NO_LABELS = frozenset({"classes.txt", "labels.txt"})  # annotation tools leave the class list here
 
 
@@ -42,7 +41,7 @@ class Finding:
         kind: what is wrong.
         path: the file it is in.
         detail: the line, the values, the consequence.
-        severity: an error makes Ultralytics drop the image or makes mAP untrue; a warning may be intended.
+        severity: an error leaves the image out or makes mAP untrue; a warning may be intended.
     """
 
     kind: FindingKind
@@ -56,7 +55,7 @@ def validate_dataset(dataset: Dataset, progress: Progress = SILENT) -> list[Find
 
     Args:
         dataset: what to check. An empty label file is a background image and fine.
-        progress: wraps the loop over the images.
+        progress: told of the loops over the images.
 
     Returns:
         The findings, images first, in the order of the files.
@@ -66,6 +65,7 @@ def validate_dataset(dataset: Dataset, progress: Progress = SILENT) -> list[Find
     for image in progress.over(images, "images and labels"):
         findings += _image_findings(image)
         findings += _label_findings(label_path(image), image, len(dataset.names))
+    findings += _without_boxes(dataset)
     findings += _orphans(images)
     findings += _leaks(dataset, progress)
     return findings
@@ -82,52 +82,31 @@ def _label_findings(label: Path, image: Path, classes: int) -> list[Finding]:
     if not label.is_file():
         detail = f"'{image.name}' has no label file: it counts as background. Add an empty file if that is meant."
         return [Finding("missing-label", label, detail, "warning")]
-    try:
-        lines = label.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        return [Finding("bad-label", label, f"cannot be read as UTF-8 text: {exc}", "error")]
-    rows = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
     found: dict[tuple[FindingKind, Severity], list[str]] = defaultdict(list)
-    if len({len(row) > 6 for _, row in rows}) == 2:
-        found["bad-label", "error"].append("mixes boxes and polygons")
-    for number, row in rows:
-        for kind, detail, severity in _row_defects(row, classes):
-            found[kind, severity].append(f"line {number}: {detail}")
+    for defect in label_defects(label, classes):
+        found[defect.kind, defect.severity].append(str(defect))
     return [
         Finding(kind, label, details[0] + (f" (and {len(details) - 1} more)" if len(details) > 1 else ""), severity)
         for (kind, severity), details in found.items()
     ]
 
 
-def _row_defects(row: Sequence[str], classes: int) -> Iterator[tuple[FindingKind, str, Severity]]:
+def _without_boxes(dataset: Dataset) -> Iterator[Finding]:
+    """A split whose label files are all empty or missing; one whose labels are bad has findings enough."""
+    splits = {"train": dataset.train, "val": dataset.val}
+    if dataset.train == dataset.val:
+        splits = {"train and val": dataset.train}
+    for name, images in splits.items():
+        if not any(_says_something(label_path(image)) for image in images):
+            detail = f"{name}: not one box on {len(images)} images, there is nothing to train on or to measure"
+            yield Finding("no-box", dataset.source, detail, "warning")
+
+
+def _says_something(label: Path) -> bool:
     try:
-        class_id, *values = (float(field) for field in row)
-    except ValueError:
-        yield "bad-label", f"'{' '.join(row)}' is not numbers", "error"
-        return
-    polygon = len(values) >= 6 and len(values) % 2 == 0
-    if len(values) != 4 and not polygon:
-        yield "bad-label", f"{len(row)} columns; 5 (class, centre x, y, width, height) are needed", "error"
-        return
-    if not all(math.isfinite(value) for value in (class_id, *values)) or class_id % 1:
-        yield "bad-label", f"'{' '.join(row)}' needs a whole class id and finite numbers", "error"
-        return
-    if not 0 <= class_id < classes:
-        yield "class-out-of-range", f"class {int(class_id)}, allowed are 0 to {classes - 1}", "error"
-    if max(values) > 1 + _TOLERANCE or min(values) < -_TOLERANCE:
-        yield "box-outside", f"'{' '.join(row[1:])}' is not in fractions of the image, 0 to 1", "error"
-    elif not polygon:
-        yield from _box_defects(values)
-
-
-def _box_defects(values: Sequence[float]) -> Iterator[tuple[FindingKind, str, Severity]]:
-    x, y, width, height = values
-    if width <= 0 or height <= 0:
-        yield "bad-label", f"width {width:g} and height {height:g} must be above 0", "error"
-        return
-    overhang = max(width / 2 - x, height / 2 - y, x + width / 2 - 1, y + height / 2 - 1)
-    if overhang > _TOLERANCE:
-        yield "box-outside", f"the box reaches {overhang:.1%} beyond the image", "warning"
+        return label.is_file() and bool(label.read_bytes().strip(b"\xef\xbb\xbf \t\r\n"))
+    except OSError:
+        return True  # an error of its own
 
 
 def _orphans(images: Iterable[Path]) -> Iterator[Finding]:

@@ -1,10 +1,13 @@
-"""mAP of an exported file: Ultralytics' DetectionValidator matches and counts, a Runner infers."""
+"""mAP of what is deployed: our reader, letterbox and NMS around a Runner. Ultralytics matches and counts.
+
+Two settings differ from deployment, as in every published mAP: the threshold is so low that the whole
+precision-recall curve is seen, and a box counts for every class that it scores in.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,22 +15,39 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.engine.validator import BaseValidator
+from ultralytics.utils.metrics import DetMetrics, box_iou
 
+from trt_qat.artifacts import LeftOut
 from trt_qat.config import EvaluationSection
-from trt_qat.data.dataset import Dataset, check_class_count, ultralytics_data
+from trt_qat.data.dataset import Dataset, check_class_count
+from trt_qat.data.labelled import LabelledImage, labelled_split
+from trt_qat.data.labels import Labels
+from trt_qat.errors import DatasetError
 from trt_qat.progress import SILENT, Progress
-from trt_qat.runtime.runner import Runner, class_names, image_size
-from trt_qat.training.detection_trainer import quiet_ultralytics
+from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
+from trt_qat.vision.detections import Detections
+from trt_qat.vision.image import read_image_bgr
+from trt_qat.vision.letterbox import LetterboxTransform, network_input
+from trt_qat.vision.postprocess import detections_from_output
+
+# All that match_predictions reads of a validator: COCO's ten thresholds. A whole one would want a folder and a loader.
+_VALIDATOR = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean average precision as fractions, and on how many images."""
+    """Mean average precision as fractions, on how many images, and which were left out (None: none)."""
 
     map50_95: float
     map50: float
     images: int
+    left_out: LeftOut | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON object; ``left_out`` is there where images were left out."""
+        content = asdict(self)
+        return content if self.left_out else {key: value for key, value in content.items() if key != "left_out"}
 
 
 def measure_accuracy(
@@ -37,59 +57,90 @@ def measure_accuracy(
     progress: Progress = SILENT,
     label: str = "",
 ) -> Accuracy:
-    """Evaluate on the dataset's val split, letterboxed to the model's square input exactly as in deployment.
+    """Evaluate on the dataset's val split exactly as :class:`~trt_qat.runtime.detector.Detector` computes.
 
     Args:
-        label: what a progress bar calls the model.
+        section: NMS thresholds and images per forward pass; a model's static batch comes first.
+        label: what a progress bar and an error call the model.
 
     Raises:
-        DatasetError: the dataset has other classes than the model.
+        DatasetError: no image of the split is usable, there is not one box, or the model has other classes.
+        RunnerError: the output is not raw YOLOv8 detection with these classes, or not finite.
     """
     imgsz = image_size(runner.metadata, runner.input_shape)
     names = class_names(runner.metadata) or dict(dataset.names)
     check_class_count(dataset, names)
     fixed = runner.input_shape[0]
-    with tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
-        validator = _validator(dataset, section, imgsz, fixed or section.batch, names, Path(folder))
-        for images in progress.over(validator.dataloader, f"evaluating {label or runner.name}"):
-            content = validator.preprocess(images)
-            output = _infer(runner, content["img"].numpy(), fixed)
-            validator.update_metrics(validator.postprocess(torch.from_numpy(output)), content)
-        validator.gather_stats()
-        stats: Mapping[str, float] = validator.get_stats()
-    return Accuracy(
-        float(stats["metrics/mAP50-95(B)"]), float(stats["metrics/mAP50(B)"]), len(validator.dataloader.dataset)
-    )
+    split = labelled_split(dataset, "val")
+    size = fixed or section.batch
+    batches = [split.images[first : first + size] for first in range(0, len(split.images), size)]
+    unreadable: dict[Path, str] = {}
+    matches = _Matches(names)
+    for batch in progress.over(batches, f"evaluating {label or runner.name}"):
+        inputs = list(_inputs(batch, imgsz, unreadable))
+        if not inputs:
+            continue
+        output = _infer(runner, np.concatenate([item.pixels for item in inputs]), fixed)
+        check_raw_output(output, names, label or runner.name, len(inputs))
+        for raw, item in zip(output, inputs, strict=True):
+            found = detections_from_output(raw, section.conf, section.iou, section.max_det, multi_label=True)
+            matches.add(found, item)
+    split = split.without(unreadable)
+    return Accuracy(*matches.map50_95_and_map50(), len(split.images), split.left_out)
 
 
-def _validator(
-    dataset: Dataset, section: EvaluationSection, imgsz: int, batch: int, names: Mapping[int, str], folder: Path
-) -> Any:
-    arguments = {
-        "task": "detect",
-        "mode": "val",
-        "data": str(dataset.source),
-        "imgsz": imgsz,
-        "batch": batch,
-        "conf": section.conf,
-        "iou": section.iou,
-        "max_det": section.max_det,
-        "rect": False,
-        "plots": False,
-        "save_json": False,
-        "workers": 0,
-        "device": "cpu",
-        "split": "val",
-    }
-    validator: Any = DetectionValidator(args=arguments, save_dir=folder)
-    validator.data = ultralytics_data(dataset)
-    validator.device = torch.device("cpu")
-    validator.training = False
-    validator.stride = 32
-    validator.dataloader = validator.get_dataloader(validator.data["val"], batch)
-    validator.init_metrics(SimpleNamespace(names=dict(names), end2end=False))
-    validator.jdict = []
-    return validator
+@dataclass(frozen=True)
+class _Input:
+    """One image on its way: network input of shape (1, 3, imgsz, imgsz), how it was letterboxed, its labels."""
+
+    given: LabelledImage
+    pixels: NDArray[np.float32]
+    transform: LetterboxTransform
+
+
+def _inputs(batch: Sequence[LabelledImage], imgsz: int, unreadable: dict[Path, str]) -> Iterator[_Input]:
+    for given in batch:
+        try:
+            yield _Input(given, *network_input(read_image_bgr(given.image), imgsz))
+        except DatasetError as exc:
+            unreadable[given.image] = str(exc)
+
+
+class _Matches:
+    """Which detections are right at which IoU, image by image: Ultralytics' matching, in pixels of the image."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self._metrics = DetMetrics(dict(names))
+
+    def add(self, found: Detections, item: _Input) -> None:
+        """Count one image's detections, which are in network pixels."""
+        labels = item.given.labels
+        boxes = torch.from_numpy(item.transform.boxes_to_image(found.boxes_xyxy))
+        iou = box_iou(torch.from_numpy(_pixels_xyxy(labels, item.transform.size_wh)), boxes)
+        right = BaseValidator.match_predictions(
+            _VALIDATOR, torch.from_numpy(found.class_ids), torch.from_numpy(labels.class_ids), iou
+        )
+        self._metrics.update_stats(
+            {
+                "tp": right.numpy(),
+                "conf": found.scores,
+                "pred_cls": found.class_ids,
+                "target_cls": labels.class_ids,
+                "target_img": np.unique(labels.class_ids),
+                "im_name": item.given.image.name,
+            }
+        )
+
+    def map50_95_and_map50(self) -> tuple[float, float]:
+        """The two figures over all that was added, as fractions."""
+        self._metrics.process()
+        return float(self._metrics.box.map), float(self._metrics.box.map50)
+
+
+def _pixels_xyxy(labels: Labels, size_wh: tuple[int, int]) -> NDArray[np.float32]:
+    centres, halves = labels.boxes_cxcywh[:, :2], labels.boxes_cxcywh[:, 2:] / 2
+    fractions = np.concatenate([centres - halves, centres + halves], axis=1)
+    return fractions * np.array(size_wh * 2, dtype=np.float32)
 
 
 def _infer(runner: Runner, images: NDArray[np.float32], fixed: int | None) -> NDArray[np.float32]:

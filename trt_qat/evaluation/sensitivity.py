@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,11 @@ class MapOnSubset:
         model: calibrated; its quantizers may be switched between calls.
         images: how many val images.
         section: thresholds, images per forward pass, threads.
-        folder: where the list of these images is written; it must outlive this object.
     """
 
-    def __init__(self, model: Model, dataset: Dataset, images: int, section: EvaluationSection, folder: Path) -> None:
+    def __init__(self, model: Model, dataset: Dataset, images: int, section: EvaluationSection) -> None:
         self._runner = TorchRunner(model, section.threads)
-        self._dataset = first_val_images(dataset, images, folder)
+        self._dataset = replace(dataset, val=dataset.val[:images])
         self._section = section
 
     def __call__(self) -> Accuracy:
@@ -54,14 +52,6 @@ class MapOnSubset:
     def drop_from(self, float_map: float) -> Measure:
         """A function that measures ``float_map`` less the mAP50-95 now."""
         return lambda: float_map - self().map50_95
-
-
-def first_val_images(dataset: Dataset, count: int, folder: Path) -> Dataset:
-    """The dataset with the first ``count`` images as its val split, named in a list file in ``folder``."""
-    images = dataset.val[:count]
-    listed = folder / "val.txt"
-    listed.write_text("".join(f"{image}\n" for image in images), encoding="utf-8")
-    return replace(dataset, val=images, val_entries=(str(listed),))
 
 
 def measure_groups(
@@ -201,15 +191,14 @@ def rank_groups(
     rows = list(done.rows) if done else []
     error = map_drop = None
     unfinished = len(rows) < len(quantized.placement.groups)
-    with tempfile.TemporaryDirectory() as folder:
-        if unfinished and section.metric != "map":
-            images = calibration_images(dataset, section.images)
-            error = OutputDivergence(quantized, (make() for make in batches(images, model.imgsz, section.batch)))
-        if unfinished and section.metric != "error":
-            on_val = MapOnSubset(model, dataset, section.map_images, evaluation, Path(folder))
-            if not figures:
-                with quantized.quantizers_off():
-                    figures = asdict(on_val())
-            map_drop = on_val.drop_from(figures["map50_95"])
-        rows = measure_groups(quantized, error, map_drop, rows, progress, lambda so_far: keep(Ranking(so_far, figures)))
+    if unfinished and section.metric != "map":
+        images = calibration_images(dataset, section.images)
+        error = OutputDivergence(quantized, (make() for make in batches(images, model.imgsz, section.batch)))
+    if unfinished and section.metric != "error":
+        on_val = MapOnSubset(model, dataset, section.map_images, evaluation)
+        if not figures:
+            with quantized.quantizers_off():
+                figures = on_val().as_dict()
+        map_drop = on_val.drop_from(figures["map50_95"])
+    rows = measure_groups(quantized, error, map_drop, rows, progress, lambda so_far: keep(Ranking(so_far, figures)))
     return Ranking(rows, figures)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trt_qat.config import InferSection
 from trt_qat.errors import RunnerError
-from trt_qat.runtime.runner import Runner, class_names, image_size
+from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
 from trt_qat.runtime.selection import choose_runner, open_runner
 from trt_qat.vision.detections import Detections
 from trt_qat.vision.letterbox import network_input
@@ -113,17 +113,7 @@ class Detector:
         return RunnerError("The detector is closed. Use it inside its 'with' block, or open it again.")
 
     def _check_output(self, output: NDArray[np.float32]) -> None:
-        channels = f"{4 + len(self.names)}" if self.names else "4 + classes"
-        fits = output.ndim == 3 and output.shape[0] == 1 and output.shape[1] > 4
-        if not fits or (self.names and output.shape[1] != 4 + len(self.names)):
-            raise RunnerError(
-                f"The model's output has shape {output.shape}, raw YOLOv8 detection has (1, {channels}, anchors). "
-                "Export a detection model without built-in NMS."
-            )
-        if not np.isfinite(output).all():
-            raise RunnerError(
-                "The model's output holds NaN or infinity: its ranges or weights are broken. Export it again."
-            )
+        check_raw_output(output, self.names)
 
 
 def _open(model: Path, runtime: str) -> tuple[Runner, str]:

@@ -73,6 +73,32 @@ def check_batch(batch: NDArray[np.float32], input_shape: Sequence[int | None], n
         raise RunnerError(f"{name}: the model takes shape ({wanted_text}), found {batch.shape}.")
 
 
+def check_raw_output(
+    output: NDArray[np.float32], names: Mapping[int, str], source: str = "the model", batch: int = 1
+) -> None:
+    """Refuse an output that is not raw YOLOv8 detection of ``batch`` images: decoding it would give wrong boxes.
+
+    Args:
+        output: the first output; raw detection is (batch, 4 + classes, anchors), scores in [0, 1].
+        names: the model's class names; empty if nobody knows them.
+        source: what the message calls the model.
+
+    Raises:
+        RunnerError: another shape (built-in NMS, another number of classes, another task), NaN or infinity.
+    """
+    wanted = f"({batch}, {4 + len(names) if names else '4 + classes'}, anchors)"
+    fits = output.ndim == 3 and output.shape[0] == batch and output.shape[1] > 4
+    if not fits or (names and output.shape[1] != 4 + len(names)):
+        raise RunnerError(
+            f"The output of {source} has shape {output.shape}, raw YOLOv8 detection has {wanted}. "
+            "Export a detection model without built-in NMS."
+        )
+    if not np.isfinite(output).all():
+        raise RunnerError(
+            f"The output of {source} holds NaN or infinity: its ranges or weights are broken. Export it again."
+        )
+
+
 def closed_error(name: str) -> RunnerError:
     """The error for a runner that is used after its ``with`` block."""
     return RunnerError(f"{name}: the runner is closed. Use it inside its 'with' block, or open it again.")

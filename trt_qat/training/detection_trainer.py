@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
-from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from trt_qat import distributed
-from trt_qat.data.dataset import Dataset, ultralytics_data
+from trt_qat.data.dataset import Dataset
+from trt_qat.data.labelled import SplitName, checked_split
+from trt_qat.data.ultralytics_dataset import GivenDataset
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.progress import SILENT, Progress
 
@@ -41,7 +42,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
     def __init__(
         self, network: DetectionModel, dataset: Dataset, overrides: Mapping[str, Any], progress: Progress = SILENT
     ) -> None:
-        self._dataset = ultralytics_data(dataset)
+        self._dataset = dataset
         self._progress = progress
         self._batches_done = 0
         super().__init__(overrides={"task": "detect", "mode": "train", **overrides})
@@ -52,13 +53,23 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         self.add_callback("on_train_batch_end", DatasetTrainer._batch_done)
 
     def get_dataset(self) -> dict[str, Any]:
-        """The dataset given at construction."""
-        return self._dataset
+        """What Ultralytics asks of a data.yaml; its splits are names for :meth:`build_dataset`."""
+        names = dict(self._dataset.names)
+        return {"train": "train", "val": "val", "names": names, "nc": len(names), "channels": 3}
 
-    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Ultralytics' dataset; validation images are letterboxed to a square as in deployment, not to their shape."""
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> GivenDataset:
+        """The usable images of a split; what was left out is noted.
+
+        Raises:
+            DatasetError: no image of the split is usable, or there is not one box on them.
+        """
+        del img_path
+        name: SplitName = "train" if mode == "train" else "val"
+        split = checked_split(self._dataset, name, self._progress)
+        if split.left_out and distributed.is_main():
+            self._progress.note(f"{name}: {split.left_out}")
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return build_yolo_dataset(self.args, img_path, batch, self.data, mode=mode, rect=False, stride=stride)
+        return GivenDataset(split.images, self.args, self.data, augment=mode == "train", batch=batch, stride=stride)
 
     @property
     def steps_done(self) -> int:

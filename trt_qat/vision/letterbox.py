@@ -42,18 +42,28 @@ def letterbox(image_bgr: NDArray[np.uint8], imgsz: int) -> tuple[NDArray[np.uint
     Returns:
         uint8 image of shape (imgsz, imgsz, 3) and the transform that was applied.
     """
-    height, width = image_bgr.shape[:2]
-    ratio = min(imgsz / height, imgsz / width)
-    new_wh = max(1, round(width * ratio)), max(1, round(height * ratio))  # a thin image keeps one pixel
-    resized = image_bgr
-    if (width, height) != new_wh:
-        resized = cv2.resize(image_bgr, new_wh, interpolation=cv2.INTER_LINEAR)
-    half_w, half_h = (imgsz - new_wh[0]) / 2, (imgsz - new_wh[1]) / 2
+    resized, ratio = fit(image_bgr, imgsz)
+    half_w, half_h = (imgsz - resized.shape[1]) / 2, (imgsz - resized.shape[0]) / 2
     # the two 0.1 make an odd rest go to the right and bottom, as in Ultralytics
     left, right = round(half_w - 0.1), round(half_w + 0.1)
     top, bottom = round(half_h - 0.1), round(half_h + 0.1)
     padded = cv2.copyMakeBorder(resized, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3)
-    return np.asarray(padded, dtype=np.uint8), LetterboxTransform(ratio, left, top, (width, height))
+    size_wh = image_bgr.shape[1], image_bgr.shape[0]
+    return np.asarray(padded, dtype=np.uint8), LetterboxTransform(ratio, left, top, size_wh)
+
+
+def fit(image_bgr: NDArray[np.uint8], imgsz: int) -> tuple[NDArray[np.uint8], float]:
+    """The letterbox without its padding: the longer side becomes ``imgsz``, the shorter one is rounded.
+
+    Returns:
+        uint8 image, its longer side ``imgsz``, and the ratio by which it grew.
+    """
+    height, width = image_bgr.shape[:2]
+    ratio = min(imgsz / height, imgsz / width)
+    new_wh = max(1, round(width * ratio)), max(1, round(height * ratio))  # a thin image keeps one pixel
+    if (width, height) == new_wh:
+        return image_bgr, ratio
+    return np.asarray(cv2.resize(image_bgr, new_wh, interpolation=cv2.INTER_LINEAR), dtype=np.uint8), ratio
 
 
 def network_input(image_bgr: NDArray[np.uint8], imgsz: int) -> tuple[NDArray[np.float32], LetterboxTransform]:

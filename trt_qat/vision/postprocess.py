@@ -1,4 +1,4 @@
-"""Raw YOLOv8 output to detections: threshold, class-wise NMS (OpenCV's)."""
+"""Raw YOLOv8 output to detections: threshold, class-wise NMS (OpenCV's). ONE NMS for deployment and for mAP."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from numpy.typing import NDArray
 
 from trt_qat.vision.detections import Detections
 
+_MOST_CANDIDATES = 30_000
+"""NMS looks at the best so many, as Ultralytics' does (``max_nms``): its time grows with their square."""
 
-def detections_from_output(output: NDArray[np.float32], conf: float, iou: float, max_det: int = 300) -> Detections:
+
+def detections_from_output(
+    output: NDArray[np.float32], conf: float, iou: float, max_det: int = 300, multi_label: bool = False
+) -> Detections:
     """Decode one image's raw output.
 
     Args:
@@ -18,26 +23,61 @@ def detections_from_output(output: NDArray[np.float32], conf: float, iou: float,
         conf: scores at or below this are dropped.
         iou: boxes of one class that overlap a better one by more than this are dropped.
         max_det: keep at most this many, best first.
+        multi_label: a box counts once for every class above ``conf``, as mAP is measured; by default only for its
+            best class, as in deployment.
 
     Returns:
         Detections in network pixels.
     """
-    scores_all = output[4:]
-    class_ids = scores_all.argmax(axis=0)
-    scores = scores_all[class_ids, np.arange(output.shape[1])]
-    keep = scores > conf
-    boxes_cxcywh, scores, class_ids = output[:4, keep].T, scores[keep], class_ids[keep]
+    anchors, class_ids, scores = _all_classes(output[4:], conf) if multi_label else _best_class(output[4:], conf)
     if len(scores) == 0:
         empty = np.zeros((0,), dtype=np.float32)
         return Detections(np.zeros((0, 4), dtype=np.float32), empty, empty.astype(np.int64))
-    boxes_xywh = boxes_cxcywh.copy()
+    boxes_xywh = output[:4, anchors].T.copy()
     boxes_xywh[:, :2] -= boxes_xywh[:, 2:] / 2
-    chosen = np.asarray(
-        cv2.dnn.NMSBoxesBatched(boxes_xywh.tolist(), scores.tolist(), class_ids.tolist(), conf, iou), dtype=np.int64
-    ).reshape(-1)
-    chosen = chosen[np.argsort(-scores[chosen], kind="stable")][:max_det]
+    chosen = _nms(boxes_xywh, scores, class_ids, conf, iou, max_det)
     boxes_xyxy = boxes_xywh[chosen]
     boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
     return Detections(
         boxes_xyxy.astype(np.float32), scores[chosen].astype(np.float32), class_ids[chosen].astype(np.int64)
     )
+
+
+_Candidates = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]  # anchors, class ids, scores: (n,) each
+
+
+def _best_class(scores: NDArray[np.float32], conf: float) -> _Candidates:
+    best = scores.max(axis=0)
+    anchors = np.flatnonzero(best > conf)
+    return anchors, scores[:, anchors].argmax(axis=0), best[anchors]
+
+
+def _all_classes(scores: NDArray[np.float32], conf: float) -> _Candidates:
+    anchors = np.flatnonzero(scores.max(axis=0) > conf)  # few: the rest is not looked at again
+    some = scores[:, anchors].T
+    rows, class_ids = np.nonzero(some > conf)
+    return anchors[rows], class_ids, some[rows, class_ids]
+
+
+def _nms(
+    boxes_xywh: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    class_ids: NDArray[np.int64],
+    conf: float,
+    iou: float,
+    max_det: int,
+) -> NDArray[np.int64]:
+    """Indices of what is kept, best first.
+
+    What becomes of a candidate depends on better ones only, so that the first ``max_det`` are mostly settled by a
+    few of the best; all are looked at only where these do not suffice.
+    """
+    order = np.argsort(-scores, kind="stable")[:_MOST_CANDIDATES]
+    for count in sorted({min(4 * max_det, len(order)), len(order)}):
+        best = order[:count]
+        found = cv2.dnn.NMSBoxesBatched(
+            boxes_xywh[best].tolist(), scores[best].tolist(), class_ids[best].tolist(), conf, iou
+        )
+        if len(found) >= max_det:
+            break
+    return best[np.asarray(found, dtype=np.int64).reshape(-1)[:max_det]]
