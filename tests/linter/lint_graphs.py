@@ -39,7 +39,8 @@ class Net:
 
     def conv(self, module: str, tensor: str, ins: int, outs: int, kernel: int = 1, int8: bool = True) -> str:
         path = "/" + module.replace(".m.", "/m.").replace(".c", "/c")
-        values = self.random.normal(0, 0.1, (outs, ins, kernel, kernel)).astype(np.float32)
+        spread = (3 / (ins * kernel**2)) ** 0.5  # keeps the signal alive through SiLU, else every value rounds to 0
+        values = self.random.normal(0, spread, (outs, ins, kernel, kernel)).astype(np.float32)
         bias = self.constant(f"{module}.bias", np.zeros(outs, np.float32))
         if int8 and self.quantized:
             scale = np.abs(values).max((1, 2, 3)) / 127
