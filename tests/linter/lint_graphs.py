@@ -14,8 +14,9 @@ SCALES = {"image": 1 / 127, "stem": 0.03, "c2f": 0.05, "hidden": 0.02, "neck": 0
 class Net:
     """Collects nodes and initializers; every tensor is called after the node that makes it."""
 
-    def __init__(self, quantized: bool = True) -> None:
+    def __init__(self, quantized: bool = True, zero_point: np.generic = np.int8(0)) -> None:  # noqa: B008  a constant
         self.quantized = quantized
+        self.zero_point = zero_point
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
         self.random = np.random.default_rng(0)
@@ -33,7 +34,7 @@ class Net:
         """The tensor after Q and DQ, nodes ``<tensor>/Q`` and ``<tensor>/DQ``; itself in a float net."""
         if not self.quantized:
             return tensor
-        pair = [self.constant(f"{tensor}.scale", np.float32(scale)), self.constant(f"{tensor}.zero", np.int8(0))]
+        pair = [self.constant(f"{tensor}.scale", np.float32(scale)), self.constant(f"{tensor}.zero", self.zero_point)]
         q = self.op("QuantizeLinear", f"{tensor}/Q", [tensor, *pair])
         return self.op("DequantizeLinear", f"{tensor}/DQ", [q, *pair])
 
@@ -146,7 +147,8 @@ def remove_qdq(model: onnx.ModelProto, tensor: str) -> None:
 
 def float_weight(model: onnx.ModelProto, module: str, conv: str) -> None:
     """Take the weight quantization of a convolution away."""
-    weight = next(entry for entry in model.graph.initializer if entry.name == f"{module}.weight")
-    set_constant(model, f"{module}.weight", numpy_helper.to_array(weight).astype(np.float32))
+    stored = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    scale = stored[f"{module}.weight.scale"][:, None, None, None]
+    set_constant(model, f"{module}.weight", stored[f"{module}.weight"].astype(np.float32) * scale)
     rewire(model, conv, f"{module}.weight/DQ_output_0", f"{module}.weight")
     model.graph.node.remove(node(model, f"{module}.weight/DQ"))

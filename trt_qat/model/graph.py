@@ -22,6 +22,7 @@ from trt_qat.errors import QuantizationError
 from trt_qat.model.loading import export_mode
 from trt_qat.operators import ATEN_COPIES, Copy, pads_with_copies
 
+
 @dataclass(frozen=True)
 class Operation:
     """One node of the graph and the tensor it produces.
