@@ -21,7 +21,7 @@ from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_j
 from trt_qat.config import Config, FlavorChoice, Precision, SensitivityMetric, choices
 from trt_qat.errors import ArtifactError, TrtQatError
 from trt_qat.progress import Progress, Silent
-from trt_qat.registry import RUNTIMES
+from trt_qat.registry import RUNTIMES, TARGETS
 
 if TYPE_CHECKING:
     import rich.progress
@@ -410,18 +410,22 @@ def infer(
 
 @cli.command()
 @click.argument("onnx", type=FILE)
+@click.option(
+    "--target", type=click.Choice(list(TARGETS.rows)), default="tensorrt", show_default=True, help="Whose rules hold."
+)
 @click.option("--svg", type=FILE, help="Also draw the network: INT8 edges coloured by scale group.")
 @_command
-def lint(config: Config, onnx: Path, svg: Path | None) -> dict[str, Any]:
+def lint(config: Config, onnx: Path, target: str, svg: Path | None) -> dict[str, Any]:
     """Check the Q/DQ placement of any ONNX file.
 
-    The exit code is 1 if there are errors.
+    A finding is "broken" (the client refuses the file, or computes something useless), "slow" (INT8 speed is lost), a
+    warning, or an info. The exit code is 1 if anything is broken or slow.
     """
     del config
     from trt_qat.linter.picture import draw
     from trt_qat.linter.report import lint as lint_file
 
-    report = lint_file(onnx)
+    report = lint_file(onnx, target)
     click.echo(report.as_text())
     if svg is not None:
         draw(onnx, svg, report.findings)

@@ -14,8 +14,9 @@ SCALES = {"image": 1 / 127, "stem": 0.03, "c2f": 0.05, "hidden": 0.02, "neck": 0
 class Net:
     """Collects nodes and initializers; every tensor is called after the node that makes it."""
 
-    def __init__(self, quantized: bool = True) -> None:
+    def __init__(self, quantized: bool = True, zero_point: np.generic = np.int8(0)) -> None:  # noqa: B008  a constant
         self.quantized = quantized
+        self.zero_point = zero_point
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
         self.random = np.random.default_rng(0)
@@ -33,13 +34,14 @@ class Net:
         """The tensor after Q and DQ, nodes ``<tensor>/Q`` and ``<tensor>/DQ``; itself in a float net."""
         if not self.quantized:
             return tensor
-        pair = [self.constant(f"{tensor}.scale", np.float32(scale)), self.constant(f"{tensor}.zero", np.int8(0))]
+        pair = [self.constant(f"{tensor}.scale", np.float32(scale)), self.constant(f"{tensor}.zero", self.zero_point)]
         q = self.op("QuantizeLinear", f"{tensor}/Q", [tensor, *pair])
         return self.op("DequantizeLinear", f"{tensor}/DQ", [q, *pair])
 
     def conv(self, module: str, tensor: str, ins: int, outs: int, kernel: int = 1, int8: bool = True) -> str:
         path = "/" + module.replace(".m.", "/m.").replace(".c", "/c")
-        values = self.random.normal(0, 0.1, (outs, ins, kernel, kernel)).astype(np.float32)
+        spread = (3 / (ins * kernel**2)) ** 0.5  # keeps the signal alive through SiLU, else every value rounds to 0
+        values = self.random.normal(0, spread, (outs, ins, kernel, kernel)).astype(np.float32)
         bias = self.constant(f"{module}.bias", np.zeros(outs, np.float32))
         if int8 and self.quantized:
             scale = np.abs(values).max((1, 2, 3)) / 127
@@ -145,7 +147,8 @@ def remove_qdq(model: onnx.ModelProto, tensor: str) -> None:
 
 def float_weight(model: onnx.ModelProto, module: str, conv: str) -> None:
     """Take the weight quantization of a convolution away."""
-    weight = next(entry for entry in model.graph.initializer if entry.name == f"{module}.weight")
-    set_constant(model, f"{module}.weight", numpy_helper.to_array(weight).astype(np.float32))
+    stored = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    scale = stored[f"{module}.weight.scale"][:, None, None, None]
+    set_constant(model, f"{module}.weight", stored[f"{module}.weight"].astype(np.float32) * scale)
     rewire(model, conv, f"{module}.weight/DQ_output_0", f"{module}.weight")
     model.graph.node.remove(node(model, f"{module}.weight/DQ"))

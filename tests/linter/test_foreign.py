@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from lint_graphs import IMAGE, detector
 
+from trt_qat.linter.finding import ERRORS
 from trt_qat.linter.report import LintReport, lint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # strangers' warnings
@@ -26,8 +29,7 @@ def rules(report: LintReport, severity: str) -> set[str]:
     return {finding.rule for finding in report.findings if finding.severity == severity}
 
 
-@pytest.mark.parametrize("qdq", [True, False], ids=["qdq", "qoperator"])
-def test_onnxruntime(float_file: Path, tmp_path: Path, qdq: bool) -> None:
+def quantize_static(float_file: Path, out: Path, **options: Any) -> None:
     quantization = pytest.importorskip("onnxruntime.quantization")
 
     class Reader(quantization.CalibrationDataReader):
@@ -37,24 +39,58 @@ def test_onnxruntime(float_file: Path, tmp_path: Path, qdq: bool) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.feeds, None)
 
-    kind = quantization.QuantFormat.QDQ if qdq else quantization.QuantFormat.QOperator
+    quantization.quantize_static(float_file, out, Reader(), activation_type=quantization.QuantType.QUInt8, **options)
+
+
+def test_onnxruntime_qdq(float_file: Path, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
     out = tmp_path / "ort.onnx"
-    quantization.quantize_static(
-        float_file, out, Reader(), quant_format=kind, activation_type=quantization.QuantType.QUInt8
-    )
+    quantize_static(float_file, out, quant_format=quantization.QuantFormat.QDQ)
     report = lint(out)
-    if not qdq:
-        assert "qoperator" in rules(report, "error")
-        return
-    assert rules(report, "error") >= {
-        "not-int8",
-        "asymmetric",
-        "q-between-conv-and-activation",
-        "unequal-scales",
-        "box-score-concat",
-    }
+    assert rules(report, "broken") == {"not-int8", "asymmetric", "box-score-concat"}
+    assert rules(report, "slow") >= {"q-between-conv-and-activation", "unequal-scales"}
     between = {finding.module for finding in report.findings if finding.rule == "q-between-conv-and-activation"}
     assert between >= {"model.0", "model.1.cv1", "model.1.m.0.cv1", "model.3.cv2.0"}
+    operators = Counter(node.op_type for node in onnx.load(out).graph.node)
+    assert report.counts.qdq_pairs == operators["QuantizeLinear"] < operators["DequantizeLinear"]
+    assert report.counts.convs == report.counts.int8_convs == 11
+    assert report.counts.quantized_weights == 11 + 1  # the strides that boxes are multiplied by
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "ultralytics"])
+def test_uint8_with_zero_points_is_right_on_a_cpu(float_file: Path, tmp_path: Path, target: str) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    out = tmp_path / "ort.onnx"
+    quantize_static(float_file, out, quant_format=quantization.QuantFormat.QDQ)
+    assert rules(lint(out, target), "broken") == {"box-score-concat"}
+
+
+def test_onnxruntime_qoperator(float_file: Path, tmp_path: Path) -> None:
+    """Its convolutions are INT8 ones, of a kind that TensorRT does not take; it has no Q/DQ pair."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    out = tmp_path / "ort.onnx"
+    quantize_static(float_file, out, quant_format=quantization.QuantFormat.QOperator)
+    report = lint(out)
+    assert rules(report, "broken") >= {"qoperator"}
+    counts = report.counts
+    assert (counts.convs, counts.int8_convs, counts.qoperator_convs, counts.quantized_weights) == (11, 11, 11, 11)
+    assert counts.qdq_pairs == 0
+    assert "11 of 11 convolutions in INT8 (11 with built-in quantization)" in report.as_text()
+    assert lint(out, "onnxruntime").errors == 0
+
+
+def test_onnxruntime_dynamic(float_file: Path, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    out = tmp_path / "dynamic.onnx"
+    quantization.quantize_dynamic(float_file, out, weight_type=quantization.QuantType.QUInt8)
+    report = lint(out)
+    assert rules(report, "broken") == {"qoperator", "non-constant-scale"}
+    counts = report.counts
+    assert (counts.convs, counts.int8_convs, counts.qoperator_convs, counts.quantized_weights) == (11, 11, 11, 11)
+    assert counts.qdq_pairs == 0
+    on_cpu = lint(out, "onnxruntime")
+    assert on_cpu.errors == 0
+    assert rules(on_cpu, "warning") == {"non-constant-scale"}
 
 
 def test_nncf(float_file: Path, tmp_path: Path) -> None:
@@ -63,8 +99,8 @@ def test_nncf(float_file: Path, tmp_path: Path) -> None:
     quantized = nncf.quantize(onnx.load(float_file), data, subset_size=len(_IMAGES))
     onnx.save(quantized, tmp_path / "nncf.onnx")
     report = lint(tmp_path / "nncf.onnx")
-    assert "not-int8" in rules(report, "error")  # uint8 for the image: it has no negative values
-    assert "q-between-conv-and-activation" not in rules(report, "error")
+    assert "not-int8" in rules(report, "broken")  # uint8 for the image: it has no negative values
+    assert "q-between-conv-and-activation" not in rules(report, "slow")
     assert report.counts.int8_convs == report.counts.convs
 
 
@@ -99,7 +135,7 @@ def test_modelopt_torch(tmp_path: Path) -> None:
     out = tmp_path / "modelopt.onnx"
     torch.onnx.export(model, (images[0],), out, dynamo=False, opset_version=19)
     report = lint(out)
-    places = {(finding.rule, finding.module) for finding in report.findings if finding.severity == "error"}
+    places = {(finding.rule, finding.module) for finding in report.findings if finding.severity in ERRORS}
     assert places == {("float-round-trip", "1")}  # module "1": the C2f, its split and its concat
     assert report.counts.int8_convs == report.counts.convs == 5
     assert report.counts.avoidable_round_trips == report.errors
@@ -118,5 +154,5 @@ def test_modelopt_onnx(float_file: Path, tmp_path: Path) -> None:
         output_path=str(out),
     )
     report = lint(out)
-    assert rules(report, "error") & {"float-round-trip", "unequal-scales"}
+    assert rules(report, "slow") & {"float-round-trip", "unequal-scales"}
     assert report.counts.int8_convs > 0

@@ -13,10 +13,11 @@ import onnx
 import pytest
 from lint_graphs import detector, set_constant
 
-from trt_qat.errors import ArtifactError, MissingDependency
+from trt_qat.errors import ArtifactError, ConfigError, MissingDependency
 from trt_qat.linter.graph import QdqGraph
 from trt_qat.linter.picture import draw
 from trt_qat.linter.report import lint
+from trt_qat.registry import TARGETS
 
 
 @pytest.fixture
@@ -41,17 +42,20 @@ def test_clean_report(clean: Path) -> None:
 
 def test_json_contract(broken: Path) -> None:
     content = json.loads(json.dumps(lint(broken).as_dict()))
-    assert list(content) == ["path", "errors", "warnings", "counts", "by_rule", "findings"]
+    assert list(content) == [
+        "path", "target", "errors", "broken", "slow", "warnings", "counts", "by_rule", "findings",
+    ]  # fmt: skip
+    assert (content["target"], content["broken"], content["slow"]) == ("tensorrt", 0, 1)
     assert content["errors"] == content["by_rule"]["unequal-scales"] == content["counts"]["avoidable_round_trips"] == 1
     assert list(content["findings"][0]) == ["rule", "severity", "node", "module", "message", "advice"]
 
 
 def test_text_groups_by_rule_and_limits(broken: Path) -> None:
     text = lint(broken).as_text(limit=1)
-    assert "error: unequal-scales (1)" in text
+    assert "slow: unequal-scales (1)" in text
     assert "[/model.1/Concat]" in text
     assert "... and 2 more (--json lists all)" in text
-    assert text.index("error: ") < text.index("info: ")
+    assert text.index("slow: ") < text.index("info: ")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an onnx file", None])
@@ -60,6 +64,35 @@ def test_unreadable_files_are_clear_errors(clean: Path, tmp_path: Path, content:
     path.write_bytes(clean.read_bytes()[:-1000] if content is None else content)
     with pytest.raises(ArtifactError, match=r"bad\.onnx"):
         lint(path)
+
+
+def test_broken_and_slow_are_told_apart(broken: Path, tmp_path: Path) -> None:
+    """TensorRT refuses a zero point and only loses speed by an unequal concat; the exit code is 1 for either."""
+    model = onnx.load(broken)
+    set_constant(model, "/model.0/act/Mul_output_0.zero", np.int8(3))
+    onnx.save(model, tmp_path / "both.onnx")
+    report = lint(tmp_path / "both.onnx")
+    assert (report.broken, report.slow, report.errors) == (1, 1, 2)
+    text = report.as_text()
+    assert text.index("broken: asymmetric") < text.index("slow: unequal-scales")
+    assert "1 broken, 1 slow, 0 warnings" in text
+
+
+def test_target_decides(broken: Path) -> None:
+    report = lint(broken, "openvino")
+    assert {finding.rule for finding in report.findings if finding.severity == "broken"} == {"openvino-signed-concat"}
+    assert report.slow == 0
+    assert "for openvino: 2 broken" in report.as_text()
+
+
+def test_unknown_target(clean: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown target 'openvin'\. Did you mean 'openvino'"):
+        lint(clean, "openvin")
+
+
+def test_a_target_without_rows_is_checked_as_tensorrt_is(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS.rows, "toaster", "nowhere:TARGET")
+    assert lint(broken, "toaster").findings == lint(broken).findings
 
 
 def test_missing_file() -> None:

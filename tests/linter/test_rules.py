@@ -21,7 +21,7 @@ from lint_graphs import (
 )
 from onnx import TensorProto, helper
 
-from trt_qat.linter.finding import Finding
+from trt_qat.linter.finding import ERRORS, Finding
 from trt_qat.linter.graph import QdqGraph
 from trt_qat.linter.placement import avoidable_round_trips
 from trt_qat.linter.report import count
@@ -33,9 +33,9 @@ HIDDEN = "/model.1/m.0/cv1/act/Mul_output_0"
 HEAD = "/model.2/cv2/act/Mul_output_0"
 
 
-def findings(model: onnx.ModelProto) -> list[Finding]:
+def findings(model: onnx.ModelProto, target: str = "tensorrt") -> list[Finding]:
     graph = QdqGraph(model)
-    return [finding for rule in RULES for finding in rule.check(graph)]
+    return [finding for rule in RULES for finding in rule.findings(graph, target)]
 
 
 def serious(model: onnx.ModelProto) -> list[Finding]:
@@ -209,6 +209,8 @@ PLANTED = [
     (half_quantized_conv, "conv-not-int8", "/model.1/m.0/cv2/Conv", "model.1.m.0.cv2"),
     (idle, "idle-qdq", "planted/Q", "model.3.dfl"),
 ]
+BROKEN = {"not-int8", "asymmetric", "non-constant-scale", "bad-scale", "pair-mismatch", "type-mismatch"}
+BROKEN |= {"box-score-concat"}
 WARNINGS = {"add-unequal-scales", "conv-not-int8", "idle-qdq"}
 TRIPS = {"unequal-scales", "float-round-trip"}
 
@@ -244,13 +246,16 @@ def test_a_planted_defect_fires_its_rule_only(
     found = serious(model)
     assert {finding.rule for finding in found} == {rule}
     assert (where, module) in {(finding.node, finding.module) for finding in found}
-    assert {finding.severity for finding in found} == {"warning" if rule in WARNINGS else "error"}
+    expected = "warning" if rule in WARNINGS else "broken" if rule in BROKEN else "slow"
+    assert {finding.severity for finding in found} == {expected}
     assert all(finding.message and finding.advice for finding in found)
     assert avoidable_round_trips(QdqGraph(model)) == (len(found) if rule in TRIPS else 0)
 
 
 def test_every_rule_has_a_planted_defect() -> None:
     covered = {rule for _, rule, _, _ in PLANTED} | {"no-qdq", "qoperator", "channels-not-16", "int8-head"}
+    covered |= {"openvino-signed-concat", "onnxruntime-opset", "onnxruntime-float-conv"}  # in test_clients.py
+    covered |= {"ultralytics-dynamic", "ultralytics-names"}
     assert covered == {rule.name for rule in RULES}
     assert len(covered) == len(RULES)
 
@@ -280,7 +285,7 @@ def test_int8_predictions_are_named() -> None:
 
 def test_float_model_has_one_error() -> None:
     found = findings(detector(quantized=False))
-    assert [finding.rule for finding in found if finding.severity == "error"] == ["no-qdq"]
+    assert [finding.rule for finding in found if finding.severity in ERRORS] == ["no-qdq"]
 
 
 def test_qoperator_file_has_one_error() -> None:
@@ -295,6 +300,31 @@ def test_qoperator_file_has_one_error() -> None:
     assert [(finding.rule, finding.node, finding.module) for finding in found] == [
         ("qoperator", "/model.0/QLinearConv", "model.0")
     ]
+
+
+def copied(op: str, **attributes: object) -> QdqGraph:
+    """A quantized image, an operator with the inputs given, and what reads its output."""
+    net = Net()
+    inputs = [net.constant(name, value) for name, value in attributes.pop("inputs", {}).items()]  # type: ignore[attr-defined]
+    return QdqGraph(net.model(net.op(op, "op", [net.qdq(IMAGE, 0.1), *inputs], **attributes), [None] * 4))
+
+
+@pytest.mark.parametrize(
+    ("graph", "kept"),
+    [
+        (copied("Resize", inputs={"roi": np.zeros(0, np.float32), "s": np.ones(4, np.float32)}, mode="nearest"), True),
+        (copied("Resize", inputs={"roi": np.zeros(0, np.float32), "s": np.ones(4, np.float32)}, mode="linear"), False),
+        (copied("Pad", inputs={"pads": np.ones(8, np.int64)}), True),
+        (copied("Pad", inputs={"pads": np.ones(8, np.int64), "value": np.float32(0)}), True),
+        (copied("Pad", inputs={"pads": np.ones(8, np.int64), "value": np.float32(1)}), False),
+        (copied("Pad", inputs={"pads": np.ones(8, np.int64)}, mode="reflect"), True),
+        (copied("Cast", to=TensorProto.FLOAT16), True),
+        (copied("Cast", to=TensorProto.INT64), False),
+        (copied("AveragePool", kernel_shape=[1, 1]), False),
+    ],
+)
+def test_what_keeps_a_grid(graph: QdqGraph, kept: bool) -> None:
+    assert (graph.grid("op_output_0") is not None) == kept
 
 
 def test_scale_behind_a_constant_expression_is_constant() -> None:
@@ -336,7 +366,23 @@ def test_counts() -> None:
     counts = count(QdqGraph(detector()))
     assert (counts.convs, counts.int8_convs) == (11, 8)
     assert counts.scales == counts.scale_groups == len(SCALES)
+    assert counts.quantized_weights == 8
+    assert counts.qdq_pairs == 8  # image, stem, cv1, hidden, add, concat, neck, head
     assert counts.avoidable_round_trips == 0
+
+
+def test_a_pair_is_counted_once_and_needs_both_halves() -> None:
+    """Two DQs of one Q are one pair, also behind copies of the INT8 tensor; a Q that ends in an output is none."""
+    net = Net()
+    pair = [net.constant("s", np.float32(0.1)), net.constant("z", np.int8(0))]
+    q = net.op("QuantizeLinear", "q", [IMAGE, *pair])
+    pooled = net.op("MaxPool", "pool", [q], kernel_shape=[1, 1])
+    left = net.op("DequantizeLinear", "left", [pooled, *pair])
+    right = net.op("DequantizeLinear", "right", [q, *pair])
+    net.op("QuantizeLinear", "last", [net.op("Add", "add", [left, right]), *pair])
+    model = net.model("last_output_0", [1, 3, 16, 16])
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT8
+    assert count(QdqGraph(model)).qdq_pairs == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from trt_qat.operators import is_dfl_weight
+
 # These inputs are FP32 by the ONNX specification whatever the data type.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 
@@ -47,15 +49,15 @@ def _decoding_nodes(graph: gs.Graph) -> set[int]:
 
 
 def _is_learned_convolution(node: gs.Node) -> bool:
-    """Any convolution but the box decoding's fixed one (DFL), whose weights are 0, 1, 2, ..."""
+    """Any convolution but the box decoding's fixed one (DFL).
+
+    An INT8 DFL counts as learned: its weight's DequantizeLinear writes FP16, as all others do, and a cast to the
+    decoding's FP32 behind it would end the INT8 convolution.
+    """
     if node.op != "Conv":
         return False
     weight = node.inputs[1]
-    if not isinstance(weight, gs.Constant):  # int8 initializer behind DequantizeLinear
-        return True
-    values = weight.values
-    fixed = values.shape[0] == 1 and values.size > 1 and np.array_equal(values.ravel(), np.arange(values.size))
-    return not fixed
+    return not (isinstance(weight, gs.Constant) and is_dfl_weight(weight.values))
 
 
 def _only_constants_above(node: gs.Node) -> bool:

@@ -11,23 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-# Operators that move values. Concat's inputs all carry them, of the others only the first does (the rest are shapes,
-# indices, sizes).
-COPY_LIKE = frozenset(
-    {
-        "Concat",
-        "Flatten",
-        "Identity",
-        "MaxPool",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
+from trt_qat.operators import Copy, onnx_copy
 
 
 def clean_(graph: gs.Graph) -> None:
@@ -82,12 +66,11 @@ def quantize_at_source_(graph: gs.Graph) -> None:
     """
     graph.toposort()
     for node in reversed(list(graph.nodes)):
-        if not is_copy(node):
+        copy = copy_of(node)
+        quantize = _common_quantizer(graph, node) if copy else None
+        if copy is None or quantize is None:
             continue
-        quantize = _common_quantizer(graph, node)
-        if quantize is None:
-            continue
-        for index in range(len(node.inputs) if node.op == "Concat" else 1):
+        for index in range(len(copy.carried(node.inputs))):
             if not isinstance(node.inputs[index], gs.Constant):
                 node.inputs[index] = _quantized(graph, node.inputs[index], quantize)
         for output in node.outputs:  # values are on the grid already
@@ -97,9 +80,19 @@ def quantize_at_source_(graph: gs.Graph) -> None:
     merge_equal_quantizers_(graph)
 
 
-def is_copy(node: gs.Node) -> bool:
-    """Whether this node only moves values (a Resize only does in nearest mode)."""
-    return node.op in COPY_LIKE and (node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest")
+def copy_of(node: gs.Node) -> Copy | None:
+    """What this node copies and how; None if it computes.
+
+    A Cast never counts here: a quantizer moved above it would need a scale of another type.
+    """
+
+    def filling() -> NDArray[np.generic] | None:
+        given = node.inputs[2] if len(node.inputs) > 2 else gs.Variable.empty()
+        if given.is_empty():
+            return np.zeros(1)
+        return given.values if isinstance(given, gs.Constant) else None
+
+    return None if node.op == "Cast" else onnx_copy(node.op, node.attrs, filling)
 
 
 def _common_quantizer(graph: gs.Graph, node: gs.Node) -> gs.Node | None:

@@ -17,33 +17,13 @@ from typing import Any, Final
 import numpy as np
 from onnx import TensorProto
 
+from trt_qat.disjoint_sets import DisjointSets
 from trt_qat.linter.view import DEQUANTIZE, FLOAT_TYPES, QUANTIZE, Node, OnnxView, read_model
+from trt_qat.operators import Copy, is_dfl_weight, onnx_copy
 
-# Each commutes with a symmetric per-tensor quantizer: copy(dequantize(x)) == dequantize(copy(x)).
-COPY_LIKE_OPS: Final = {
-    "Concat": "places values side by side; one grid only if all inputs share it",
-    "Split": "cuts",
-    "Slice": "cuts",
-    "Gather": "picks",
-    "MaxPool": "picks the largest; rounding is monotonic, so the order of values survives",
-    "Resize": "repeats values, in mode 'nearest' only; other modes average and leave the grid",
-    "Upsample": "repeats values, in mode 'nearest' only",
-    "Pad": "adds zeros, which lie on every symmetric grid, or repeats values",
-    "Reshape": "renames positions",
-    "Flatten": "renames positions",
-    "Squeeze": "renames positions",
-    "Unsqueeze": "renames positions",
-    "Transpose": "reorders",
-    "DepthToSpace": "reorders",
-    "SpaceToDepth": "reorders",
-    "Expand": "repeats",
-    "Tile": "repeats",
-    "Identity": "does nothing",
-    "Cast": "between float types only; some exporters leave one that does nothing",
-}
-# The copies that read and write every byte. The others are free, so it does not matter in which type they run.
-MOVING_OPS: Final = frozenset({"Concat", "Split", "Slice", "MaxPool", "Resize", "Upsample", "Pad", "Gather"})
 CONV_OPS: Final = frozenset({"Conv", "ConvTranspose"})
+# Convolutions that hold their quantization themselves, with the place of the weight among their inputs.
+QOPERATOR_CONV_OPS: Final = {"QLinearConv": 3, "ConvInteger": 1}
 # What an INT8 engine can do with a quantized tensor other than move it.
 INT8_OPS: Final = CONV_OPS | {"Gemm", "MatMul", "Add", "AveragePool", "GlobalAveragePool"}
 ACTIVATION_OPS: Final = frozenset(
@@ -101,8 +81,33 @@ class QdqGraph(OnnxView):
 
     @cached_property
     def convs(self) -> tuple[Node, ...]:
-        """All convolutions with a weight in the file."""
+        """All convolutions with a weight in the file, in float or between Q/DQ; see also :attr:`qoperator_convs`."""
         return tuple(node for node in self.nodes if node.op in CONV_OPS and self.is_constant(self.root(node.inputs[1])))
+
+    @cached_property
+    def qoperator_convs(self) -> tuple[Node, ...]:
+        """The convolutions with built-in quantization: ONNX Runtime's QOperator format and its dynamic one."""
+        return tuple(
+            node
+            for node in self.nodes
+            if node.op in QOPERATOR_CONV_OPS and self.is_constant(node.inputs[QOPERATOR_CONV_OPS[node.op]])
+        )
+
+    @cached_property
+    def pairs(self) -> tuple[Node, ...]:
+        """The Q nodes on activations that a DQ undoes, directly or behind copies of the INT8 tensor."""
+        return tuple(
+            node
+            for node in self.quantizers
+            if any(taker is not None and taker.op == DEQUANTIZE for taker in self.takers(node.outputs[0], self.is_copy))
+        )
+
+    @cached_property
+    def quantized_weights(self) -> frozenset[str]:
+        """The constants that are stored in INT8, or quantized by a Q in the file; biases (int32) are none."""
+        dequantized = [node for node in self.nodes if node.op == DEQUANTIZE and self.is_weight_side(node)]
+        found = {self.root(node.inputs[0]) for node in dequantized if self.dtype(node.inputs[0]) != TensorProto.INT32}
+        return frozenset(found | {node.inputs[QOPERATOR_CONV_OPS[node.op]] for node in self.qoperator_convs})
 
     @cached_property
     def quantizers(self) -> tuple[Node, ...]:
@@ -141,32 +146,33 @@ class QdqGraph(OnnxView):
             return None
         if node.is_qdq:
             return self.quantization(node)
-        if not self.is_copy(node):
+        copy = self.copy(node)
+        if copy is None:
             return None
-        grids = [self.grid(name) for name in self.copied(node)]
+        grids = [self.grid(name) for name in copy.carried(node.inputs)]
         first = grids[0]
         if first is None or not all(grid is not None and grid.same_as(first) for grid in grids):
             return None
         return first
 
-    def is_copy(self, node: Node) -> bool:
-        """Whether ``node`` leaves the grid of its input as it is; see :data:`COPY_LIKE_OPS`."""
-        if node.op not in COPY_LIKE_OPS or not self.is_data(node):
-            return False
-        if node.op in ("Resize", "Upsample"):
-            return bool(node.attributes.get("mode", b"nearest") == b"nearest")
+    def copy(self, node: Node) -> Copy | None:
+        """What ``node`` copies and how, if it leaves the grid of its input as it is."""
+        found = onnx_copy(node.op, node.attributes, lambda: self._filling(node))
+        if found is None or not self.is_data(node):
+            return None
         if node.op == "Cast":
             source = self.dtype(node.inputs[0])
-            return node.attributes["to"] in FLOAT_TYPES and (source is None or source in FLOAT_TYPES)
-        if node.op == "Pad" and node.attributes.get("mode", b"constant") == b"constant":
-            value = self.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else np.zeros(1)
-            return value is not None and not np.any(value)
-        return True
+            floats = node.attributes["to"] in FLOAT_TYPES and (source is None or source in FLOAT_TYPES)
+            return found if floats else None
+        return found
 
-    @staticmethod
-    def copied(node: Node) -> tuple[str, ...]:
-        """The inputs of a copy that carry the data."""
-        return node.inputs if node.op == "Concat" else node.inputs[:1]
+    def _filling(self, pad: Node) -> np.ndarray[Any, Any] | None:
+        given = pad.inputs[2] if len(pad.inputs) > 2 else ""
+        return self.constant(given) if given else np.zeros(1)
+
+    def is_copy(self, node: Node) -> bool:
+        """Whether ``node`` is a copy, see :data:`trt_qat.operators.COPIES`."""
+        return self.copy(node) is not None
 
     def takers(self, tensor: str, through: Callable[[Node], bool]) -> tuple[Node | None, ...]:
         """The nodes that finally read ``tensor`` after any chain of nodes ``through``; None stands for an output."""
@@ -213,26 +219,17 @@ class QdqGraph(OnnxView):
 
     @cached_property
     def dfl(self) -> frozenset[Node]:
-        """Convolutions that only take an expectation: one output, 1x1, weights 0, 1, 2 ... (YOLOv8's DFL)."""
-        return frozenset(conv for conv in self.convs if self._is_expectation(conv))
-
-    def _is_expectation(self, conv: Node) -> bool:
-        shape = self.shape(self.root(conv.inputs[1]))
-        if shape is None or len(shape) != 4 or shape[0] != 1 or shape[2:] != (1, 1) or (shape[1] or 0) < 3:
-            return False
-        weight = self.constant(self.root(conv.inputs[1]))
-        if weight is None:
-            return False
-        values = weight.astype(np.float64).ravel()
-        # The tolerance admits a ramp that was rounded to int8.
-        ramp = np.linspace(0, 1, values.size)
-        return bool(values[-1] > 0 and np.allclose(values / values[-1], ramp, rtol=0, atol=0.02))
+        """Convolutions that have learned nothing, see :func:`trt_qat.operators.is_dfl_weight`."""
+        weights = {conv: self.root(conv.inputs[1]) for conv in self.convs}
+        # The shape first: reading every weight of a large network takes a second.
+        ones = {conv: self.constant(name) for conv, name in weights.items() if (self.shape(name) or (0,))[0] == 1}
+        return frozenset(conv for conv, weight in ones.items() if weight is not None and is_dfl_weight(weight))
 
     @cached_property
     def body(self) -> frozenset[Node]:
         """The nodes from which a learned convolution can still be reached."""
         found: set[Node] = set()
-        names = [conv.inputs[0] for conv in self.convs if conv not in self.dfl]
+        names = [conv.inputs[0] for conv in (*self.convs, *self.qoperator_convs) if conv not in self.dfl]
         while names:
             node = self.producer(names.pop())
             if node is not None and node not in found:
@@ -262,32 +259,27 @@ class QdqGraph(OnnxView):
         """
         groups: dict[str, list[Node]] = defaultdict(list)
         for node in self.quantizers:
-            groups[self._joined[node.outputs[0]]].append(node)
+            groups[self._joined.find(node.outputs[0])].append(node)
         return tuple(tuple(group) for group in groups.values())
 
     def scale_group(self, tensor: str) -> int | None:
         """The index in :attr:`scale_groups` of the group that ``tensor`` lies in, or None."""
-        return self._group_numbers.get(self._joined.get(tensor, ""))
+        return self._group_numbers.get(self._joined.find(tensor)) if tensor in self._joined else None
 
     @cached_property
     def _group_numbers(self) -> dict[str, int]:
-        return {self._joined[group[0].outputs[0]]: number for number, group in enumerate(self.scale_groups)}
+        return {self._joined.find(group[0].outputs[0]): number for number, group in enumerate(self.scale_groups)}
 
     @cached_property
-    def _joined(self) -> dict[str, str]:
-        """Union-find over copies and Q/DQ: every tensor they touch -> the representative of its set."""
-        parent: dict[str, str] = {}
-
-        def find(name: str) -> str:
-            while parent.setdefault(name, name) != name:
-                parent[name] = name = parent[parent[name]]
-            return name
-
+    def _joined(self) -> DisjointSets:
+        """Every tensor that copies and Q/DQ touch, with those it shares its values with."""
+        sets = DisjointSets()
         for node in self.nodes:
-            if self.is_copy_or_qdq(node):
-                for name in (*self.copied(node), *node.outputs):
-                    parent[find(name)] = find(node.outputs[0])
-        return {name: find(name) for name in list(parent)}
+            if node.is_qdq:
+                sets.unite((node.outputs[0], node.inputs[0]))
+            elif (copy := self.copy(node)) is not None:
+                sets.unite(name for name in (*node.outputs, *copy.carried(node.inputs)) if name)
+        return sets
 
 
 def unlike(grids: Iterable[Quantization | None]) -> bool:

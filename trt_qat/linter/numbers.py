@@ -1,5 +1,7 @@
 """Rules on the numbers of a quantizer: type, zero point, scale. Most are refusals of TensorRT.
 
+ONNX Runtime and OpenVINO take more; which of the two takes what was tried with 1.32 and 2026.4.
+
 What TensorRT does with each defect was tried with the TensorRT-RTX 1.7 ONNX parser and builder, strongly typed.
 """
 
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import TensorProto
 
-from trt_qat.linter.finding import Finding
+from trt_qat.linter.finding import Place
 from trt_qat.linter.graph import CONV_OPS, QdqGraph, Quantization
 from trt_qat.linter.view import DEQUANTIZE, FLOAT_TYPES, QUANTIZE, Node
 
@@ -19,36 +21,30 @@ _ACCEPTED_TYPES = frozenset(
     {TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1, TensorProto.UNDEFINED}
 )
 _ONE_FLOAT_TYPE_OPS = CONV_OPS | {"Add", "Sub", "Mul", "Div", "Concat", "MatMul", "Gemm"}
-_QOPERATOR_OPS = frozenset(
-    {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QLinearAdd", "QLinearMul", "QLinearSigmoid"}
-    | {"QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QGemm"}
-)
+# Beside those whose name begins with QLinear.
+_QOPERATOR_OPS = frozenset({"ConvInteger", "MatMulInteger", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
 
 
-def qoperator(graph: QdqGraph) -> Iterator[Finding]:
+def qoperator(graph: QdqGraph) -> Iterator[Place]:
     """Operators with built-in quantization (ONNX Runtime's QOperator format); TensorRT's parser knows none of them."""
-    nodes = [node for node in graph.nodes if node.op in _QOPERATOR_OPS]
+    nodes = [node for node in graph.nodes if _is_qoperator(node)]
     if nodes:
-        yield Finding(
-            "qoperator",
-            "error",
-            nodes[0].name,
-            graph.module_of(nodes[0]),
+        yield Place(
+            nodes[0],
             f"{len(nodes)} operators with built-in quantization, first a {nodes[0].op}: this is not a Q/DQ file",
             "Quantize again in Q/DQ format (ONNX Runtime: quant_format=QuantFormat.QDQ).",
         )
 
 
-def no_qdq(graph: QdqGraph) -> Iterator[Finding]:
+def no_qdq(graph: QdqGraph) -> Iterator[Place]:
     """No quantizer at all: an engine of this file has no INT8 layer."""
-    if not any(node.is_qdq or node.op in _QOPERATOR_OPS for node in graph.nodes):
-        node = graph.nodes[0]
+    if not any(node.is_qdq or _is_qoperator(node) for node in graph.nodes):
         message = f"no QuantizeLinear or DequantizeLinear among {len(graph.nodes)} nodes: a float model"
         advice = "Quantize it first, then export the quantized model."
-        yield Finding("no-qdq", "error", node.name, graph.module_of(node), message, advice)
+        yield Place(graph.nodes[0], message, advice)
 
 
-def not_int8(graph: QdqGraph) -> Iterator[Finding]:
+def not_int8(graph: QdqGraph) -> Iterator[Place]:
     """Quantized types other than INT8.
 
     uint8 with zero point 0 is the worst: TensorRT-RTX 1.7 builds it and clamps to [-128, 127] as if it were int8, so
@@ -68,10 +64,10 @@ def not_int8(graph: QdqGraph) -> Iterator[Finding]:
         else:
             message = f"quantized to {dtype}: TensorRT takes signed INT8 only (uint8 is refused or read as int8)"
             advice = "Quantize to int8 with zero point 0 (ONNX Runtime: activation_type=QuantType.QInt8)."
-        yield _finding(graph, "not-int8", node, message, advice)
+        yield Place(node, message, advice)
 
 
-def asymmetric(graph: QdqGraph) -> Iterator[Finding]:
+def asymmetric(graph: QdqGraph) -> Iterator[Place]:
     """A zero point other than 0. TensorRT: "Non-zero zero point is not supported"."""
     for node in _one_per_pair(graph):
         zero_point = graph.quantization(node).zero_point
@@ -81,33 +77,33 @@ def asymmetric(graph: QdqGraph) -> Iterator[Finding]:
             advice = (
                 "Calibrate symmetrically (ONNX Runtime: ActivationSymmetric; NNCF: preset PERFORMANCE, device GPU)."
             )
-            yield _finding(graph, "asymmetric", node, message, advice)
+            yield Place(node, message, advice)
 
 
-def non_constant_scale(graph: QdqGraph) -> Iterator[Finding]:
+def non_constant_scale(graph: QdqGraph) -> Iterator[Place]:
     """A scale or zero point that is computed at run time. TensorRT needs build-time constants (RTX 1.7 crashes)."""
     for node in graph.nodes:
         if node.op == "DynamicQuantizeLinear":
             message = "DynamicQuantizeLinear computes its scale at run time"
         elif node.is_qdq and not all(graph.is_constant(name) for name in node.inputs[1:] if name):
-            message = "scale or zero point is computed at run time, TensorRT needs constants"
+            message = "scale or zero point is computed at run time"
         else:
             continue
         advice = "Calibrate once and store the scale as an initializer (static quantization)."
-        yield _finding(graph, "non-constant-scale", node, message, advice)
+        yield Place(node, message, advice)
 
 
-def bad_scale(graph: QdqGraph) -> Iterator[Finding]:
+def bad_scale(graph: QdqGraph) -> Iterator[Place]:
     """A scale that is zero, negative or not finite. TensorRT: "Scale coefficients must all be positive"."""
     for node in _one_per_pair(graph):
         scale = graph.quantization(node).scale
         if scale is not None and not (np.all(np.isfinite(scale)) and np.all(scale > 0)):
             message = f"scale {float(scale.min()):.6g} is not a positive number"
             advice = "Calibrate again: the range of this tensor was empty, or a weight channel is all zero."
-            yield _finding(graph, "bad-scale", node, message, advice)
+            yield Place(node, message, advice)
 
 
-def pair_mismatch(graph: QdqGraph) -> Iterator[Finding]:
+def pair_mismatch(graph: QdqGraph) -> Iterator[Place]:
     """A DQ that undoes another Q than the one before it: all values are multiplied by the ratio, silently."""
     for node in graph.nodes:
         source = graph.producer(node.inputs[0]) if node.op == DEQUANTIZE else None
@@ -116,10 +112,10 @@ def pair_mismatch(graph: QdqGraph) -> Iterator[Finding]:
         before, after = graph.quantization(source), graph.quantization(node)
         if not before.same_as(after):
             message = f"quantized with {before} but dequantized with {after} (or another zero point)"
-            yield _finding(graph, "pair-mismatch", node, message, "Let Q and DQ share scale and zero point.")
+            yield Place(node, message, "Let Q and DQ share scale and zero point.")
 
 
-def type_mismatch(graph: QdqGraph) -> Iterator[Finding]:
+def type_mismatch(graph: QdqGraph) -> Iterator[Place]:
     """Scale and tensor, or the operands of one operator, of different float types.
 
     A strongly typed network never inserts a cast: TensorRT stops with "must be of same type", or the layers behind
@@ -136,20 +132,20 @@ def type_mismatch(graph: QdqGraph) -> Iterator[Finding]:
         if len(set(types.values())) > 1:
             shown = ", ".join(f"'{name}' {TensorProto.DataType.Name(dtype).lower()}" for name, dtype in types.items())
             advice = "Write scales in the type of the tensor, and one float type per operator (FP16 needs opset >= 19)."
-            yield _finding(graph, "type-mismatch", node, f"{node.op} mixes float types: {shown}", advice)
+            yield Place(node, f"{node.op} mixes float types: {shown}", advice)
 
 
-def per_channel_activation(graph: QdqGraph) -> Iterator[Finding]:
+def per_channel_activation(graph: QdqGraph) -> Iterator[Place]:
     """Several scales on an activation. TensorRT: per-channel quantization is for constants only."""
     for node in graph.quantizers:
         quantization = graph.quantization(node)
         if quantization.per_channel:
             message = f"activation quantized per channel ({quantization} on axis {quantization.axis}): no INT8 layer"
             advice = "Quantize activations per tensor; keep per-channel scales for weights."
-            yield _finding(graph, "per-channel-activation", node, message, advice)
+            yield Place(node, message, advice)
 
 
-def weight_axis(graph: QdqGraph) -> Iterator[Finding]:
+def weight_axis(graph: QdqGraph) -> Iterator[Place]:
     """Per-channel weight scales on another axis than the output channels. ONNX's default axis is 1."""
     for conv in graph.convs:
         quantization = graph.grid(conv.inputs[1])
@@ -159,7 +155,11 @@ def weight_axis(graph: QdqGraph) -> Iterator[Finding]:
         if quantization.axis % _rank(quantization, graph) != expected:
             message = f"weight has {quantization} on axis {quantization.axis}, output channels are axis {expected}"
             advice = f"Set axis={expected} on the weight's Q and DQ."
-            yield _finding(graph, "weight-axis", conv, message, advice)
+            yield Place(conv, message, advice)
+
+
+def _is_qoperator(node: Node) -> bool:
+    return node.op.startswith("QLinear") or node.op in _QOPERATOR_OPS
 
 
 def _rank(quantization: Quantization, graph: QdqGraph) -> int:
@@ -172,7 +172,3 @@ def _one_per_pair(graph: QdqGraph) -> Iterator[Node]:
     for node in graph.nodes:
         if node.op == QUANTIZE or (node.op == DEQUANTIZE and graph.is_constant(node.inputs[0])):
             yield node
-
-
-def _finding(graph: QdqGraph, rule: str, node: Node, message: str, advice: str) -> Finding:
-    return Finding(rule, "error", node.name, graph.module_of(node), message, advice)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from trt_qat.artifacts import atomic_path
 from trt_qat.errors import MissingDependency
-from trt_qat.linter.finding import Finding
+from trt_qat.linter.finding import ERRORS, Finding
 from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, QdqGraph
 from trt_qat.linter.view import UNKNOWN_MODULE, Node
 
@@ -116,7 +116,7 @@ def _fused_into(graph: QdqGraph, node: Node) -> Node | None:
 def _add_boxes(drawing: Any, graph: QdqGraph, blocks: dict[Node, _Block], findings: tuple[Finding, ...]) -> None:
     wrong: dict[str, list[str]] = {}
     for finding in findings:
-        if finding.severity == "error":
+        if finding.severity in ERRORS:
             wrong.setdefault(finding.node, []).append(f"{finding.rule}: {finding.message}")
     clusters: dict[str, list[str]] = {}
     for name in graph.inputs:

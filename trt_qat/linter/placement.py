@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trt_qat.linter.finding import Finding, Severity
-from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, INT8_OPS, MOVING_OPS, QdqGraph, unlike
+from trt_qat.linter.finding import Place
+from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, INT8_OPS, QdqGraph, unlike
 from trt_qat.linter.view import QUANTIZE, Node
 
 _LANES = 16  # INT8 tensor-core kernels read channels in vectors of 16 (TensorRT performance guide)
 
 
-def conv_not_int8(graph: QdqGraph) -> Iterator[Finding]:
+def conv_not_int8(graph: QdqGraph) -> Iterator[Place]:
     """Convolutions that stay float, with the missing piece. Predicting ones and the DFL do so on purpose."""
     for conv in graph.convs:
         if graph.is_int8(conv):
@@ -32,27 +32,27 @@ def conv_not_int8(graph: QdqGraph) -> Iterator[Finding]:
             advice = "Quantize both input and weight, or neither: one alone costs accuracy and gains no speed."
         else:
             advice = "Quantize its input where that tensor is made and its weight per channel, if accuracy allows."
-        yield _finding(graph, "conv-not-int8", "info" if deliberate else "warning", conv, message, advice)
+        yield Place(conv, message, advice, deliberate)
 
 
-def int8_head(graph: QdqGraph) -> Iterator[Finding]:
+def int8_head(graph: QdqGraph) -> Iterator[Place]:
     """Predicting convolutions and the DFL in INT8: they cost accuracy and hold almost no work."""
     for conv in graph.convs:
         if graph.is_int8(conv) and graph.is_last(conv):
             what = "DFL" if conv in graph.dfl else "convolution that makes the predictions"
             advice = "Leave it float if accuracy matters: it is a small part of the time."
-            yield _finding(graph, "int8-head", "info", conv, f"{what} runs in INT8", advice)
+            yield Place(conv, f"{what} runs in INT8", advice)
 
 
-def q_between_conv_and_activation(graph: QdqGraph) -> Iterator[Finding]:
+def q_between_conv_and_activation(graph: QdqGraph) -> Iterator[Place]:
     """A quantizer inside Conv -> BatchNorm -> activation: TensorRT can no longer fuse them into one INT8 kernel."""
     for conv, nodes in _between(graph).items():
         message = f"quantizer '{nodes[0].name}' stands between this convolution and its activation"
         advice = "Remove it and quantize the activation's output instead."
-        yield _finding(graph, "q-between-conv-and-activation", "error", conv, message, advice)
+        yield Place(conv, message, advice)
 
 
-def two_scales_one_tensor(graph: QdqGraph) -> Iterator[Finding]:
+def two_scales_one_tensor(graph: QdqGraph) -> Iterator[Place]:
     """One float tensor quantized twice with different numbers: a second quantize kernel and a second copy."""
     readers: dict[str, list[Node]] = {}
     for node in graph.quantizers:
@@ -64,24 +64,24 @@ def two_scales_one_tensor(graph: QdqGraph) -> Iterator[Finding]:
             shown = ", ".join(dict.fromkeys(str(quantization) for quantization in quantizations))
             message = f"tensor '{tensor}' is quantized {len(nodes)} times with different numbers: {shown}"
             advice = "Use one quantizer per tensor and let all its readers share it."
-            yield _finding(graph, "two-scales-one-tensor", "error", nodes[0], message, advice)
+            yield Place(nodes[0], message, advice)
 
 
-def unequal_scales(graph: QdqGraph) -> Iterator[Finding]:
+def unequal_scales(graph: QdqGraph) -> Iterator[Place]:
     """A concat whose inputs have different scales, or a max-pool that changes scale: no longer a plain copy."""
     for node in _unequal_concats(graph):
         shown = ", ".join(str(grid) if (grid := graph.grid(name)) else "float" for name in node.inputs)
         message = f"inputs of the Concat have different scales ({shown}): each must be rescaled first"
         advice = "Give all its inputs and its output one scale; then it is a pointer move."
-        yield _finding(graph, "unequal-scales", "error", node, message, advice)
+        yield Place(node, message, advice)
     for trip in _round_trips(graph):
         if trip.quantizer is not None and trip.node.op == "MaxPool":
             message = f"MaxPool goes from {graph.grid(trip.node.inputs[0])} to {graph.quantization(trip.quantizer)}"
             advice = "Use one scale before and behind a max-pool."
-            yield _finding(graph, "unequal-scales", "error", trip.node, message, advice)
+            yield Place(trip.node, message, advice)
 
 
-def add_unequal_scales(graph: QdqGraph) -> Iterator[Finding]:
+def add_unequal_scales(graph: QdqGraph) -> Iterator[Place]:
     """A residual Add with both inputs quantized, differently. One quantized input (the skip) is a sound choice."""
     for node in graph.nodes:
         if node.op != "Add" or not graph.is_data(node) or node not in graph.body:
@@ -89,10 +89,10 @@ def add_unequal_scales(graph: QdqGraph) -> Iterator[Finding]:
         if unlike(graph.grid(name) for name in node.inputs):
             shown = ", ".join(str(graph.grid(name)) for name in node.inputs)
             advice = "Quantize the skip input only, or give both inputs one scale."
-            yield _finding(graph, "add-unequal-scales", "warning", node, f"inputs of the Add: {shown}", advice)
+            yield Place(node, f"inputs of the Add: {shown}", advice)
 
 
-def float_round_trip(graph: QdqGraph) -> Iterator[Finding]:
+def float_round_trip(graph: QdqGraph) -> Iterator[Place]:
     """INT8 data that goes through float to become INT8 again, in the part of the network that runs in INT8.
 
     Either a tensor is dequantized, at most copied, and quantized with another scale; or a concat, split, pool or
@@ -106,14 +106,15 @@ def float_round_trip(graph: QdqGraph) -> Iterator[Finding]:
             message = f"INT8 tensor with {old} is dequantized and quantized again with {new}"
             advice = "Use one scale along the whole chain of copies."
         else:
-            bare = [name for name in graph.copied(trip.node) if graph.grid(name) is None]
+            copy = graph.copy(trip.node)
+            bare = [name for name in copy.carried(trip.node.inputs) if graph.grid(name) is None] if copy else []
             message = f"{trip.node.op} runs in float though all its readers quantize; no Q/DQ on '{bare[0]}'"
             message += f" and {len(bare) - 1} more" if len(bare) > 1 else ""
             advice = "Quantize where that tensor is made, with the scale its readers use."
-        yield _finding(graph, "float-round-trip", "error", trip.node, message, advice)
+        yield Place(trip.node, message, advice)
 
 
-def idle_qdq(graph: QdqGraph) -> Iterator[Finding]:
+def idle_qdq(graph: QdqGraph) -> Iterator[Place]:
     """A quantizer with no INT8 layer behind it: it costs accuracy and a kernel, and gains nothing."""
     named = {node for nodes in _between(graph).values() for node in nodes}
     named |= {node for nodes in _box_score_concats(graph).values() for node in nodes}
@@ -122,18 +123,18 @@ def idle_qdq(graph: QdqGraph) -> Iterator[Finding]:
         if node not in named and not any(taker is not None and taker.op in INT8_OPS for taker in takers):
             readers = ", ".join(sorted({"a graph output" if taker is None else taker.op for taker in takers}))
             message = f"no INT8 layer reads this quantized tensor, only {readers or 'nothing'}"
-            yield _finding(graph, "idle-qdq", "warning", node, message, "Remove this Q/DQ pair.")
+            yield Place(node, message, "Remove this Q/DQ pair.")
 
 
-def box_score_concat(graph: QdqGraph) -> Iterator[Finding]:
+def box_score_concat(graph: QdqGraph) -> Iterator[Place]:
     """Boxes (0 ... 640) and scores (0 ... 1) under one scale: all scores round to zero and nothing is detected."""
     for concat, nodes in _box_score_concats(graph).items():
         message = f"Concat of boxes and scores is quantized by '{nodes[0].name}'"
         advice = "Leave everything behind the last convolutions float."
-        yield _finding(graph, "box-score-concat", "error", concat, message, advice)
+        yield Place(concat, message, advice)
 
 
-def channels_not_16(graph: QdqGraph) -> Iterator[Finding]:
+def channels_not_16(graph: QdqGraph) -> Iterator[Place]:
     """Channel counts that INT8 kernels must pad to a multiple of 16. The image and the predictions have no choice."""
     for conv in graph.convs:
         shape = graph.shape(graph.root(conv.inputs[1]))
@@ -147,7 +148,7 @@ def channels_not_16(graph: QdqGraph) -> Iterator[Finding]:
         fixed = graph.is_last(conv) or (from_image and outs % _LANES == 0)
         advice = "Nothing." if fixed else f"Choose a width that is a multiple of {_LANES}, or leave this layer float."
         message = f"{ins} -> {outs} channels, not multiples of {_LANES}"
-        yield _finding(graph, "channels-not-16", "info" if fixed else "warning", conv, message, advice)
+        yield Place(conv, message, advice, deliberate=fixed)
 
 
 def avoidable_round_trips(graph: QdqGraph) -> int:
@@ -182,15 +183,16 @@ def _round_trips(graph: QdqGraph) -> list[_RoundTrip]:
 def _mover(graph: QdqGraph, quantizer: Node) -> Node | None:
     """The moving copy right before a Q, over free copies."""
     node = graph.producer(quantizer.inputs[0])
-    while node is not None and graph.is_copy(node):
-        if node.op in MOVING_OPS:
+    while node is not None and (copy := graph.copy(node)) is not None:
+        if copy.moves:
             return node
         node = graph.producer(node.inputs[0])
     return None
 
 
 def _is_float_copy(graph: QdqGraph, node: Node) -> bool:
-    if node.op not in MOVING_OPS or not graph.is_copy(node):
+    copy = graph.copy(node)
+    if copy is None or not copy.moves:
         return False
     if any(graph.grid(name) is not None for name in node.outputs):
         return False
@@ -284,7 +286,3 @@ def _quantizer(graph: QdqGraph, node: Node) -> Node:
 def _origin(graph: QdqGraph, tensor: str) -> str:
     node = graph.producer(tensor)
     return f"'{tensor}' is a graph input" if node is None else f"'{tensor}' comes from {node.op} '{node.name}'"
-
-
-def _finding(graph: QdqGraph, rule: str, severity: Severity, node: Node, message: str, advice: str) -> Finding:
-    return Finding(rule, severity, node.name, graph.module_of(node), message, advice)

@@ -58,6 +58,7 @@ class OnnxView:
             model = inliner.inline_local_functions(model)
         inferred = _inferred(model)
         graph = inferred.graph
+        self.metadata: Mapping[str, str] = {entry.key: entry.value for entry in model.metadata_props}
         self.opsets: Mapping[str, int] = {entry.domain: entry.version for entry in model.opset_import}
         self.nodes: tuple[Node, ...] = tuple(_node(proto) for proto in graph.node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -235,8 +236,13 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _node(proto: onnx.NodeProto) -> Node:
     name = proto.name or (proto.output[0] if proto.output else proto.op_type)
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in proto.attribute}
+    attributes = {entry.name: _text(helper.get_attribute_value(entry)) for entry in proto.attribute}
     return Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, proto)
+
+
+def _text(value: Any) -> Any:
+    """An attribute's value; ONNX stores strings as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _module_from_path(name: str) -> str:

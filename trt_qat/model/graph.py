@@ -11,6 +11,8 @@ import copy
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,42 +20,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.errors import QuantizationError
 from trt_qat.model.loading import export_mode
-
-# Operators that move values without changing them, so that Q/DQ commutes with them: rounding before or after is the
-# same. Max-pooling belongs here because quantization is monotone.
-COPY_LIKE = frozenset(
-    {
-        "alias",
-        "cat",
-        "chunk",
-        "clone",
-        "concat",
-        "contiguous",
-        "detach",
-        "expand",
-        "flatten",
-        "index_select",
-        "max_pool2d",
-        "narrow",
-        "permute",
-        "repeat",
-        "reshape",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "stack",
-        "transpose",
-        "unsqueeze",
-        "upsample_nearest2d",
-        "view",
-    }
-)
-# Of those, the ones that may drop values: their output does not show every value of their input.
-DROPS_VALUES = frozenset(
-    {"chunk", "index_select", "max_pool2d", "narrow", "select", "slice", "split", "split_with_sizes"}
-)
+from trt_qat.operators import ATEN_COPIES, Copy, pads_with_copies
 
 
 @dataclass(frozen=True)
@@ -67,6 +34,7 @@ class Operation:
         module: dotted name of the innermost module whose code ran it.
         parameter_module: for a convolution, the module that owns its weight.
         repeated: whether that module already ran earlier in the same forward pass.
+        keeps_values: False for a copy-like operator used so that it is none, e.g. padding with other values than 0.
     """
 
     name: str
@@ -75,6 +43,12 @@ class Operation:
     module: str
     parameter_module: str = ""
     repeated: bool = False
+    keeps_values: bool = True
+
+    @property
+    def copy(self) -> Copy | None:
+        """What it copies and how, if it only moves values (picking one output of a split included)."""
+        return ATEN_COPIES.get(self.operator) if self.keeps_values else None
 
 
 @dataclass(frozen=True)
@@ -103,7 +77,7 @@ def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
         imgsz: side of the traced image; placement does not depend on it.
 
     Raises:
-        QuantizationError: the network cannot be traced; the message names the operator.
+        QuantizationError: the network cannot be traced; the message names the innermost module that was running.
     """
     copied = copy.deepcopy(network)
     for parameter in copied.parameters():
@@ -116,9 +90,22 @@ def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
     except Exception as exc:
         reason = " ".join(str(exc).split())[:300]
         raise QuantizationError(
-            f"The network cannot be traced by torch.export: {type(exc).__name__}: {reason}"
+            f"{_running_module(copied, exc.__traceback__)} cannot be traced by torch.export, so trt_qat cannot place "
+            f"quantizers in this network. {type(exc).__name__}: {reason}"
         ) from exc
     return TensorGraph(tuple(_operations(program)))
+
+
+def _running_module(network: nn.Module, trace: TracebackType | None) -> str:
+    """The innermost module in whose code an error was raised, for the message: class and dotted name."""
+    names = {id(module): name for name, module in network.named_modules() if name}
+    found = "The network"
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if id(module) in names:
+            found = f"Module '{names[id(module)]}' ({type(module).__name__})"
+        trace = trace.tb_next
+    return found
 
 
 def _operations(program: torch.export.ExportedProgram) -> Iterator[Operation]:
@@ -133,11 +120,10 @@ def _operations(program: torch.export.ExportedProgram) -> Iterator[Operation]:
         elif node.op == "call_function":
             inputs = tuple(n.name for n in node.all_input_nodes if n.name in tensors)
             tensors.add(node.name)
-            owner = ""
-            if _operator_name(node).startswith("conv"):
-                owner = _weight_owner(node, parameter_names)
+            name = _operator_name(node)
+            owner = _weight_owner(node, parameter_names) if name.startswith("conv") else ""
             path, run = _module_path(node)
-            yield Operation(node.name, _operator_name(node), inputs, path, owner, repeated=bool(run))
+            yield Operation(node.name, name, inputs, path, owner, bool(run), _keeps_values(name, node))
 
 
 def _operator_name(node: fx.Node) -> str:
@@ -145,6 +131,15 @@ def _operator_name(node: fx.Node) -> str:
         return "getitem"
     name = str(getattr(node.target, "_opname", getattr(node.target, "__name__", node.target)))
     return name.rstrip("_")  # in-place variants compute the same
+
+
+def _keeps_values(name: str, node: fx.Node) -> bool:
+    if name == "pad":
+        given: dict[str, Any] = dict(zip(("input", "sizes", "mode", "value"), node.args, strict=False)) | node.kwargs
+        return pads_with_copies(given.get("mode", "constant"), given.get("value"))
+    if name in ("to", "type_as"):
+        return bool(node.meta["val"].dtype.is_floating_point)
+    return True
 
 
 def _module_path(node: fx.Node) -> tuple[str, str]:

@@ -2,16 +2,16 @@
 
 ``first_conv``  reads the image
 ``head_last``   a learned convolution after which no other learned convolution comes: the head's last 1x1 layers
-``dfl``         a fixed convolution: its weights are constants of the box decoding (0, 1, 2, ...), not learned
+``dfl``         a fixed convolution: its weights are constants of the box decoding, see ``operators.is_dfl_weight``
 """
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from trt_qat.config import Role
 from trt_qat.model.graph import Operation, TensorGraph, convolutions
+from trt_qat.operators import is_dfl_weight
 
 
 def roles(network: nn.Module, graph: TensorGraph) -> dict[str, Role]:
@@ -20,7 +20,7 @@ def roles(network: nn.Module, graph: TensorGraph) -> dict[str, Role]:
     found: dict[str, Role] = {}
     conv_ops = [op for op in graph if op.parameter_module in modules]
     for operation in conv_ops:
-        if is_fixed(modules[operation.parameter_module]):
+        if is_dfl_weight(modules[operation.parameter_module].weight.detach().cpu().numpy()):
             found[operation.parameter_module] = "dfl"
     learned_ahead = _reaches_learned_convolution(
         graph, {op.name for op in conv_ops if op.parameter_module not in found}
@@ -35,13 +35,6 @@ def roles(network: nn.Module, graph: TensorGraph) -> dict[str, Role]:
         elif inputs.intersection(operation.inputs):
             found[name] = "first_conv"
     return found
-
-
-def is_fixed(conv: nn.Conv2d) -> bool:
-    """Whether the weights are the constants 0, 1, 2, ... of Distribution Focal Loss decoding."""
-    weight = conv.weight.detach().flatten()
-    expected = torch.arange(weight.numel(), dtype=weight.dtype, device=weight.device)
-    return conv.out_channels == 1 and weight.numel() > 1 and torch.equal(weight, expected)
 
 
 def _reaches_learned_convolution(graph: TensorGraph, learned: set[str]) -> dict[str, bool]:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
 from trt_qat.config import QuantizationSection, Residual
+from trt_qat.disjoint_sets import DisjointSets
 from trt_qat.errors import QuantizationError
-from trt_qat.model.graph import COPY_LIKE, DROPS_VALUES, Operation, TensorGraph, convolutions
+from trt_qat.model.graph import Operation, TensorGraph, convolutions
 from trt_qat.model.roles import roles
 
 
@@ -117,11 +117,10 @@ def place(network: nn.Module, graph: TensorGraph, section: QuantizationSection) 
     if not int8_reads:
         raise QuantizationError("No convolution is left to quantize: 'float_roles' and 'exclude' cover them all.")
 
-    sets = _UnionFind(op.name for op in graph)
-    _union_copies(graph, sets)
+    sets = DisjointSets()
+    _unite_copies(graph, sets)
     for conv in {op.parameter_module for op in int8_reads}:  # one module has one input quantizer, however often it runs
-        for first, second in pairwise([op.inputs[0] for op in int8_reads if op.parameter_module == conv]):
-            sets.union(first, second)
+        sets.unite(op.inputs[0] for op in int8_reads if op.parameter_module == conv)
     adds = _residual_operands(graph, sets, {op.inputs[0] for op in int8_reads}, section.residual)
     return Placement(_groups(graph, sets, int8_reads, adds), float_convs)
 
@@ -150,34 +149,14 @@ def _float_convolutions(network: nn.Module, graph: TensorGraph, section: Quantiz
     return reasons
 
 
-class _UnionFind:
-    def __init__(self, items: Any) -> None:
-        self._parent: dict[str, str] = {item: item for item in items}
-
-    def find(self, item: str) -> str:
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
-        return item
-
-    def union(self, first: str, second: str) -> None:
-        self._parent[self.find(second)] = self.find(first)
-
-
-def is_copy_like(operation: Operation) -> bool:
-    """Whether the operation only moves values (picking one output of a split included)."""
-    return operation.operator in COPY_LIKE or operation.operator == "getitem"
-
-
-def _union_copies(graph: TensorGraph, sets: _UnionFind) -> None:
+def _unite_copies(graph: TensorGraph, sets: DisjointSets) -> None:
     for operation in graph:
-        if is_copy_like(operation):
-            for name in operation.inputs:
-                sets.union(name, operation.name)
+        if operation.copy is not None:
+            sets.unite((*operation.copy.carried(operation.inputs), operation.name))
 
 
 def _residual_operands(
-    graph: TensorGraph, sets: _UnionFind, int8_tensors: set[str], residual: Residual
+    graph: TensorGraph, sets: DisjointSets, int8_tensors: set[str], residual: Residual
 ) -> list[tuple[str, AddOperand]]:
     """Add operands to quantize, as (tensor, operand); ``both`` also unites the operands' groups."""
     if residual == "none":
@@ -199,7 +178,7 @@ def _residual_operands(
         roots = {sets.find(name) for name in int8_tensors}
         in_int8 = [sets.find(name) in roots for name in operation.inputs]
         if residual == "both" and any(in_int8):
-            sets.union(*operation.inputs)
+            sets.unite(operation.inputs)
             in_int8 = [True, True]
         for operand, (tensor, wanted) in enumerate(zip(operation.inputs, in_int8, strict=True)):
             if wanted:
@@ -208,7 +187,7 @@ def _residual_operands(
 
 
 def _groups(
-    graph: TensorGraph, sets: _UnionFind, int8_reads: list[Operation], adds: list[tuple[str, AddOperand]]
+    graph: TensorGraph, sets: DisjointSets, int8_reads: list[Operation], adds: list[tuple[str, AddOperand]]
 ) -> tuple[ScaleGroup, ...]:
     by_root: dict[str, list[Operation]] = {}
     for read in int8_reads:
@@ -235,7 +214,7 @@ def _observed(
         return any(
             op.name in readers or covered(op.name)
             for op in consumers[tensor]
-            if is_copy_like(op) and op.operator not in DROPS_VALUES
+            if op.copy is not None and not op.copy.drops
         )
 
     chosen = dict.fromkeys(reader for tensor, reader in readers.items() if not covered(tensor))
