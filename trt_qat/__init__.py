@@ -70,7 +70,7 @@ _HOMES = {
         ("build", "evaluate", "export", "finetune", "keep_budget", "quantize", "sensitivity", "train"), "trt_qat.api"
     ),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
-    "lint": "trt_qat.linterer.report",
+    "lint": "trt_qat.linter.report",
     "Detector": "trt_qat.runtime.detector",
     "Detections": "trt_qat.vision.detections",
 }
