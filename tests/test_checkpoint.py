@@ -203,7 +203,7 @@ def save_pt(path: Path, network: nn.Module) -> Path:
     return path
 
 
-@pytest.mark.parametrize("architecture", ["yolov8n.yaml", "yolov9t.yaml", "yolov10n.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize("architecture", ["yolov8n.yaml", "yolov9t.yaml", "yolo26n.yaml"])
 def test_a_checkpoint_saved_after_fusing_is_the_same_model(
     make_unfolded: Callable[..., DetectionModel], tmp_path: Path, architecture: str
 ) -> None:
@@ -229,7 +229,8 @@ def test_batchnorm_apart_is_there_where_the_file_has_it(unfolded: DetectionModel
     assert sum(isinstance(module, nn.BatchNorm2d) for module in first.modules()) > 50
     assert first is not second  # a copy each time, so that training one leaves the model as it is
     images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(raw_output(first, images), raw_output(model.network, images), rtol=1e-3, atol=1e-2)
+    expected = raw_output(model.network, images)
+    assert torch.allclose(raw_output(first, images), expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_batchnorm_that_is_gone_is_said(unfolded: DetectionModel, detector: Model, tmp_path: Path) -> None:
@@ -240,13 +241,11 @@ def test_batchnorm_that_is_gone_is_said(unfolded: DetectionModel, detector: Mode
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_models_for_other_images_than_colour_are_refused(
+def test_models_for_grey_or_four_channel_images_are_refused(
     unfolded: DetectionModel, tmp_path: Path, channels: int
 ) -> None:
-    odd = DetectionModel(dict(unfolded.yaml), ch=channels, nc=2, verbose=False).half()
-    assert_refused(
-        save_pt(tmp_path / "odd.pt", odd), rf"odd\.pt' takes images with {channels} channels?; .* 3 \(colour\)"
-    )
+    odd = save_pt(tmp_path / "odd.pt", DetectionModel(dict(unfolded.yaml), ch=channels, nc=2, verbose=False).half())
+    assert_refused(odd, rf"odd\.pt' takes images with {channels} channels?; trt_qat needs 3 \(colour\)")
 
 
 # the value --------------------------------------------------------------------------------------------------------
