@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trt_qat import api
 from trt_qat.checkpoint import Model, load, save
-from trt_qat.config import EvaluationSection, ExportSection, Precision, Residual, SensitivitySection
+from trt_qat.config import EvaluationSection, ExportSection, Precision, Residual
 from trt_qat.data.dataset import load_dataset
 from trt_qat.errors import ConfigError
 from trt_qat.evaluation.parity import lowest_cosine
@@ -315,9 +315,7 @@ def test_accuracy_and_latency_are_those_of_the_exported_file(
 
 def test_the_group_that_ruins_a_trained_detector_is_left_float(broken: tuple[Model, str], demo_set: Path) -> None:
     model, name = broken
-    budget = api.keep_budget(
-        model, copy.copy(model), demo_set, 3, evaluation=QUICK, sensitivity=SensitivitySection(images=4)
-    )
+    budget = api.keep_budget(model, copy.copy(model), demo_set, 3, evaluation=QUICK)
     assert budget.met
     assert (budget.report["chosen"]["k"], budget.report["chosen"]["groups"]) == (1, [name])
     assert budget.report["int8"]["drop_points"] > 10

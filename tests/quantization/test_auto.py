@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import torch
+from recording import Recording
 from torch import Tensor
 
 from trt_qat.artifacts import write_json
@@ -18,7 +18,6 @@ from trt_qat.checkpoint import load, save
 from trt_qat.config import Config, QuantizationSection
 from trt_qat.model.output_error import output_error, raw_predictions
 from trt_qat.pipeline import calibrate
-from trt_qat.progress import Silent
 from trt_qat.quantization.auto import CANDIDATES, choose_calibrator
 from trt_qat.quantization.calibration import Calibration
 from trt_qat.quantization.calibration_cache import choice_key, load_choice
@@ -104,18 +103,7 @@ def test_key_changes_with_the_table_and_the_measure(monkeypatch: pytest.MonkeyPa
     assert len(set(keys)) == 3
 
 
-class Steps(Silent):
-    """A progress that remembers what was looped over."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-
-    def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
-        self.seen[description] = len(items)
-        return items
-
-
-def run_calibration(detector: Model, data: Path, folder: Path, **quantization: object) -> tuple[Model, Steps]:
+def run_calibration(detector: Model, data: Path, folder: Path, **quantization: object) -> tuple[Model, dict[str, int]]:
     weights = save(folder / "fp32.safetensors", detector).path
     config = Config.model_validate(
         {
@@ -123,8 +111,8 @@ def run_calibration(detector: Model, data: Path, folder: Path, **quantization: o
             "quantization": {"calibrator": "auto", "auto_images": 6, "batch": 4, **quantization},
         }
     )
-    steps = Steps()
-    return calibrate(weights, data, folder / "ptq.safetensors", config, steps), steps
+    recording = Recording()
+    return calibrate(weights, data, folder / "ptq.safetensors", config, recording), recording.seen
 
 
 def calibration_of(model: Model) -> Calibration:
@@ -133,47 +121,47 @@ def calibration_of(model: Model) -> Calibration:
 
 def test_pipeline_compares_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     """The second time neither pass is made; a damaged answer is made anew; the ranges are the chosen ones."""
-    first, steps = run_calibration(detector, demo_yaml, tmp_path)
-    assert steps.seen == {"calibrating": 3, "comparing calibrators": 2 * len(CANDIDATES)}
+    first, seen = run_calibration(detector, demo_yaml, tmp_path)
+    assert seen == {"calibrating": 3, "comparing calibrators": 2 * len(CANDIDATES)}
     ranges = first.require_quantized().amax()
     written = load(tmp_path / "ptq.safetensors")
     assert written.provenance == first.provenance
     assert all(torch.equal(value, written.require_quantized().amax()[name]) for name, value in ranges.items())
     (answer,) = (tmp_path / "calib").glob("*.json")
-    again, steps = run_calibration(detector, demo_yaml, tmp_path)
-    assert steps.seen == {}
+    again, seen = run_calibration(detector, demo_yaml, tmp_path)
+    assert seen == {}
     assert again.provenance == first.provenance
 
     chosen = first.provenance["calibration"]
     keys = {"calibrator": chosen["calibrator"], "percentile": chosen["percentile"] or 99.0}
-    explicit, steps = run_calibration(detector, demo_yaml, tmp_path, **keys)
-    assert steps.seen == {}
+    explicit, seen = run_calibration(detector, demo_yaml, tmp_path, **keys)
+    assert seen == {}
     assert calibration_of(explicit) == Calibration(calibrator_from_dict(chosen))
     assert all(torch.equal(value, explicit.require_quantized().amax()[name]) for name, value in ranges.items())
 
-    _, steps = run_calibration(detector, demo_yaml, tmp_path, auto_images=4)
-    assert steps.seen == {"comparing calibrators": len(CANDIDATES)}
-    _, steps = run_calibration(detector, demo_yaml, tmp_path, residual="none")
-    assert set(steps.seen) == {"calibrating", "comparing calibrators"}
+    _, seen = run_calibration(detector, demo_yaml, tmp_path, auto_images=4)
+    assert seen == {"comparing calibrators": len(CANDIDATES)}
+    _, seen = run_calibration(detector, demo_yaml, tmp_path, residual="none")
+    assert set(seen) == {"calibrating", "comparing calibrators"}
     answer.write_text("{}", encoding="utf-8")
-    anew, steps = run_calibration(detector, demo_yaml, tmp_path)
-    assert set(steps.seen) == {"comparing calibrators"}
+    anew, seen = run_calibration(detector, demo_yaml, tmp_path)
+    assert set(seen) == {"comparing calibrators"}
     assert anew.provenance == first.provenance
 
 
 def test_pipeline_compares_groups_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     run = partial(run_calibration, exclude=["model.[4-9].*", "model.[12][0-9].*"])  # few groups
-    first, steps = run(detector, demo_yaml, tmp_path, auto_per_group=True)
+    first, seen = run(detector, demo_yaml, tmp_path, auto_per_group=True)
     model = first.require_quantized()
-    assert steps.seen["calibrators per group"] == len(model.placement.groups)
+    assert seen["calibrators per group"] == len(model.placement.groups)
     assert calibration_of(first).groups
-    again, steps = run(detector, demo_yaml, tmp_path, auto_per_group=True)
-    assert steps.seen == {}
+    again, seen = run(detector, demo_yaml, tmp_path, auto_per_group=True)
+    assert seen == {}
     assert again.provenance == first.provenance
     same = again.require_quantized().amax()
     assert all(torch.equal(value, same[name]) for name, value in model.amax().items())
-    plain, steps = run(detector, demo_yaml, tmp_path)
-    assert set(steps.seen) == {"comparing calibrators"}
+    plain, seen = run(detector, demo_yaml, tmp_path)
+    assert set(seen) == {"comparing calibrators"}
     assert calibration_of(plain).groups == {}
     assert calibration_of(plain).candidates == calibration_of(first).candidates
     other = plain.require_quantized().amax()

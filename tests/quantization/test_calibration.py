@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pytest
 import torch
+from recording import Recording
 from torch import Tensor, nn
 
 from trt_qat.checkpoint import save
@@ -19,7 +19,6 @@ from trt_qat.data.images import images_sha256, network_batch
 from trt_qat.errors import QuantizationError
 from trt_qat.model.loading import raw_output
 from trt_qat.pipeline import calibrate
-from trt_qat.progress import Silent
 from trt_qat.quantization.calibrate import calibrate_
 from trt_qat.quantization.calibration import Calibration
 from trt_qat.quantization.calibration_cache import cache_key, load_histograms, save_histograms
@@ -154,17 +153,6 @@ def uncalibrated(detector: Model, **keys: object) -> QuantizedModel:
     return quantize_model(copy.deepcopy(detector.network), detector.names, section)
 
 
-class Steps(Silent):
-    """A progress that remembers what was looped over."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
-        self.seen.append(description)
-        return items
-
-
 def test_pipeline_calibrates_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     """Second time and other calibrator: no pass. Damaged cache: a new one, the same ranges."""
     weights = save(tmp_path / "fp32.safetensors", detector).path
@@ -176,9 +164,9 @@ def test_pipeline_calibrates_once(detector: Model, demo_yaml: Path, tmp_path: Pa
                 "quantization": quantization,
             }
         )
-        steps = Steps()
-        model = calibrate(weights, demo_yaml, tmp_path / "ptq.safetensors", config, steps)
-        return model.require_quantized().amax(), steps.seen
+        recording = Recording()
+        model = calibrate(weights, demo_yaml, tmp_path / "ptq.safetensors", config, recording)
+        return model.require_quantized().amax(), list(recording.seen)
 
     first, passes = run(calibrator="mse")
     assert passes == ["calibrating"]
