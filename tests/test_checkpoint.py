@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,29 +14,38 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.checkpoint import load_checkpoint, package_versions, save_checkpoint
+from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Residual
-from trt_qat.errors import ArtifactError
-from trt_qat.model.loading import LoadedModel, raw_output
+from trt_qat.errors import ArtifactError, QuantizationError
+from trt_qat.model.loading import fold_batchnorm, raw_output, rebuild
+from trt_qat.provenance import package_versions
 from trt_qat.quantization.insert import QuantizedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Calibrated
 
+NAMES = {0: "a", 1: "b"}
 
-def reloaded(model: QuantizedModel, path: Path) -> QuantizedModel:
-    loaded = load_checkpoint(save_checkpoint(path, model, "ptq", 64, {}).path).quantized
-    assert loaded is not None
-    return loaded
+
+@pytest.fixture
+def ptq(calibrated: Calibrated, detector: Model) -> Model:
+    return detector.with_quantized(calibrated(), "ptq", {})
+
+
+def reloaded(model: QuantizedModel, detector: Model, path: Path) -> QuantizedModel:
+    return load(save(path, detector.with_quantized(model, "ptq", {})).path).require_quantized()
 
 
 @pytest.mark.parametrize("residual", ["none", "skip", "both"])
 def test_reloading_is_bit_equal(
-    calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path, residual: Residual
+    calibrated: Calibrated, detector: Model, batches: tuple[Tensor, ...], tmp_path: Path, residual: Residual
 ) -> None:
     model = calibrated(residual=residual)
-    again = reloaded(model, tmp_path / "model.safetensors")
+    again = reloaded(model, detector, tmp_path / "model.safetensors")
     assert again.placement == model.placement
     assert again.names == model.names
     assert again.amax().keys() == model.amax().keys()
@@ -46,29 +56,30 @@ def test_reloading_is_bit_equal(
         assert len({id(again.network.get_submodule(conv).input_quantizer) for conv in group.convs}) == 1
 
 
-def test_ranges_that_training_left_alone_survive(calibrated: Calibrated, tmp_path: Path) -> None:
+def test_ranges_that_training_left_alone_survive(calibrated: Calibrated, detector: Model, tmp_path: Path) -> None:
     """The ranges of the file count, not the maxima of the weights it comes with."""
     model = copy.deepcopy(calibrated())
     with torch.no_grad():
         model.network.get_submodule("model.2.cv1.conv").weight *= 1.7
     before = model.amax()["weight.model.2.cv1.conv"].clone()
-    assert torch.equal(reloaded(model, tmp_path / "m.safetensors").amax()["weight.model.2.cv1.conv"], before)
+    assert torch.equal(reloaded(model, detector, tmp_path / "m.safetensors").amax()["weight.model.2.cv1.conv"], before)
 
 
-def test_float_checkpoint(detector: LoadedModel, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "fp32.safetensors", detector, "fp32", 96, {"seed": 3, "data": "a"}).path
-    loaded = load_checkpoint(path)
+def test_float_checkpoint(detector: Model, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
+    model = replace(detector, imgsz=96, provenance={"seed": 3, "data": "a"})
+    loaded = load(save(tmp_path / "fp32.safetensors", model).path)
     assert (loaded.quantized, loaded.stage, loaded.imgsz) == (None, "fp32", 96)
     assert loaded.provenance == {"seed": 3, "data": "a"}
-    assert loaded.names == detector.names
+    assert (loaded.names, loaded.task) == (detector.names, "detect")
+    assert loaded.source == tmp_path / "fp32.safetensors"
     assert torch.equal(raw_output(loaded.network, batches[0]), raw_output(detector.network, batches[0]))
 
 
-def test_half_is_half_the_size(detector: LoadedModel, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
-    full = save_checkpoint(tmp_path / "full.safetensors", detector, "fp32", 64, {}).path
-    half = save_checkpoint(tmp_path / "half.safetensors", detector, "fp32", 64, {}, half=True).path
+def test_half_is_half_the_size(detector: Model, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
+    full = save(tmp_path / "full.safetensors", detector).path
+    half = save(tmp_path / "half.safetensors", detector, half=True).path
     assert half.stat().st_size < 0.52 * full.stat().st_size
-    network = load_checkpoint(half).network
+    network = load(half).network
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     expected = raw_output(detector.network, batches[0])
     found = raw_output(network, batches[0])
@@ -76,19 +87,18 @@ def test_half_is_half_the_size(detector: LoadedModel, batches: tuple[Tensor, ...
     assert not torch.equal(found, expected)
 
 
-def test_wide_head_survives(detector: LoadedModel, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
+def test_wide_head_survives(detector: Model, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
     """The head's width is in the weights, not in the architecture."""
     network = copy.deepcopy(detector.network)
     for branch in network.model[-1].cv3:
         branch[1].conv = nn.Conv2d(branch[1].conv.in_channels, 80, 3, padding=1)
         branch[2] = nn.Conv2d(80, len(detector.names), 1)
-    model = LoadedModel(network.eval(), detector.names, detector.source)
-    loaded = load_checkpoint(save_checkpoint(tmp_path / "wide.safetensors", model, "fp32", 64, {}).path)
+    loaded = load(save(tmp_path / "wide.safetensors", replace(detector, network=network.eval())).path)
     assert torch.equal(raw_output(loaded.network, batches[0]), raw_output(network, batches[0]))
 
 
-def test_file_is_plain_safetensors(calibrated: Calibrated, tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "m.safetensors", calibrated(), "ptq", 64, {}).path
+def test_file_is_plain_safetensors(ptq: Model, tmp_path: Path) -> None:
+    path = save(tmp_path / "m.safetensors", ptq).path
     with safe_open(path, framework="pt") as stream:
         assert stream.metadata()["format"].startswith("trt_qat")
         assert "amax.weight.model.0.conv" in stream.keys()  # noqa: SIM118
@@ -112,15 +122,15 @@ def test_loading_runs_no_pickle(tmp_path: Path) -> None:
     torch.save(Malicious(trap), zipped)
     for path in (plain, zipped):
         with pytest.raises(ArtifactError, match="not a readable checkpoint"):
-            load_checkpoint(path)
+            load(path)
         assert not trap.exists()
     pickle.loads(plain.read_bytes())  # the trap works
     assert trap.exists()
 
 
 @pytest.mark.parametrize("kept", [4, 100, 5000, -1])
-def test_truncated(detector: LoadedModel, tmp_path: Path, kept: int) -> None:
-    path = save_checkpoint(tmp_path / "fp32.safetensors", detector, "fp32", 64, {}).path
+def test_truncated(detector: Model, tmp_path: Path, kept: int) -> None:
+    path = save(tmp_path / "fp32.safetensors", detector).path
     path.write_bytes(path.read_bytes()[:kept])
     assert_refused(path, "not a readable checkpoint")
 
@@ -139,33 +149,31 @@ def test_missing_and_empty(tmp_path: Path) -> None:
 
 def assert_refused(path: Path, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
-        load_checkpoint(path)
+        load(path)
     assert "\n" not in str(caught.value)
 
 
-def test_failing_save_leaves_what_was_there(detector: LoadedModel, tmp_path: Path) -> None:
+def test_failing_save_leaves_what_was_there(detector: Model, tmp_path: Path) -> None:
     for before in (None, b"the old file"):
         path = tmp_path / "model.safetensors"
         if before is not None:
             path.write_bytes(before)
         with pytest.raises(TypeError):
-            save_checkpoint(path, detector, "fp32", 64, {"unwritable": object()})
+            save(path, replace(detector, provenance={"unwritable": object()}))
         assert [entry.name for entry in tmp_path.iterdir()] == ([] if before is None else [path.name])
         assert before is None or path.read_bytes() == before
 
 
-def test_saving_over_a_folder_is_a_clear_error(detector: LoadedModel, tmp_path: Path) -> None:
+def test_saving_over_a_folder_is_a_clear_error(detector: Model, tmp_path: Path) -> None:
     (tmp_path / "taken.safetensors").mkdir()
     with pytest.raises(ArtifactError, match="Cannot write"):
-        save_checkpoint(tmp_path / "taken.safetensors", detector, "fp32", 64, {})
+        save(tmp_path / "taken.safetensors", detector)
 
 
-def test_weights_of_another_network_are_refused(detector: LoadedModel, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(detector: Model, tmp_path: Path) -> None:
     network = copy.deepcopy(detector.network)
     network.extra = nn.Conv2d(1, 1, 1)
-    model = LoadedModel(network, detector.names, detector.source)
-    path = save_checkpoint(tmp_path / "m.safetensors", model, "fp32", 64, {}).path
-    assert_refused(path, "do not fit")
+    assert_refused(save(tmp_path / "m.safetensors", replace(detector, network=network)).path, "do not fit")
 
 
 def test_versions_are_recorded() -> None:
@@ -174,8 +182,8 @@ def test_versions_are_recorded() -> None:
     assert {"python", "trt_qat", "ultralytics", "onnx", "openvino"} <= versions.keys()
 
 
-def test_placement_of_another_version_is_refused(calibrated: Calibrated, tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "old.safetensors", calibrated(), "ptq", 64, {}).path
+def test_placement_of_another_version_is_refused(ptq: Model, tmp_path: Path) -> None:
+    path = save(tmp_path / "old.safetensors", ptq).path
     with safe_open(path, framework="pt") as stream:
         content = dict(stream.metadata())
         tensors = {key: stream.get_tensor(key) for key in list(stream.keys())}
@@ -183,4 +191,72 @@ def test_placement_of_another_version_is_refused(calibrated: Calibrated, tmp_pat
     del header["placement"]["groups"][0]["convs"]
     save_file(tensors, path, metadata={**content, "header": json.dumps(header)})
     with pytest.raises(ArtifactError, match="another trt_qat version"):
-        load_checkpoint(path)
+        load(path)
+
+
+# Ultralytics' own files -------------------------------------------------------------------------------------------
+
+
+def save_pt(path: Path, network: nn.Module) -> Path:
+    """A checkpoint as Ultralytics' trainer writes one."""
+    torch.save({"model": copy.deepcopy(network), "train_args": {"imgsz": 96}}, path)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["yolov8n.yaml", "yolov9t.yaml", "yolo26n.yaml"])
+def test_a_checkpoint_saved_after_fusing_is_the_same_model(
+    make_unfolded: Callable[..., DetectionModel], tmp_path: Path, architecture: str
+) -> None:
+    """Ultralytics folds BatchNorm before it predicts, and ``YOLO.save`` then writes the folded network."""
+    network = make_unfolded(architecture, NAMES)
+    apart = load(save_pt(tmp_path / "apart.pt", network))
+    network.fuse(verbose=False)
+    assert network.is_fused()
+    fused = load(save_pt(tmp_path / "fused.pt", network))
+    assert (fused.names, fused.imgsz, fused.stage) == (apart.names, 96, "fp32") == (NAMES, apart.imgsz, apart.stage)
+    assert fused.network.state_dict().keys() == apart.network.state_dict().keys()
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    expected, found = raw_output(apart.network, images), raw_output(fused.network, images)
+    assert (expected[0] - expected[1]).abs().max() > 1  # depends on the image
+    assert torch.equal(found, expected)
+    again = load(save(tmp_path / "again.safetensors", fused).path)
+    assert torch.equal(raw_output(again.network, images), found)
+
+
+def test_batchnorm_apart_is_there_where_the_file_has_it(unfolded: DetectionModel, tmp_path: Path) -> None:
+    model = load(save_pt(tmp_path / "apart.pt", unfolded))
+    first, second = model.unfolded(), model.unfolded()
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in first.modules()) > 50
+    assert first is not second  # a copy each time, so that training one leaves the model as it is
+    images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    expected = raw_output(model.network, images)
+    assert torch.allclose(raw_output(first, images), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_batchnorm_that_is_gone_is_said(unfolded: DetectionModel, detector: Model, tmp_path: Path) -> None:
+    fused = save_pt(tmp_path / "fused.pt", fold_batchnorm(rebuild(unfolded)))
+    for path in (fused, save(tmp_path / "ours.safetensors", detector).path):
+        with pytest.raises(ArtifactError, match=rf"'{path}' has its BatchNorm folded.*Give the original \.pt"):
+            load(path).unfolded()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_models_for_grey_or_four_channel_images_are_refused(
+    unfolded: DetectionModel, tmp_path: Path, channels: int
+) -> None:
+    odd = save_pt(tmp_path / "odd.pt", DetectionModel(dict(unfolded.yaml), ch=channels, nc=2, verbose=False).half())
+    assert_refused(odd, rf"odd\.pt' takes images with {channels} channels?; trt_qat needs 3 \(colour\)")
+
+
+# the value --------------------------------------------------------------------------------------------------------
+
+
+def test_a_float_model_is_not_a_quantized_one(detector: Model, ptq: Model) -> None:
+    assert ptq.require_quantized() is ptq.quantized
+    with pytest.raises(QuantizationError, match=r"'yolov8n\.yaml' is a float model.*Quantize it first"):
+        detector.require_quantized()
+
+
+def test_size_is_the_one_asked_for_else_what_the_file_says(unfolded: DetectionModel, tmp_path: Path) -> None:
+    path = save_pt(tmp_path / "apart.pt", unfolded)
+    assert [load(path).imgsz, load(str(path), 320).imgsz, load("yolov8n.yaml").imgsz] == [96, 320, 640]

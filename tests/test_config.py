@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from trt_qat.config import Config, Precision, choices
+from trt_qat.config import RENAMED, Config, Precision, Section, choices
 from trt_qat.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -76,6 +77,55 @@ def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
 )
 def test_unknown_key_suggests_the_nearest(override: str, message: str) -> None:
     assert message in _refused(override)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_names_the_new_one(old: str, new: str, tmp_path: Path) -> None:
+    """On the command line, in a file and as a keyword of the API; the new names are keys that exist."""
+    section, _, key = old.partition(".")
+    assert key not in DEFAULTS[section]
+    names = [name.split(".") for name in re.findall(r"\w+\.\w+", new)]
+    assert names
+    assert all(leaf in DEFAULTS[part] for part, leaf in names)
+    assert _refused(f"{old}=1") == f"Key '{old}' in --set {old}=1 has a new name: {new}."
+    file = tmp_path / "old.yaml"
+    file.write_text(f"{section}:\n  {key}: 1\n")
+    with pytest.raises(ConfigError, match=re.escape(f"Key '{old}' in {file} has a new name: {new}.")):
+        Config.load([file])
+    for replace in (getattr(Config(), section).replace, partial(Config().with_values, section)):
+        with pytest.raises(ConfigError, match=re.escape(f"Key '{old}' has a new name: {new}.")):
+            replace(**{key: 1})
+
+
+@pytest.mark.parametrize(("section", "name"), [(getattr(Config(), name), name) for name in Config.model_fields])
+def test_values_given_by_keyword_are_checked_like_those_of_a_file(section: Section, name: str) -> None:
+    assert section.replace() == section
+    key = next(iter(DEFAULTS[name]))
+    with pytest.raises(ConfigError, match=rf"^Unknown key '{name}\.{key}x'\. Did you mean '{key}'\?$"):
+        section.replace(**{f"{key}x": 1})
+    with pytest.raises(ConfigError, match=rf"^Invalid configuration: {name}\.{key} = \[\[\]\]: "):
+        section.replace(**{key: [[]]})
+
+
+def test_a_changed_copy_leaves_the_original() -> None:
+    before = Config()
+    after = before.with_values("qat", epochs=7, lr0=1)
+    assert (after.qat.epochs, after.qat.lr0, before.qat.epochs) == (7, 1.0, DEFAULTS["qat"]["epochs"])
+    assert after.quantization == before.quantization
+    assert before == Config()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("quantization.calibrator=mes", "quantization.calibrator = 'mes': unknown calibrator. Did you mean 'mse'?"),
+        ("evaluation.runtime=openvin", "evaluation.runtime = 'openvin': unknown runtime. Did you mean 'openvino'?"),
+        ("evaluation.runtime=x", "unknown runtime. Known: onnxruntime, openvino, tensorrt, torch."),
+        ("export.target=tensorrtx", "export.target = 'tensorrtx': unknown target. Did you mean 'tensorrt'?"),
+    ],
+)
+def test_unknown_name_of_a_table_suggests_the_nearest(override: str, said: str) -> None:
+    assert said in _refused(override)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from recording import Recording
 
 from trt_qat.data.dataset import load_dataset
 from trt_qat.data.validate import validate_dataset
 from trt_qat.demo.generate import DEMO_NAMES, generate_demo_image, generate_demo_set
 from trt_qat.demo.signs import SignTile, render_sign
 from trt_qat.errors import ArtifactError, DatasetError
+from trt_qat.progress import Silent
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -231,21 +233,17 @@ def test_counts_are_checked(tmp_path: Path) -> None:
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
-    def breaks(items: Sequence[Any], description: str, /) -> Iterable[Any]:
-        yield items[0]
-        raise OSError(28, "No space left on device")
+    class Breaking(Silent):
+        def over(self, items: Sequence[Any], description: str) -> Iterable[Any]:
+            yield items[0]
+            raise OSError(28, "No space left on device")
 
     with pytest.raises(ArtifactError, match="No space left"):
-        generate_demo_set(tmp_path / "demo", train=2, val=1, size_wh=(64, 64), progress=breaks)
+        generate_demo_set(tmp_path / "demo", train=2, val=1, size_wh=(64, 64), progress=Breaking())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_sees_both_splits(tmp_path: Path) -> None:
-    seen = []
-
-    def record(items: Sequence[Any], description: str, /) -> Iterable[Any]:
-        seen.append((description, len(items)))
-        return items
-
-    generate_demo_set(tmp_path / "demo", train=2, val=1, size_wh=(64, 64), progress=record)
-    assert seen == [("demo train", 2), ("demo val", 1)]
+    recording = Recording()
+    generate_demo_set(tmp_path / "demo", train=2, val=1, size_wh=(64, 64), progress=recording)
+    assert list(recording.seen.items()) == [("demo train", 2), ("demo val", 1)]

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import torch
+from recording import Recording
 from torch import Tensor
 
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
+from trt_qat.artifacts import write_json
+from trt_qat.checkpoint import load, save
 from trt_qat.config import Config, QuantizationSection
-from trt_qat.errors import QuantizationError
-from trt_qat.model.loading import LoadedModel
 from trt_qat.model.output_error import output_error, raw_predictions
-from trt_qat.pipeline import CalibrationResult, calibrate
-from trt_qat.quantization.auto import CANDIDATES, choice_key, choose_calibrator, load_choice, save_choice
-from trt_qat.quantization.calibration import calibrate_, collect_histograms
+from trt_qat.pipeline import calibrate
+from trt_qat.quantization.auto import CANDIDATES, choose_calibrator
+from trt_qat.quantization.calibration import Calibration
+from trt_qat.quantization.calibration_cache import choice_key, load_choice
+from trt_qat.quantization.calibrators.base import calibrator_from_dict
+from trt_qat.quantization.observe import collect_histograms
 
 if TYPE_CHECKING:
     from conftest import Calibrated
+
+    from trt_qat.checkpoint import Model
 
 Item = TypeVar("Item")
 
@@ -38,10 +42,9 @@ def test_error_of_a_candidate_is_that_of_its_ranges(calibrated: Calibrated, batc
     model = copy.deepcopy(calibrated())
     histograms = collect_histograms(model, batches, 4096)
     result = choose_calibrator(model, histograms, [partial(given, batch) for batch in batches])
-    assert [(c.calibrator, c.percentile) for c in result.candidates] == list(CANDIDATES)
+    assert tuple(c.calibrator for c in result.candidates) == CANDIDATES
     for candidate in result.candidates:
-        section = QuantizationSection(calibrator=candidate.calibrator, percentile=candidate.percentile or 99.0)
-        calibrate_(model, histograms, section)
+        model.load_amax_(candidate.calibrator.ranges(histograms))
         errors = []
         for batch in batches:
             with model.quantizers_off():
@@ -50,7 +53,7 @@ def test_error_of_a_candidate_is_that_of_its_ranges(calibrated: Calibrated, batc
         assert candidate.error == pytest.approx(sum(errors) / len(errors), rel=1e-5)
     (chosen,) = [c for c in result.candidates if c.chosen]
     assert chosen.error == min(c.error for c in result.candidates)
-    assert (result.calibrator, result.percentile) == (chosen.calibrator, chosen.percentile)
+    assert result.calibrator == chosen.calibrator
     assert len({c.error for c in result.candidates}) > 4
 
 
@@ -73,117 +76,101 @@ def test_comparison_leaves_mode_and_head(calibrated: Calibrated, batches: tuple[
         assert model.network.model[-1].training == training
 
 
-def test_auto_without_images_is_refused(calibrated: Calibrated) -> None:
-    with pytest.raises(QuantizationError, match="calibrator=auto"):
-        calibrate_(calibrated(), {}, QuantizationSection(calibrator="auto"))
-
-
 # the file --------------------------------------------------------------------------------------------------------
 
 
 def test_key_changes_with_what_decides_the_choice() -> None:
     section = QuantizationSection(calibrator="auto")
-    key = choice_key("a", section, 8)
-    assert key == choice_key("a", QuantizationSection(calibrator="auto", percentile=99), 8)
+    key = choice_key("a", section)
+    assert key == choice_key("a", section.replace(percentile=99))
     others = {
-        choice_key("b", section, 8),
-        choice_key("a", section, 4),
-        choice_key("a", QuantizationSection(calibrator="auto", auto_images=31), 8),
-        choice_key("a", QuantizationSection(calibrator="auto", auto_per_group=True), 8),
-        choice_key("a", QuantizationSection(calibrator="auto", toolkit="pytorch-quantization"), 8),
+        choice_key("b", section),
+        choice_key("a", section.replace(batch=4)),
+        choice_key("a", section.replace(auto_images=31)),
+        choice_key("a", section.replace(auto_per_group=True)),
+        choice_key("a", section.replace(toolkit="pytorch-quantization")),
     }
     assert len({key, *others}) == 6
 
 
 def test_key_changes_with_the_table_and_the_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     section = QuantizationSection(calibrator="auto")
-    keys = [choice_key("a", section, 8)]
-    monkeypatch.setattr("trt_qat.quantization.auto.MEASURE", "other")
-    keys.append(choice_key("a", section, 8))
-    monkeypatch.setattr("trt_qat.quantization.auto.CANDIDATES", CANDIDATES[1:])
-    keys.append(choice_key("a", section, 8))
+    keys = [choice_key("a", section)]
+    monkeypatch.setattr("trt_qat.quantization.calibration_cache.MEASURE", "other")
+    keys.append(choice_key("a", section))
+    monkeypatch.setattr("trt_qat.quantization.calibration_cache.CANDIDATES", CANDIDATES[1:])
+    keys.append(choice_key("a", section))
     assert len(set(keys)) == 3
 
 
-class Steps:
-    def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-
-    def __call__(self, items: Sequence[Item], description: str, /) -> Iterable[Item]:
-        self.seen[description] = len(items)
-        return items
-
-
-def run_calibration(
-    detector: LoadedModel, data: Path, folder: Path, **quantization: object
-) -> tuple[CalibrationResult, Steps]:
-    weights = save_checkpoint(folder / "fp32.safetensors", detector, "fp32", 64, {}).path
+def run_calibration(detector: Model, data: Path, folder: Path, **quantization: object) -> tuple[Model, dict[str, int]]:
+    weights = save(folder / "fp32.safetensors", detector).path
     config = Config.model_validate(
         {
-            "model": {"imgsz": 64},
-            "data": {"calibration_cache": str(folder / "calib"), "batch": 4},
-            "quantization": {"calibrator": "auto", "auto_images": 6, **quantization},
+            "data": {"calibration_cache": str(folder / "calib")},
+            "quantization": {"calibrator": "auto", "auto_images": 6, "batch": 4, **quantization},
         }
     )
-    steps = Steps()
-    return calibrate(weights, data, folder / "ptq.safetensors", config, steps), steps
+    recording = Recording()
+    return calibrate(weights, data, folder / "ptq.safetensors", config, recording), recording.seen
 
 
-def test_pipeline_compares_once(detector: LoadedModel, demo_yaml: Path, tmp_path: Path) -> None:
+def calibration_of(model: Model) -> Calibration:
+    return Calibration.from_dict(model.provenance["calibration"])
+
+
+def test_pipeline_compares_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     """The second time neither pass is made; a damaged answer is made anew; the ranges are the chosen ones."""
-    first, steps = run_calibration(detector, demo_yaml, tmp_path)
-    assert steps.seen == {"calibrating": 3, "comparing calibrators": 2 * len(CANDIDATES)}
-    checkpoint = load_checkpoint(tmp_path / "ptq.safetensors")
-    assert checkpoint.quantized is not None
-    assert checkpoint.provenance["calibration"] == first.calibration.as_dict()
+    first, seen = run_calibration(detector, demo_yaml, tmp_path)
+    assert seen == {"calibrating": 3, "comparing calibrators": 2 * len(CANDIDATES)}
+    ranges = first.require_quantized().amax()
+    written = load(tmp_path / "ptq.safetensors")
+    assert written.provenance == first.provenance
+    assert all(torch.equal(value, written.require_quantized().amax()[name]) for name, value in ranges.items())
     (answer,) = (tmp_path / "calib").glob("*.json")
-    again, steps = run_calibration(detector, demo_yaml, tmp_path)
-    assert steps.seen == {}
-    assert again == first
+    again, seen = run_calibration(detector, demo_yaml, tmp_path)
+    assert seen == {}
+    assert again.provenance == first.provenance
 
-    keys = {"calibrator": first.calibration.calibrator, "percentile": first.calibration.percentile or 99.0}
-    explicit, steps = run_calibration(detector, demo_yaml, tmp_path, **keys)
-    assert steps.seen == {}
-    assert explicit.calibration.candidates == ()
-    same = load_checkpoint(tmp_path / "ptq.safetensors").quantized
-    assert same is not None
-    assert all(torch.equal(value, same.amax()[name]) for name, value in checkpoint.quantized.amax().items())
+    chosen = first.provenance["calibration"]
+    keys = {"calibrator": chosen["calibrator"], "percentile": chosen["percentile"] or 99.0}
+    explicit, seen = run_calibration(detector, demo_yaml, tmp_path, **keys)
+    assert seen == {}
+    assert calibration_of(explicit) == Calibration(calibrator_from_dict(chosen))
+    assert all(torch.equal(value, explicit.require_quantized().amax()[name]) for name, value in ranges.items())
 
-    _, steps = run_calibration(detector, demo_yaml, tmp_path, auto_images=4)
-    assert steps.seen == {"comparing calibrators": len(CANDIDATES)}
-    _, steps = run_calibration(detector, demo_yaml, tmp_path, residual="none")
-    assert set(steps.seen) == {"calibrating", "comparing calibrators"}
+    _, seen = run_calibration(detector, demo_yaml, tmp_path, auto_images=4)
+    assert seen == {"comparing calibrators": len(CANDIDATES)}
+    _, seen = run_calibration(detector, demo_yaml, tmp_path, residual="none")
+    assert set(seen) == {"calibrating", "comparing calibrators"}
     answer.write_text("{}", encoding="utf-8")
-    anew, steps = run_calibration(detector, demo_yaml, tmp_path)
-    assert set(steps.seen) == {"comparing calibrators"}
-    assert anew == first
+    anew, seen = run_calibration(detector, demo_yaml, tmp_path)
+    assert set(seen) == {"comparing calibrators"}
+    assert anew.provenance == first.provenance
 
 
-def test_pipeline_compares_groups_once(detector: LoadedModel, demo_yaml: Path, tmp_path: Path) -> None:
+def test_pipeline_compares_groups_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     run = partial(run_calibration, exclude=["model.[4-9].*", "model.[12][0-9].*"])  # few groups
-    first, steps = run(detector, demo_yaml, tmp_path, auto_per_group=True)
-    model = load_checkpoint(tmp_path / "ptq.safetensors").quantized
-    assert model is not None
-    assert steps.seen["calibrators per group"] == len(model.placement.groups)
-    assert first.calibration.groups
-    again, steps = run(detector, demo_yaml, tmp_path, auto_per_group=True)
-    assert steps.seen == {}
-    assert again == first
-    same = load_checkpoint(tmp_path / "ptq.safetensors").quantized
-    assert same is not None
-    assert all(torch.equal(value, same.amax()[name]) for name, value in model.amax().items())
-    plain, steps = run(detector, demo_yaml, tmp_path)
-    assert set(steps.seen) == {"comparing calibrators"}
-    assert plain.calibration.groups == {}
-    assert plain.calibration.candidates == first.calibration.candidates
-    other = load_checkpoint(tmp_path / "ptq.safetensors").quantized
-    assert other is not None
-    changed = {name for name, value in model.amax().items() if not torch.equal(value, other.amax()[name])}
-    assert changed == {f"activation.{group}" for group in first.calibration.groups}
+    first, seen = run(detector, demo_yaml, tmp_path, auto_per_group=True)
+    model = first.require_quantized()
+    assert seen["calibrators per group"] == len(model.placement.groups)
+    assert calibration_of(first).groups
+    again, seen = run(detector, demo_yaml, tmp_path, auto_per_group=True)
+    assert seen == {}
+    assert again.provenance == first.provenance
+    same = again.require_quantized().amax()
+    assert all(torch.equal(value, same[name]) for name, value in model.amax().items())
+    plain, seen = run(detector, demo_yaml, tmp_path)
+    assert set(seen) == {"comparing calibrators"}
+    assert calibration_of(plain).groups == {}
+    assert calibration_of(plain).candidates == calibration_of(first).candidates
+    other = plain.require_quantized().amax()
+    changed = {name for name, value in model.amax().items() if not torch.equal(value, other[name])}
+    assert changed == {f"activation.{group}" for group in calibration_of(first).groups}
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "[]", "{", "two chosen", "none chosen", "another table", "another key", "groups"]
+    "damage", ["", "[]", "{", "two chosen", "none chosen", "another table", "no error", "groups", "unknown calibrator"]
 )
 def test_damaged_answer_is_ignored(
     calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path, damage: str
@@ -191,9 +178,9 @@ def test_damaged_answer_is_ignored(
     model = copy.deepcopy(calibrated())
     result = choose_calibrator(model, collect_histograms(model, batches[:1], 128), [partial(given, batches[0])])
     file = tmp_path / "answer.json"
-    save_choice(file, result)
+    write_json(file, result.as_dict())
     assert load_choice(file) == result
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = result.as_dict()
     if damage in ("two chosen", "none chosen"):
         for candidate in content["candidates"]:
             candidate["chosen"] = damage == "two chosen"
@@ -201,8 +188,10 @@ def test_damaged_answer_is_ignored(
         content["candidates"] = [c for c in content["candidates"] if c["chosen"]]
     elif damage == "groups":
         content["groups"] = {"silu": ["mse", 1.0]}
-    elif damage == "another key":
-        content["candidates"][0]["more"] = 1
+    elif damage == "no error":
+        del content["candidates"][0]["error"]
+    elif damage == "unknown calibrator":
+        content["candidates"][0]["calibrator"] = "mes"
     file.write_text(damage if damage in ("", "[]", "{") else json.dumps(content), encoding="utf-8")
     assert load_choice(file) is None
     assert load_choice(tmp_path / "none.json") is None

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from trt_qat.errors import QuantizationError
 from trt_qat.model.output_error import output_error, raw_predictions
-from trt_qat.quantization.auto import CANDIDATES, Calibration, choose_calibrator
+from trt_qat.quantization.auto import CANDIDATES, choose_calibrator
 from trt_qat.quantization.auto_per_group import choose_per_group
-from trt_qat.quantization.calibration import Histograms, activation_ranges, collect_histograms
+from trt_qat.quantization.calibration import Calibration
+from trt_qat.quantization.calibrators.max import Max
+from trt_qat.quantization.histogram import Histograms
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.observe import collect_histograms
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -71,11 +74,9 @@ def test_ranges_of_the_groups_and_of_all_others(
     model: QuantizedModel, histograms: Histograms, batches: tuple[Tensor, ...]
 ) -> None:
     result = chosen(model, histograms, [partial(given, batches[0])])
-    start = activation_ranges(histograms, result.calibrator, result.percentile or 100.0)
+    start = result.calibrator.ranges(histograms)
     for name in histograms:
-        calibrator, percentile = result.groups.get(name, (result.calibrator, result.percentile))
-        expected = activation_ranges({name: histograms[name]}, calibrator, percentile or 100.0)
-        (value,) = expected.values()
+        (value,) = result.groups.get(name, result.calibrator).ranges({name: histograms[name]}).values()
         assert result.ranges(histograms)[f"activation.{name}"] == value
         # a range that is nearly the present one is not worth a trial
         assert (name in result.groups) == (abs(value / start[f"activation.{name}"] - 1) > 0.019)
@@ -99,5 +100,5 @@ def test_an_error_restores_the_mode(model: QuantizedModel, histograms: Histogram
 
     model.network.train()
     with pytest.raises(QuantizationError):
-        choose_per_group(model, histograms, Calibration("max", None), [partial(given, batches[0]), broken])
+        choose_per_group(model, histograms, Calibration(Max()), [partial(given, batches[0]), broken])
     assert model.network.training

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pytest
 import torch
+from recording import Recording
 from torch import Tensor, nn
 
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
+from trt_qat.checkpoint import save
 from trt_qat.config import Config, QuantizationSection, Residual
-from trt_qat.data.dataset import Dataset, dataset_sha256
+from trt_qat.data.dataset import Dataset
+from trt_qat.data.images import images_sha256, network_batch
 from trt_qat.errors import QuantizationError
-from trt_qat.model.loading import LoadedModel, raw_output
+from trt_qat.model.loading import raw_output
 from trt_qat.pipeline import calibrate
-from trt_qat.quantization.calibration import (
-    cache_key,
-    calibrate_,
-    collect_histograms,
-    load_histograms,
-    save_histograms,
-)
+from trt_qat.quantization.calibrate import calibrate_
+from trt_qat.quantization.calibration import Calibration
+from trt_qat.quantization.calibration_cache import cache_key, load_histograms, save_histograms
+from trt_qat.quantization.calibrators.max import Max
+from trt_qat.quantization.calibrators.percentile import Percentile
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
+from trt_qat.quantization.observe import collect_histograms
 
 if TYPE_CHECKING:
     from conftest import Calibrated
 
+    from trt_qat.checkpoint import Model
+
 Item = TypeVar("Item")
 
 
-def test_float_output_with_quantizers_off(
-    calibrated: Calibrated, detector: LoadedModel, batches: tuple[Tensor, ...]
-) -> None:
+def test_float_output_with_quantizers_off(calibrated: Calibrated, detector: Model, batches: tuple[Tensor, ...]) -> None:
     model = calibrated(residual="both")
     expected = raw_output(detector.network, batches[0])
     with model.quantizers_off():
@@ -46,9 +46,7 @@ def test_float_output_with_quantizers_off(
 
 
 @pytest.mark.parametrize("residual", ["none", "both"])
-def test_every_member_of_a_group_is_seen(
-    detector: LoadedModel, batches: tuple[Tensor, ...], residual: Residual
-) -> None:
+def test_every_member_of_a_group_is_seen(detector: Model, batches: tuple[Tensor, ...], residual: Residual) -> None:
     """The maximum of a group is the maximum over every tensor that one of its convolutions reads."""
     model = quantize_model(copy.deepcopy(detector.network), detector.names, QuantizationSection(residual=residual))
     found = {name: histogram.maximum for name, histogram in collect_histograms(model, batches, 2048).items()}
@@ -68,7 +66,7 @@ def test_every_member_of_a_group_is_seen(
     assert len(set(found.values())) == len(found)
 
 
-def test_every_value_is_counted_once(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+def test_every_value_is_counted_once(detector: Model, batches: tuple[Tensor, ...]) -> None:
     model = quantize_model(copy.deepcopy(detector.network), detector.names, QuantizationSection())
     histograms = collect_histograms(model, batches, 2048)
     image = next(group for group in model.placement.groups if "model.0.conv" in group.convs)
@@ -78,7 +76,7 @@ def test_every_value_is_counted_once(detector: LoadedModel, batches: tuple[Tenso
     assert histograms[concat.name].counts.sum() == values
 
 
-def test_calibration_leaves_mode_and_hooks(detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+def test_calibration_leaves_mode_and_hooks(detector: Model, batches: tuple[Tensor, ...]) -> None:
     model = quantize_model(copy.deepcopy(detector.network), detector.names, QuantizationSection())
     model.network.train()
     collect_histograms(model, batches[:1], 128)
@@ -91,15 +89,21 @@ def test_no_images(calibrated: Calibrated) -> None:
         collect_histograms(calibrated(), [], 128)
 
 
-def test_ranges_come_from_the_chosen_calibrator(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
+def test_ranges_come_from_the_chosen_calibrator(calibrated: Calibrated, demo: Dataset) -> None:
+    """All images are seen, in batches of the section's size; the answer says which calibrator it was."""
     model = copy.deepcopy(calibrated())
+    batches = [torch.from_numpy(network_batch(demo.train[first : first + 5], 64)) for first in (0, 5, 10)]
     histograms = collect_histograms(model, batches, 2048)
-    calibrate_(model, histograms, QuantizationSection(calibrator="max"))
+    section = QuantizationSection(calibrator="max", histogram_bins=2048, batch=5)
+    assert calibrate_(model, demo.train, 64, section) == Calibration(Max())
     amax = {name: value.clone() for name, value in model.amax().items()}
     for name, histogram in histograms.items():
         assert float(amax[f"activation.{name}"]) == pytest.approx(histogram.maximum)
-    calibrate_(model, histograms, QuantizationSection(calibrator="percentile", percentile=90))
-    assert all(model.amax()[f"activation.{name}"] < amax[f"activation.{name}"] for name in histograms)
+    section = section.replace(calibrator="percentile", percentile=90)
+    assert calibrate_(model, demo.train, 64, section) == Calibration(Percentile(90))
+    for name, histogram in histograms.items():
+        assert float(model.amax()[f"activation.{name}"]) == pytest.approx(Percentile(90).amax(histogram))
+        assert model.amax()[f"activation.{name}"] < amax[f"activation.{name}"]
 
 
 def test_weight_ranges_are_the_channels_maxima(calibrated: Calibrated) -> None:
@@ -124,11 +128,9 @@ def test_cache_gives_the_histograms_back(calibrated: Calibrated, batches: tuple[
         assert (loaded[name].limit, loaded[name].maximum) == (histogram.limit, histogram.maximum)
 
 
-def test_key_changes_with_what_decides_the_histograms(
-    calibrated: Calibrated, detector: LoadedModel, demo: Dataset
-) -> None:
+def test_key_changes_with_what_decides_the_histograms(calibrated: Calibrated, detector: Model, demo: Dataset) -> None:
     model = calibrated()
-    images = dataset_sha256(demo.train)
+    images = images_sha256(demo.train)
     key = cache_key(model, images, 64, 2048)
     assert key == cache_key(copy.deepcopy(model), images, 64, 2048)
     assert key == cache_key(calibrated(calibrator="max"), images, 64, 2048)  # needs no new pass
@@ -137,7 +139,7 @@ def test_key_changes_with_what_decides_the_histograms(
         changed.network.get_submodule("model.0.conv").bias[0] += 1e-3
     others = {
         "weights": cache_key(changed, images, 64, 2048),
-        "images": cache_key(model, dataset_sha256(demo.train[:-1]), 64, 2048),
+        "images": cache_key(model, images_sha256(demo.train[:-1]), 64, 2048),
         "imgsz": cache_key(model, images, 96, 2048),
         "bins": cache_key(model, images, 64, 1024),
         "placement": cache_key(calibrated(residual="both"), images, 64, 2048),
@@ -146,39 +148,25 @@ def test_key_changes_with_what_decides_the_histograms(
     assert len({key, *others.values()}) == 1 + len(others)
 
 
-def uncalibrated(detector: LoadedModel, **keys: object) -> QuantizedModel:
+def uncalibrated(detector: Model, **keys: object) -> QuantizedModel:
     section = QuantizationSection.model_validate(keys)
     return quantize_model(copy.deepcopy(detector.network), detector.names, section)
 
 
-class Steps:
-    """A progress wrapper that remembers what was looped over."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def __call__(self, items: Sequence[Item], description: str, /) -> Iterable[Item]:
-        self.seen.append(description)
-        return items
-
-
-def test_pipeline_calibrates_once(detector: LoadedModel, demo_yaml: Path, tmp_path: Path) -> None:
+def test_pipeline_calibrates_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     """Second time and other calibrator: no pass. Damaged cache: a new one, the same ranges."""
-    weights = save_checkpoint(tmp_path / "fp32.safetensors", detector, "fp32", 64, {}).path
+    weights = save(tmp_path / "fp32.safetensors", detector).path
 
     def run(**quantization: object) -> tuple[dict[str, Tensor], list[str]]:
         config = Config.model_validate(
             {
-                "model": {"imgsz": 64},
                 "data": {"calibration_cache": str(tmp_path / "calib")},
                 "quantization": quantization,
             }
         )
-        steps = Steps()
-        artifact = calibrate(weights, demo_yaml, tmp_path / "ptq.safetensors", config, steps)
-        quantized = load_checkpoint(artifact.path).quantized
-        assert quantized is not None
-        return quantized.amax(), steps.seen
+        recording = Recording()
+        model = calibrate(weights, demo_yaml, tmp_path / "ptq.safetensors", config, recording)
+        return model.require_quantized().amax(), list(recording.seen)
 
     first, passes = run(calibrator="mse")
     assert passes == ["calibrating"]

@@ -12,22 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from trt_qat.checkpoint import load_checkpoint, save_checkpoint
-from trt_qat.model.loading import LoadedModel
+from trt_qat.checkpoint import Model, load, save
 from trt_qat.quantization.auto import CANDIDATES
-from trt_qat.quantization.calibration import load_histograms
+from trt_qat.quantization.calibration_cache import load_histograms
 
 
 @pytest.fixture(scope="module")
-def weights(detector: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("weights") / "tiny.safetensors", detector, "fp32", 64, {}).path
+def weights(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("weights") / "tiny.safetensors", detector).path
 
 
 # a convolution's last bits depend on the number of threads, so that is the same whatever the number of processes
 ONE_THREAD = """
 import torch
-import trt_qat.training.detection_trainer as trainer
-trainer.tune_cpu = lambda: torch.set_num_threads(1)
+import trt_qat.api as api
+api.tune_cpu = lambda: torch.set_num_threads(1)
 from trt_qat.cli import main
 main()
 """
@@ -44,7 +43,7 @@ def calibrate(
     command = [sys.executable, *(torchrun if processes > 1 else []), str(script), "calibrate"]
     command += ["--weights", str(weights), "--data", str(data), "--out", str(folder / "ptq.safetensors")]
     command += ["--json", str(folder / "result.json")]
-    for setting in ("model.imgsz=64", "data.batch=4", f"data.calibration_cache={folder / 'calib'}", *settings):
+    for setting in ("quantization.batch=4", f"data.calibration_cache={folder / 'calib'}", *settings):
         command += ["--set", setting]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ)
 
@@ -64,9 +63,8 @@ def test_processes_give_the_same_calibration(weights: Path, demo_yaml: Path, tmp
         assert len(result["candidates"]) == len(CANDIDATES)
         assert result["groups"]
         (cache,) = (folder / "calib").glob("*.safetensors")
-        histograms, quantized = load_histograms(cache), load_checkpoint(folder / "ptq.safetensors").quantized
+        histograms, quantized = load_histograms(cache), load(folder / "ptq.safetensors").require_quantized()
         assert histograms is not None
-        assert quantized is not None
         found.append((cache.name, histograms, quantized.amax(), result))
     for name, histograms, amax, result in found[1:]:
         assert (name, result) == (found[0][0], found[0][3])

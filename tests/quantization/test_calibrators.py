@@ -1,6 +1,9 @@
-"""Histograms and the four calibrators, against exact values, measured errors and ModelOpt's own implementation."""
+"""Histograms and the calibrators, against exact values, measured errors and ModelOpt's own implementation."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,12 +13,17 @@ from modelopt.torch.quantization.tensor_quant import fake_tensor_quant
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trt_qat.config import Calibrator
-from trt_qat.errors import QuantizationError
-from trt_qat.quantization.calibrators import amax_from_histogram
+from trt_qat.config import QuantizationSection
+from trt_qat.errors import ConfigError, QuantizationError
+from trt_qat.quantization.calibrators.base import Calibrator, calibrator_from_dict, calibrator_from_section
+from trt_qat.quantization.calibrators.entropy import Entropy
+from trt_qat.quantization.calibrators.max import Max
+from trt_qat.quantization.calibrators.mse import Mse
+from trt_qat.quantization.calibrators.percentile import Percentile
 from trt_qat.quantization.histogram import SAMPLES_PER_IMAGE, ActivationHistogram, HistogramCollector, _sampled
+from trt_qat.registry import CALIBRATORS
 
-CALIBRATORS: tuple[Calibrator, ...] = ("max", "percentile", "mse", "entropy")
+ALL: tuple[Calibrator, ...] = (Max(), Percentile(99.99), Mse(), Entropy())
 
 
 def sample(kind: str, count: int = 200_003) -> Tensor:
@@ -145,56 +153,56 @@ def test_result_is_a_snapshot() -> None:
 # the calibrators -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", ALL, ids=repr)
 def test_empty_histogram_is_refused(calibrator: Calibrator) -> None:
     for collector in (HistogramCollector(128), HistogramCollector(128)):
         collector.add(torch.zeros(5))
         with pytest.raises(QuantizationError, match="no non-zero activation"):
-            amax_from_histogram(collector.result(), calibrator)
+            calibrator.amax(collector.result())
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", ALL, ids=repr)
 @pytest.mark.parametrize("kind", ["normal", "laplace", "heavy", "silu"])
 def test_never_above_the_maximum(calibrator: Calibrator, kind: str) -> None:
     histogram = histogram_of(sample(kind))
-    amax = amax_from_histogram(histogram, calibrator)
+    amax = calibrator.amax(histogram)
     assert 0 < amax <= histogram.maximum
     assert amax > float(sample(kind).abs().mean())
 
 
 @pytest.mark.parametrize("kind", ["normal", "laplace", "heavy"])
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", ALL, ids=repr)
 def test_unused_upper_bins_do_not_move_the_range(calibrator: Calibrator, kind: str) -> None:
     """A limit twice as high over twice as many bins is the same histogram with an empty upper half."""
     histogram = histogram_of(sample(kind), 2048)
     padded = ActivationHistogram(
         np.concatenate([histogram.counts, np.zeros(2048)]), 2 * histogram.limit, histogram.maximum
     )
-    assert amax_from_histogram(padded, calibrator) == pytest.approx(amax_from_histogram(histogram, calibrator))
+    assert calibrator.amax(padded) == pytest.approx(calibrator.amax(histogram))
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", ALL, ids=repr)
 def test_range_scales_with_the_values(calibrator: Calibrator) -> None:
     values = sample("laplace")
-    small, big = (amax_from_histogram(histogram_of(values * scale), calibrator) for scale in (1.0, 1024.0))
+    small, big = (calibrator.amax(histogram_of(values * scale)) for scale in (1.0, 1024.0))
     assert big == pytest.approx(1024 * small, rel=1e-6)
 
 
 def test_max_is_exact() -> None:
     values = sample("heavy")
-    assert amax_from_histogram(histogram_of(values), "max") == float(values.abs().max())
+    assert Max().amax(histogram_of(values)) == float(values.abs().max())
 
 
 @pytest.mark.parametrize(("percentile", "amax"), [(100.0, 100.0), (99.0, 99.0), (90.0, 90.0), (50.5, 51.0)])
 def test_percentile_of_a_known_histogram(percentile: float, amax: float) -> None:
     """One value in each of 100 bins of width 1."""
     histogram = ActivationHistogram(np.ones(100), limit=100.0, maximum=100.0)
-    assert amax_from_histogram(histogram, "percentile", percentile) == pytest.approx(amax)
+    assert Percentile(percentile).amax(histogram) == pytest.approx(amax)
 
 
 def test_percentile_clips_the_given_share() -> None:
     values = sample("laplace")
-    amax = amax_from_histogram(histogram_of(values), "percentile", 99.9)
+    amax = Percentile(99.9).amax(histogram_of(values))
     assert float((values.abs() > amax).double().mean()) == pytest.approx(0.001, rel=0.1)
 
 
@@ -203,8 +211,8 @@ def test_mse_is_the_best_of_all(kind: str) -> None:
     """On the values themselves: no other calibrator, and no other range of a fine grid, is better by 1%."""
     values = sample(kind)
     histogram = histogram_of(values)
-    error = quantization_error(values, amax_from_histogram(histogram, "mse"))
-    others = [amax_from_histogram(histogram, other) for other in ("max", "percentile", "entropy")]
+    error = quantization_error(values, Mse().amax(histogram))
+    others = [other.amax(histogram) for other in ALL if other != Mse()]
     grid = np.geomspace(0.02, 1.0, 120) * histogram.maximum
     assert error <= 1.01 * min(quantization_error(values, float(amax)) for amax in [*others, *grid])
 
@@ -212,15 +220,66 @@ def test_mse_is_the_best_of_all(kind: str) -> None:
 def test_mse_beats_max_on_a_heavy_tail() -> None:
     values = sample("heavy")
     histogram = histogram_of(values)
-    by_mse, by_max = (quantization_error(values, amax_from_histogram(histogram, name)) for name in ("mse", "max"))
+    by_mse, by_max = (quantization_error(values, calibrator.amax(histogram)) for calibrator in (Mse(), Max()))
     assert by_mse < 0.6 * by_max
 
 
 def test_entropy_clips_a_tail_and_keeps_a_flat_histogram() -> None:
     heavy = histogram_of(sample("heavy"))
-    assert amax_from_histogram(heavy, "entropy") < 0.5 * heavy.maximum
+    assert Entropy().amax(heavy) < 0.5 * heavy.maximum
     flat = histogram_of(torch.linspace(0.0, 5.0, 100_000))
-    assert amax_from_histogram(flat, "entropy") > 0.9 * flat.maximum
+    assert Entropy().amax(flat) > 0.9 * flat.maximum
+
+
+# as values -------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_registry_is_tested_here() -> None:
+    assert {calibrator.name for calibrator in ALL} == set(CALIBRATORS.rows)
+    for name in CALIBRATORS.rows:
+        kind = CALIBRATORS.load(name)
+        assert kind.name == name
+        assert is_dataclass(kind)
+
+
+def test_a_calibrator_is_a_value() -> None:
+    assert Percentile(99.9) == Percentile(99.9) != Percentile(99.99) == Percentile()
+    assert len({*ALL, *map(replace, ALL), Percentile(99.9)}) == len(ALL) + 1
+    assert Mse() != Max()
+    with pytest.raises(FrozenInstanceError):
+        Percentile(99.9).percentile = 50  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("percentile", [50.0, 100.1, -1.0, float("nan")])
+def test_a_percentile_that_keeps_too_few_values_or_more_than_all_is_refused(percentile: float) -> None:
+    with pytest.raises(ConfigError, match=r"above 50 and at most 100"):
+        Percentile(percentile)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS.rows)
+def test_json_form_and_back(name: str) -> None:
+    section = QuantizationSection(calibrator=name, percentile=98.5)
+    calibrator = calibrator_from_section(section)
+    assert type(calibrator) is CALIBRATORS.load(name)
+    settings = {field.name: getattr(calibrator, field.name) for field in fields(calibrator)}
+    assert settings == ({"percentile": 98.5} if name == "percentile" else {})
+    content = json.loads(json.dumps(calibrator.as_dict()))
+    assert content["calibrator"] == name
+    assert calibrator_from_dict(content) == calibrator
+    assert calibrator_from_dict({**content, "error": 0.5}) == calibrator  # other keys belong to whoever keeps it
+
+
+def test_json_form_of_no_calibrator_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown calibrator 'mes'\. Did you mean 'mse'\?"):
+        calibrator_from_dict({"calibrator": "mes"})
+
+
+def test_ranges_are_named_by_group() -> None:
+    histograms = {"a": histogram_of(sample("normal")), "b": histogram_of(sample("heavy"))}
+    ranges = Percentile(99.0).ranges(histograms)
+    assert ranges.keys() == {"activation.a", "activation.b"}
+    assert float(ranges["activation.b"]) == pytest.approx(Percentile(99.0).amax(histograms["b"]))
+    assert ranges["activation.b"].shape == ()
 
 
 # against NVIDIA Model Optimizer on the same histogram --------------------------------------------------------------
@@ -236,7 +295,7 @@ def test_percentile_agrees_with_modelopt(kind: str, percentile: float) -> None:
     """Theirs is the lower edge of the same bin, ours the upper one."""
     histogram = histogram_of(sample(kind))
     theirs = float(_compute_amax_percentile(histogram.counts, edges(histogram), percentile))
-    ours = amax_from_histogram(histogram, "percentile", percentile)
+    ours = Percentile(percentile).amax(histogram)
     width = histogram.limit / len(histogram.counts)
     assert ours == pytest.approx(min(theirs + width, histogram.maximum), abs=0.01 * width)
 
@@ -254,7 +313,7 @@ def test_mse_agrees_with_modelopt(kind: str) -> None:
     candidates = centers[128::4]
     errors = [float(((fake_tensor_quant(centers, amax) - centers) ** 2 * counts).mean()) for amax in candidates]
     theirs = float(candidates[int(np.argmin(errors))])
-    ours = amax_from_histogram(histogram, "mse")
+    ours = Mse().amax(histogram)
     assert quantization_error(values, ours) == pytest.approx(quantization_error(values, theirs), rel=0.01)
     assert ours == pytest.approx(theirs, rel=0.15)
 
@@ -264,5 +323,5 @@ def test_entropy_agrees_with_modelopt(kind: str) -> None:
     """The same divergence over the same candidates: equal up to ties between neighbouring bins."""
     histogram = histogram_of(sample(kind, 50_000), bins=512)
     theirs = float(_compute_amax_entropy(histogram.counts.copy(), edges(histogram), 8, False, start_bin=128))
-    ours = amax_from_histogram(histogram, "entropy")
+    ours = Entropy().amax(histogram)
     assert ours == pytest.approx(theirs, abs=2 * histogram.limit / 512)

@@ -21,7 +21,8 @@ class ExportedMeasure:
 
     Args:
         all_int8: what each latency is measured beside.
-        section: how files are exported; the target is the one of ``evaluation.runtime``.
+        section: how files are exported; the target is the one of ``evaluation.runtime``, and a precision that does not
+            fit a model (INT8 of the float one) is that target's own.
         folder: for the files, which may be removed afterwards.
 
     Raises:
@@ -58,7 +59,10 @@ class ExportedMeasure:
         return Measured(accuracy.map50_95, latency.median, int8_latency.median)
 
     def _export(self, model: Model, stem: str) -> Path:
-        return export(model, self._folder / f"{stem}.onnx", self._section).path
+        precision = self._section.precision
+        fits = precision is None or precision.startswith("int8") == (model.quantized is not None)
+        section = self._section if fits else self._section.replace(precision=None)
+        return export(model, self._folder / f"{stem}.onnx", section).path
 
 
 def check_budget_runtime(evaluation: EvaluationSection) -> None:

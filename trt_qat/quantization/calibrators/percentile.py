@@ -8,16 +8,25 @@ from typing import ClassVar
 import numpy as np
 
 from trt_qat.config import QuantizationSection
+from trt_qat.errors import ConfigError
 from trt_qat.quantization.calibrators.base import Calibrator
 from trt_qat.quantization.histogram import ActivationHistogram
 
 
 @dataclass(frozen=True)
 class Percentile(Calibrator):
-    """The range that holds ``percentile`` percent of the values."""
+    """The range that holds ``percentile`` percent of the values.
+
+    Raises:
+        ConfigError: not above 50 and at most 100.
+    """
 
     name: ClassVar[str] = "percentile"
     percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f"Percentile({self.percentile}) must be above 50 and at most 100, e.g. 99.99.")
 
     @classmethod
     def configured(cls, section: QuantizationSection) -> Percentile:
