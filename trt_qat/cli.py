@@ -7,6 +7,7 @@ but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -389,13 +390,18 @@ def infer(
     """Detect objects in images or a video.
 
     SOURCE is an image, a folder of images or a video; annotated files are written. If an image of a folder cannot be
-    read, the others are annotated and the exit code is 1.
+    read, the others are annotated and the exit code is 1. Where engines/ holds no model and none is given, the shipped
+    detector of generated traffic signs is made first.
     """
-    from trt_qat.runtime.annotate import annotate_files
+    from trt_qat.runtime.annotate import annotate_files, newest_model
+    from trt_qat.runtime.sources import find_source
 
     given = {key: value for key, value in (("conf", conf), ("iou", iou)) if value is not None}
+    section = config.infer.replace(**given)
+    if model is None and newest_model() is None:
+        find_source(source)  # a wrong SOURCE is said before the time that making a model takes
+        model = _demo_model()
     with _bars() as bars:
-        section = config.infer.replace(**given)
         done = annotate_files(source, out, model, section, runtime=runtime, progress=bars)
     click.echo(done.reason)
     median = "" if done.median_ms is None else f", median {done.median_ms:.1f} ms per frame"
@@ -496,6 +502,21 @@ def convert(
     return {"data": str(yaml_file)}
 
 
+@data.command("demo-model")
+@click.option("--out", type=FILE, required=True, help="ONNX file to write.")
+@_command
+def demo_model(config: Config, out: Path) -> dict[str, str]:
+    """Export the shipped detector of generated traffic signs in INT8, for OpenVINO."""
+    del config
+    writable_file(out, ".onnx")
+    with _bars() as bars:
+        from trt_qat.demo.model import export_demo_model  # seconds: torch and its friends
+
+        artifact = export_demo_model(out, bars)
+    click.echo(f"Exported: {artifact.path} ({artifact.precision})")
+    return {"onnx": str(artifact.path)}
+
+
 @data.command()
 @click.option("--train", "train_count", type=click.IntRange(min=1), default=256, show_default=True, help="Images.")
 @click.option("--val", "val_count", type=click.IntRange(min=1), default=64, show_default=True, help="Images.")
@@ -514,6 +535,16 @@ def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path)
         yaml_file = generate_demo_set(out, train_count, val_count, seed, progress=bars)
     click.echo(f"Generated: {yaml_file}")
     return {"data": str(yaml_file)}
+
+
+def _demo_model() -> Path:
+    """``engines/demo_int8.onnx``, made in a process of its own: this one loads no torch."""
+    out = Path("engines") / "demo_int8.onnx"
+    click.echo(f"No model in engines/ and no --model: making '{out}' of the shipped demo detector (generated signs).")
+    done = subprocess.run([sys.executable, "-m", "trt_qat", "data", "demo-model", "--out", str(out)], check=False)
+    if done.returncode:
+        raise ArtifactError("The demo model could not be made, see above. Give --model PATH.")
+    return out
 
 
 def _print_rows(rows: Sequence[ResultRow]) -> None:

@@ -160,10 +160,15 @@ def default_model(folder: Path = ENGINES) -> Path:
     Raises:
         ArtifactError: there is none.
     """
-    found = [path for path in folder.glob("*") if runtimes_for(path)]
-    if not found:
+    if (found := newest_model(folder)) is None:
         raise ArtifactError(f"No model in '{folder}/'. Export one ('trt-qat export'), or give --model PATH.")
-    return max(found, key=lambda path: ("int8" in path.name.lower(), path.stat().st_mtime, path.name))
+    return found
+
+
+def newest_model(folder: Path = ENGINES) -> Path | None:
+    """:func:`default_model`, or None if there is none."""
+    found = [path for path in folder.glob("*") if runtimes_for(path)]
+    return max(found, key=lambda path: ("int8" in path.name.lower(), path.stat().st_mtime, path.name), default=None)
 
 
 def _annotate_images(found: _Found, source: Source, images: tuple[Path, ...], target: Path, progress: Progress) -> None:
