@@ -19,6 +19,7 @@ from typing_extensions import override
 from trt_qat.checkpoint import Model, load
 from trt_qat.config import QatSection
 from trt_qat.data.dataset import Dataset
+from trt_qat.errors import ConfigError
 from trt_qat.model.output_error import Predictions
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.features import choose
@@ -239,3 +240,10 @@ def test_a_feature_that_nobody_filled_changes_nothing(int8: Model, tmp_path: Pat
     assert all(torch.equal(value, before[name]) for name, value in quantized.network.state_dict().items())
     with pytest.raises(NotImplementedError, match="Feature does not say when it is configured"):
         Feature.configured(QatSection(), Start(int8, tmp_path))
+
+
+@pytest.mark.parametrize(("old", "new"), [("penalty", "dampening"), ("learned_scales", "lsq"), ("scale_lr", "lsq_lr")])
+def test_an_old_key_names_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'qat.{old}' has a new name: qat.{new}\.$"):
+        QatSection().replace(**{old: 1})
+    assert new in QatSection.model_fields
