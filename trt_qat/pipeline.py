@@ -12,6 +12,7 @@ from trt_qat.artifacts import CheckpointArtifact, EngineArtifact, ResultRow, wri
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.errors import ConfigError
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import markdown_report
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
@@ -126,8 +127,11 @@ def check_qat_settings(config: Config) -> None:
     """Refuse what would fail only after the training.
 
     Raises:
-        ConfigError: ``qat.max_drop`` with a runtime that it cannot be measured on.
+        ConfigError: ``qat.max_drop`` with a runtime that it cannot be measured on, ``qat.lsq`` with a toolkit that has
+            no gradient for its ranges.
     """
+    if config.qat.lsq and config.quantization.toolkit != "modelopt":
+        raise ConfigError("qat.lsq needs quantization.toolkit=modelopt: the other one keeps its ranges fixed.")
     if config.qat.max_drop is not None:
         check_budget_runtime(config.evaluation)
 
