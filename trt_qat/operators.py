@@ -24,8 +24,8 @@ class Copy:
 
     Args:
         onnx: its name in ONNX.
-        aten: the PyTorch operators that mean the same, by name without overload; the exporter may write several ONNX
-            operators for one of them (``stack`` is Unsqueeze and Concat).
+        aten: the PyTorch operators that mean the same, by name without overload, as far as the exporter writes them
+            as copies; it may write several for one (``stack`` is Unsqueeze and Concat).
         does: what it does with values, and on what condition it is a copy.
         moves: it reads and writes every byte, so it matters in which type it runs. The others only rename positions.
         drops: its output may lack values of its input.
@@ -46,22 +46,22 @@ class Copy:
 
 # fmt: off
 COPIES: Final = (
-    Copy("Concat", ("cat", "concat", "stack", "hstack"), "places side by side; on one grid only if all inputs share it",
+    Copy("Concat", ("cat", "concat", "stack"), "places side by side; on one grid only if all inputs share it",
          moves=True, joins=True),
-    Copy("Split", ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem"), "cuts",
+    Copy("Split", ("chunk", "split", "split_with_sizes", "unbind", "getitem"), "cuts",
          moves=True, drops=True),
     Copy("Slice", ("slice", "narrow"), "cuts", moves=True, drops=True),
     Copy("Gather", ("select", "index_select"), "picks", moves=True, drops=True),
     Copy("MaxPool", ("max_pool2d", "max_pool2d_with_indices"), "picks the largest; rounding keeps the order",
          moves=True, drops=True),
-    Copy("Resize", ("upsample_nearest2d", "_upsample_nearest_exact2d"),
+    Copy("Resize", ("upsample_nearest2d",),
          "repeats, in mode 'nearest' (enlarging, as detectors do); other modes average", moves=True),
     Copy("Upsample", (), "repeats, in mode 'nearest'; what Resize was called before opset 10", moves=True),
     Copy("Pad", ("pad",),
          "adds zeros, which lie on every grid, or repeats; any other constant leaves the grid", moves=True),
     Copy("Tile", ("repeat", "tile"), "repeats", moves=True),
     Copy("Expand", ("expand", "expand_as"), "repeats", moves=True),
-    Copy("Transpose", ("permute", "transpose", "swapaxes", "movedim", "mT"), "reorders", moves=True),
+    Copy("Transpose", ("permute", "transpose", "swapaxes", "movedim"), "reorders", moves=True),
     Copy("DepthToSpace", ("pixel_shuffle",), "reorders", moves=True),
     Copy("SpaceToDepth", ("pixel_unshuffle",), "reorders", moves=True),
     Copy("Reshape", ("reshape", "view", "view_as", "reshape_as", "unflatten"), "renames positions"),

@@ -11,21 +11,24 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.checkpoint import Checkpoint
+from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection, QuantizationSection, Residual
 from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.linter.report import lint
 from trt_qat.model.loading import fold_batchnorm, raw_output, rebuild
-from trt_qat.quantization.calibration import calibrate_, collect_histograms
+from trt_qat.quantization.calibrators.max import Max
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
+from trt_qat.quantization.observe import collect_histograms
 
 Layer = list[Any]  # [from, repeats, module, arguments], as in an Ultralytics architecture
 Array = NDArray[np.float32]
@@ -87,10 +90,10 @@ def test_random_networks(
     network = fold_batchnorm(rebuild(make_unfolded(architecture, {0: "a", 1: "b"})))
     section = QuantizationSection(residual=residual, calibrator="max")
     model = quantize_model(network, {0: "a", 1: "b"}, section)
-    calibrate_(model, collect_histograms(model, [images], 2048), section)
+    model.load_amax_(Max().ranges(collect_histograms(model, [images], 2048)))
     with TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(model.network, model.names, "ptq", 64, model, {})
-        path = export_onnx(checkpoint, Path(folder) / "random.onnx", ExportSection(), 64).path
+        quantized = Model(model.network, model.names, 64, Path("random.yaml"), "ptq", model)
+        path = export_onnx(quantized, Path(folder) / "random.onnx", ExportSection(precision="int8+fp32")).path
         report = lint(path)
         assert report.errors == 0, report.as_text()
         warned = {finding.rule for finding in report.findings if finding.severity == "warning"}
@@ -98,6 +101,54 @@ def test_random_networks(
         assert report.counts.avoidable_round_trips == 0
         exported = onnx.load(path)
     check_one_scale_per_copied_group(exported)
+    check_quantized_inputs(exported, model, images[:1])
+
+
+class Moved(nn.Identity):
+    """Moves values in a way that no YOLO block does."""
+
+    def __init__(self, like: nn.Module, operator: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.i, self.f, self.type, self.np = like.i, like.f, like.type, 0
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator(x)
+
+
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "pad": lambda x: functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:],
+    "index_select": lambda x: x.index_select(1, torch.arange(15, -1, -1)),
+    "select": lambda x: torch.stack((x[:, 1], x[:, 0], *x.unbind(1)[2:]), 1),
+    "repeat": lambda x: x[:, :8].repeat(1, 2, 1, 1),
+    "expand": lambda x: x[:, :, :1].expand(-1, -1, x.shape[2], -1),
+    "pixel_shuffle": lambda x: functional.pixel_unshuffle(functional.pixel_shuffle(x, 2), 2),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_every_copy_is_placed_exported_and_linted_alike(
+    make_unfolded: Callable[..., DetectionModel], name: str
+) -> None:
+    """Between two INT8 convolutions: one scale on both sides, quantized where the tensor is made."""
+    layers: list[Layer] = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "nn.Identity", []]]
+    layers += [[-1, 1, "Conv", [16, 3, 1]], [1, 1, "Conv", [16, 1, 1]]]
+    head: list[Layer] = [[[3, 4], 1, "Detect", ["nc"]]]
+    architecture = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "backbone": layers, "head": head}
+    network = fold_batchnorm(rebuild(make_unfolded(architecture, {0: "a", 1: "b"})))
+    network.model[2] = Moved(network.model[2], MOVED[name])
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = quantize_model(network, {0: "a", 1: "b"}, QuantizationSection(calibrator="max"))
+    (group,) = (group for group in model.placement.groups if "model.3.conv" in group.convs)
+    assert "model.4.conv" in group.convs
+    model.load_amax_(Max().ranges(collect_histograms(model, [images], 2048)))
+    with TemporaryDirectory() as folder:
+        quantized = Model(model.network, model.names, 64, Path("moved.yaml"), "ptq", model)
+        path = export_onnx(quantized, Path(folder) / "moved.onnx", ExportSection(precision="int8+fp32")).path
+        report = lint(path)
+        exported = onnx.load(path)
+    assert report.errors == 0, report.as_text()
+    assert report.counts.avoidable_round_trips == 0
     check_quantized_inputs(exported, model, images[:1])
 
 

@@ -13,9 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 
+from trt_qat.checkpoint import Model
 from trt_qat.errors import QuantizationError
 from trt_qat.model.graph import convolutions, trace
-from trt_qat.model.loading import LoadedModel, build_network, fold_batchnorm, raw_output
+from trt_qat.model.loading import build_network, fold_batchnorm, raw_output
 from trt_qat.model.roles import roles
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def test_operations_are_in_order_and_know_their_module(traced: Traced) -> None:
     assert [len(op.inputs) for op in cats] == [3]
 
 
-def test_tracing_leaves_the_network_untouched(detector: LoadedModel) -> None:
+def test_tracing_leaves_the_network_untouched(detector: Model) -> None:
     network = copy.deepcopy(detector.network)
     images = torch.rand(1, 3, 96, 64)
     before = raw_output(network, images)
@@ -118,6 +119,16 @@ def test_data_dependent_network_is_a_clear_error() -> None:
     network: DetectionModel = fold_batchnorm(build_network(Path("yolov8n.yaml")))
     network.model[1].__class__ = Undecided
     network.model[1].forward = network.model[1].forward_fuse
-    with pytest.raises(QuantizationError, match=r"cannot be traced by torch\.export") as caught:
+    with pytest.raises(QuantizationError, match=r"^Module 'model\.1' \(Undecided\) cannot be traced") as caught:
+        trace(network)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_innermost_module_is_named_when_it_fails() -> None:
+    """An error of the forward pass itself, four modules deep."""
+    network: DetectionModel = fold_batchnorm(build_network(Path("yolov8n.yaml")))
+    network.get_submodule("model.4.m.1.cv2").conv = nn.Conv2d(7, 32, 3)
+    expected = r"^Module 'model\.4\.m\.1\.cv2\.conv' \(Conv2d\) cannot be traced.*RuntimeError"
+    with pytest.raises(QuantizationError, match=expected) as caught:
         trace(network)
     assert "\n" not in str(caught.value)

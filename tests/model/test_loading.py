@@ -13,17 +13,17 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
+from trt_qat.checkpoint import load
 from trt_qat.errors import ArtifactError
 from trt_qat.model.loading import (
     FOLD_TOLERANCE,
     build_network,
     check_same_output,
     fold_batchnorm,
-    load_model,
     raw_output,
     rebuild,
-    trainable_network,
 )
+from trt_qat.training.fp32 import trainable_network
 
 
 def save_pt(network: DetectionModel, path: Path) -> Path:
@@ -53,7 +53,7 @@ def test_output_depends_on_the_image(unfolded: DetectionModel) -> None:
 
 
 def test_pt_is_loaded_folded_with_its_names(pt: Path, unfolded: DetectionModel) -> None:
-    model = load_model(pt)
+    model = load(pt)
     assert model.names == unfolded.names
     assert not model.network.training
     assert model.network.is_fused()
@@ -64,7 +64,7 @@ def test_pt_is_loaded_folded_with_its_names(pt: Path, unfolded: DetectionModel) 
 
 def test_half_precision_pt(unfolded: DetectionModel, tmp_path: Path) -> None:
     path = save_pt(copy.deepcopy(unfolded).half(), tmp_path / "half.pt")
-    assert {p.dtype for p in load_model(path).network.parameters()} == {torch.float32}
+    assert {p.dtype for p in load(path).network.parameters()} == {torch.float32}
 
 
 def test_head_wider_than_its_architecture(unfolded: DetectionModel, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_head_wider_than_its_architecture(unfolded: DetectionModel, tmp_path: Pa
         assert fresh[0].conv.in_channels == incoming
         fresh[2] = nn.Conv2d(80, len(wide.names), 1)
         head.cv3[level] = fresh
-    model = load_model(save_pt(wide.eval(), tmp_path / "wide.pt"))
+    model = load(save_pt(wide.eval(), tmp_path / "wide.pt"))
     assert model.network.model[-1].cv3[0][0].conv.out_channels == 80
     images = torch.rand(1, 3, 64, 64)
     expected = raw_output(wide, images)
@@ -87,13 +87,13 @@ def test_head_wider_than_its_architecture(unfolded: DetectionModel, tmp_path: Pa
 
 
 def test_real_checkpoint_with_a_wide_head(shared_data: Path) -> None:
-    model = load_model(shared_data / "weights" / "yolov8n_vnsigns.pt")
+    model = load(shared_data / "weights" / "yolov8n_vnsigns.pt")
     assert len(model.names) == 7
     assert model.network.model[-1].cv3[0][1].conv.out_channels == 80
 
 
 def test_architecture_name() -> None:
-    model = load_model(Path("yolov8n.yaml"))
+    model = load(Path("yolov8n.yaml"))
     assert len(model.names) == 80
     assert sum(parameter.numel() for parameter in model.network.parameters()) == pytest.approx(3.15e6, rel=0.01)
 
@@ -153,11 +153,10 @@ def test_missing_yaml() -> None:
 
 
 def assert_refused(path: Path, message: str) -> None:
-    for load in (load_model, lambda weights: trainable_network(weights, {0: "sign"})):
-        with pytest.raises(ArtifactError, match=message) as caught:
-            load(path)
-        assert "\n" not in str(caught.value)
-        assert path.name in str(caught.value)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
 
 
 def test_changed_weight_is_noticed(detector: object, unfolded: DetectionModel) -> None:
@@ -203,7 +202,7 @@ def test_raw_output_restores_the_head(unfolded: DetectionModel) -> None:
 
 
 def test_trainable_network_keeps_what_fits(pt: Path, unfolded: DetectionModel) -> None:
-    network = trainable_network(pt, {0: "one", 1: "two"})
+    network = trainable_network(load(pt), {0: "one", 1: "two"})
     assert dict(network.names) == {0: "one", 1: "two"}
     assert not network.is_fused()
     name = "model.4.cv1.conv.weight"
@@ -211,7 +210,12 @@ def test_trainable_network_keeps_what_fits(pt: Path, unfolded: DetectionModel) -
     assert network.model[-1].cv3[0][2].out_channels == 2
 
 
-def test_folded_checkpoint_cannot_be_trained(unfolded: DetectionModel, tmp_path: Path) -> None:
+def test_folded_checkpoint_is_loaded_but_cannot_be_trained(unfolded: DetectionModel, tmp_path: Path) -> None:
+    """As Ultralytics' fuse() leaves one."""
     path = save_pt(fold_batchnorm(rebuild(unfolded)), tmp_path / "folded.pt")
-    with pytest.raises(ArtifactError, match="cannot be trained"):
-        trainable_network(path, unfolded.names)
+    model = load(path)
+    images = torch.rand(1, 3, 64, 96)
+    expected = raw_output(unfolded, images)
+    assert torch.allclose(raw_output(model.network, images), expected, atol=1e-4 * float(expected.abs().max()))
+    with pytest.raises(ArtifactError, match=r"folded\.pt' has its BatchNorm folded.*Give the original"):
+        trainable_network(model, unfolded.names)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from trt_qat.checkpoint import Model
 from trt_qat.config import Residual
 from trt_qat.errors import QuantizationError
-from trt_qat.model.loading import LoadedModel, raw_output
+from trt_qat.model.loading import raw_output
 from trt_qat.quantization.insert import QuantizedModel
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def test_only_restores_after_an_error_and_names_an_unknown_group(calibrated: Cal
 
 @pytest.mark.parametrize("residual", ["skip", "both"])
 def test_left_float_equals_switched_off(
-    calibrated: Calibrated, detector: LoadedModel, batches: tuple[Tensor, ...], residual: Residual
+    calibrated: Calibrated, detector: Model, batches: tuple[Tensor, ...], residual: Residual
 ) -> None:
     model = calibrated(residual=residual)
     everything = _on(model)
