@@ -67,7 +67,7 @@ def export_onnx(model: Model, out: Path, section: ExportSection, *, unsigned: bo
     if unsigned:
         to_unsigned_(graph)
     if section.dynamic_batch:
-        _name_output_shape(graph, model)
+        _unname_axes_(graph, model)
     finished = gs.export_onnx(graph)
     onnx.helper.set_model_props(finished, {k: str(v) for k, v in file_metadata(model, section).items()})
     _check(finished)
@@ -112,12 +112,16 @@ def _split_once(network: DetectionModel) -> Iterator[None]:
             del module.forward
 
 
-def _name_output_shape(graph: gs.Graph, model: Model) -> None:
-    """Give the output its numbers, (any, 4 + classes, anchors); the exporter invents names for them.
+def _unname_axes_(graph: gs.Graph, model: Model) -> None:
+    """Give the output its numbers, (any, 4 + classes, anchors), for which the exporter invents names; name no axis.
 
-    The batch axis gets no name either: Ultralytics takes an output whose batch is named for one that takes any height
-    and width too, and then hands it images that are not letterboxed to the square (nn/backends/onnx.py, ``dynamic``).
+    Ultralytics takes an output whose batch has a name for one of any height and width too, and then hands it images
+    that are not letterboxed to the square (nn/backends/onnx.py, ``dynamic``). ONNX Runtime would infer the name from
+    any other tensor that has it.
     """
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and tensor.shape is not None:
+            tensor.shape = [axis if isinstance(axis, int) else None for axis in tensor.shape]
     image = torch.zeros(1, 3, model.imgsz, model.imgsz, device=next(model.network.parameters()).device)
     graph.outputs[0].shape = [None, *raw_output(model.network, image).shape[1:]]
 
