@@ -19,7 +19,7 @@ import click
 
 from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
-from trt_qat.config import Config, FlavorChoice, Precision, SensitivityMetric, choices
+from trt_qat.config import Config, ExportFormat, FlavorChoice, Precision, SensitivityMetric, choices
 from trt_qat.errors import ArtifactError, TrtQatError
 from trt_qat.progress import Progress, Silent
 from trt_qat.registry import RUNTIMES, TARGETS
@@ -268,24 +268,71 @@ def qat(
 
 @cli.command()
 @click.argument("checkpoint", type=FILE)
+@click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
+@click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
-@click.option("--out", type=FILE, required=True, help="ONNX file to write.")
+@click.option("--no-check", is_flag=True, help="Write the file without running it in its client.")
+@click.option("--out", type=FILE, required=True, help="*.onnx, *_openvino_model or *.engine, see `trt-qat targets`.")
 @_command
-def export(config: Config, checkpoint: Path, precision: str | None, out: Path) -> dict[str, str]:
-    """Write CHECKPOINT as ONNX.
+def export(
+    config: Config,
+    checkpoint: Path,
+    target: str | None,
+    form: ExportFormat | None,
+    precision: Precision | None,
+    no_check: bool,
+    out: Path,
+) -> dict[str, str]:
+    """Write CHECKPOINT for the client that runs it.
 
-    INT8 precisions write Q/DQ nodes and need a calibrated *.safetensors; fp32 and fp16 also take a *.pt or *.yaml.
+    `trt-qat targets` lists the clients. After writing, the file is run in its client on two images; if that computes
+    something else than CHECKPOINT, the command fails and writes nothing.
+
+    INT8 needs a calibrated *.safetensors; float weights (*.pt, *.yaml too) become fp16 for TensorRT, fp32 elsewhere.
     """
-    given = {key: value for key, value in (("precision", precision),) if value is not None}
-    section = config.export.replace(**given)
-    writable_file(out, ".onnx")
+    given = {"target": target, "format": form, "precision": precision, "check": False if no_check else None}
+    section = config.export.replace(**{key: value for key, value in given.items() if value is not None})
+    from trt_qat.artifacts import size_bytes
+    from trt_qat.targets.base import check_out
+
+    check_out(out, section)
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
         from trt_qat.checkpoint import load
 
         artifact = api.export(load(checkpoint, config.model.imgsz), out, section, progress=bars)
-    click.echo(f"Exported: {artifact.path} ({artifact.precision}, {artifact.path.stat().st_size / 1e6:.2f} MB)")
-    return {"onnx": str(artifact.path), "precision": artifact.precision}
+    size = size_bytes(artifact.path) / 1e6
+    click.echo(f"Exported: {artifact.path} (for {section.target}, {artifact.precision}, {size:.2f} MB)")
+    return {
+        section.format: str(artifact.path),
+        "precision": artifact.precision,
+        "target": section.target,
+    }
+
+
+@cli.command()
+@_command
+def targets(config: Config) -> list[dict[str, Any]]:
+    """List the clients that `export --target` writes for."""
+    del config
+    from trt_qat.targets.base import all_targets
+
+    rows = all_targets()
+    _print_table(
+        ("target", "client", "INT8 file", "opset", "formats", ""),
+        [(row.name, row.client, row.precision, str(row.opset), row.formats, row.summary) for row in rows],
+    )
+    return [
+        {
+            "name": row.name,
+            "client": row.client,
+            "precision": row.precision,
+            "opset": row.opset,
+            "formats": {name: f"*{form.suffix}" for name, form in row.forms.items()},
+            "summary": row.summary,
+        }
+        for row in rows
+    ]
 
 
 @cli.command()

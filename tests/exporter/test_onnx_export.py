@@ -16,13 +16,13 @@ from onnx import numpy_helper
 from torch import Tensor
 from ultralytics import YOLO
 
-from trt_qat.checkpoint import Checkpoint
 from trt_qat.config import ExportSection, Precision, Residual
 from trt_qat.errors import ExportError
 from trt_qat.evaluation.parity import cosine
 from trt_qat.exporter.onnx_export import _raw_onnx, export_onnx
 from trt_qat.linter.report import lint
-from trt_qat.model.loading import LoadedModel, fold_batchnorm, raw_output
+from trt_qat.model import Model
+from trt_qat.model.loading import fold_batchnorm, raw_output
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
 
@@ -37,13 +37,13 @@ Exported = Callable[..., Path]
 Array = NDArray[np.float32]
 
 
-def quantized_checkpoint(calibrated: Calibrated, residual: Residual) -> Checkpoint:
+def quantized_model(calibrated: Calibrated, residual: Residual) -> Model:
     model = calibrated(residual=residual)
-    return Checkpoint(model.network, model.names, "ptq", 64, model, {})
+    return Model(model.network, model.names, 64, Path("yolov8n.yaml"), "ptq", model)
 
 
 @pytest.fixture(scope="module")
-def exported(calibrated: Calibrated, detector: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(calibrated: Calibrated, detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Files by (precision, residual, further export keys), made once each."""
     folder = tmp_path_factory.mktemp("onnx")
 
@@ -51,11 +51,9 @@ def exported(calibrated: Calibrated, detector: LoadedModel, tmp_path_factory: py
         extra = "-".join(f"{key}{value}" for key, value in keys.items())
         path = folder / f"{precision}-{residual}-{extra}.onnx"
         if not path.exists():
-            checkpoint = Checkpoint(detector.network, detector.names, "fp32", 64, None, {})
-            if precision.startswith("int8"):
-                checkpoint = quantized_checkpoint(calibrated, residual)
+            model = quantized_model(calibrated, residual) if precision.startswith("int8") else detector
             section = ExportSection.model_validate({"precision": precision, **keys})
-            assert export_onnx(checkpoint, path, section, 64).precision == precision
+            assert export_onnx(model, path, section).precision == precision
         return path
 
     return make
@@ -114,7 +112,7 @@ def activation_scales(model: onnx.ModelProto, values: dict[str, NDArray[np.gener
 def test_same_numbers_as_the_fake_quantized_network(
     exported: Exported,
     calibrated: Calibrated,
-    detector: LoadedModel,
+    detector: Model,
     batches: tuple[Tensor, ...],
     residual: Residual,
     runtime: str,
@@ -217,7 +215,7 @@ def test_quantizers_stand_before_the_concat(exported: Exported) -> None:
 # other precisions ------------------------------------------------------------------------------------------------
 
 
-def test_fp32_is_the_float_network(exported: Exported, detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+def test_fp32_is_the_float_network(exported: Exported, detector: Model, batches: tuple[Tensor, ...]) -> None:
     image = batches[0][:1]
     expected = raw_output(detector.network, image).numpy()
     np.testing.assert_allclose(run(exported("fp32"), image), expected, atol=1e-3, rtol=1e-3)
@@ -227,13 +225,13 @@ def test_fp32_is_the_float_network(exported: Exported, detector: LoadedModel, ba
 def test_fp32_of_a_quantized_checkpoint_is_float(
     exported: Exported, calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path
 ) -> None:
-    checkpoint = quantized_checkpoint(calibrated, "both")
+    model = quantized_model(calibrated, "both")
     image = batches[0][:1]
-    before = raw_output(checkpoint.network, image)
-    export_onnx(checkpoint, tmp_path / "f.onnx", ExportSection(precision="fp32"), 64)
+    before = raw_output(model.network, image)
+    export_onnx(model, tmp_path / "f.onnx", ExportSection(precision="fp32"))
     assert "QuantizeLinear" not in count(onnx.load(tmp_path / "f.onnx"))
     np.testing.assert_allclose(run(tmp_path / "f.onnx", image), run(exported("fp32"), image), atol=1e-3, rtol=1e-3)
-    assert torch.equal(raw_output(checkpoint.network, image), before)  # its quantizers are on again
+    assert torch.equal(raw_output(model.network, image), before)  # its quantizers are on again
 
 
 def test_fp16_is_half_and_close(exported: Exported, batches: tuple[Tensor, ...]) -> None:
@@ -296,8 +294,8 @@ def test_one_class_is_no_box_decoding(
 ) -> None:
     """A score convolution with a single output is learned all the same, only DFL's fixed one is decoding."""
     network = fold_batchnorm(make_unfolded("yolov8n.yaml", {0: "sign"}))
-    checkpoint = Checkpoint(network, {0: "sign"}, "fp32", 64, None, {})
-    path = export_onnx(checkpoint, tmp_path / "one.onnx", ExportSection(precision="fp16"), 64).path
+    model = Model(network, {0: "sign"}, 64, Path("yolov8n.yaml"))
+    path = export_onnx(model, tmp_path / "one.onnx", ExportSection(precision="fp16")).path
     check_half_precision(onnx.load(path))
     assert_close_per_output(run(path, batches[0][:1]), raw_output(network, batches[0][:1]).numpy(), 0.999)
 
@@ -328,10 +326,9 @@ def test_static_batch(exported: Exported, batches: tuple[Tensor, ...]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8+fp32", "int8+fp16"])
-def test_int8_of_a_float_checkpoint(detector: LoadedModel, tmp_path: Path, precision: Precision) -> None:
-    checkpoint = Checkpoint(detector.network, detector.names, "fp32", 64, None, {})
+def test_int8_of_a_float_checkpoint(detector: Model, tmp_path: Path, precision: Precision) -> None:
     with pytest.raises(ExportError, match="needs a calibrated checkpoint") as caught:
-        export_onnx(checkpoint, tmp_path / "x.onnx", ExportSection(precision=precision), 64)
+        export_onnx(detector, tmp_path / "x.onnx", ExportSection(precision=precision))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -339,13 +336,13 @@ def test_int8_of_a_float_checkpoint(detector: LoadedModel, tmp_path: Path, preci
 def test_export_leaves_the_network_as_it_was_and_can_be_repeated(
     exported: Exported, calibrated: Calibrated, tmp_path: Path
 ) -> None:
-    checkpoint = quantized_checkpoint(calibrated, "skip")
-    attributes = {name: set(vars(module)) for name, module in checkpoint.network.named_modules()}
-    state = {name: value.clone() for name, value in checkpoint.network.state_dict().items()}
-    path = export_onnx(checkpoint, tmp_path / "again.onnx", ExportSection(), 64).path
+    model = quantized_model(calibrated, "skip")
+    attributes = {name: set(vars(module)) for name, module in model.network.named_modules()}
+    state = {name: value.clone() for name, value in model.network.state_dict().items()}
+    path = export_onnx(model, tmp_path / "again.onnx", ExportSection(precision="int8+fp32")).path
     assert path.read_bytes() == exported().read_bytes()
-    assert {name: set(vars(module)) for name, module in checkpoint.network.named_modules()} == attributes
-    assert all(torch.equal(state[name], value) for name, value in checkpoint.network.state_dict().items())
+    assert {name: set(vars(module)) for name, module in model.network.named_modules()} == attributes
+    assert all(torch.equal(state[name], value) for name, value in model.network.state_dict().items())
 
 
 def test_opset(exported: Exported) -> None:

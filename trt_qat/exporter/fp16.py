@@ -35,6 +35,18 @@ def to_float16_(graph: gs.Graph) -> None:
     graph.cleanup().toposort()
 
 
+def round_scales_(graph: gs.Graph) -> None:
+    """Round every constant scale to a value that FP16 holds; it stays FP32.
+
+    Weights that are divided by their scale afterwards are then quantized with the scale that the file has. A scale
+    below FP16's smallest normal number becomes that number, which is no rounding: the weights must know it.
+    """
+    for node in graph.nodes:
+        if node.op in {"QuantizeLinear", "DequantizeLinear"} and isinstance(node.inputs[1], gs.Constant):
+            scale = node.inputs[1]
+            scale.values = _half(scale.values, is_scale=True).astype(np.float32)
+
+
 def _decoding_nodes(graph: gs.Graph) -> set[int]:
     """Nodes from which no learned convolution follows and which follow one: the tail that turns outputs into boxes."""
     ahead: dict[int, bool] = {}

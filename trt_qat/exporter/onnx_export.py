@@ -1,11 +1,11 @@
-"""Checkpoint to ONNX: Q/DQ at every INT8 tensor's source, int8 weights, Ultralytics metadata."""
+"""Model to ONNX: Q/DQ at every INT8 tensor's source, int8 weights, Ultralytics metadata."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from trt_qat.artifacts import OnnxArtifact, atomic_path
 from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection
 from trt_qat.errors import ExportError
-from trt_qat.exporter.fp16 import to_float16_
+from trt_qat.exporter.fp16 import round_scales_, to_float16_
 from trt_qat.exporter.qdq_passes import (
     clean_,
     drop_idle_casts_,
@@ -27,40 +27,49 @@ from trt_qat.exporter.qdq_passes import (
     merge_equal_quantizers_,
     quantize_at_source_,
 )
-from trt_qat.model.loading import export_mode
+from trt_qat.exporter.unsigned import to_unsigned_
+from trt_qat.model.loading import export_mode, raw_output
 from trt_qat.quantization.insert import QuantizedModel
 
 G_LOGGER.severity = G_LOGGER.ERROR  # it warns on stdout about an optional package for coloured text
 
 
-def export_onnx(detector: Model, out: Path, section: ExportSection) -> OnnxArtifact:
+def export_onnx(model: Model, out: Path, section: ExportSection, *, unsigned: bool = False) -> OnnxArtifact:
     """Write one ONNX file; input ``images`` (batch, 3, imgsz, imgsz) float32 in [0, 1], output ``output0``.
+
+    Args:
+        unsigned: activations as uint8 with zero point 128 instead of int8; the same numbers.
 
     Raises:
         ExportError: INT8 was asked of a float checkpoint, or the exported graph fails ONNX's own checks.
     """
-    imgsz = detector.imgsz
     precision = section.precision or "int8+fp16"
     int8 = precision.startswith("int8")
-    if int8 and detector.quantized is None:
+    if int8 and model.quantized is None:
         raise ExportError(
             f"--precision {precision} needs a calibrated checkpoint, this one is float. "
             "Run `trt-qat calibrate` first, or use --precision fp32 or fp16."
         )
-    network, quantized = detector.network, detector.quantized
+    quantized = model.quantized
     with quantized.quantizers_off() if quantized and not int8 else contextlib.nullcontext():
-        model = _raw_onnx(network, quantized if int8 else None, section, imgsz)
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+        raw = _raw_onnx(model.network, quantized if int8 else None, section, model.imgsz)
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(raw))
     clean_(graph)
     drop_idle_casts_(graph)
     if int8:
+        if precision.endswith("fp16"):
+            round_scales_(graph)  # before the weights are divided by them
         fold_weights_(graph)
         merge_equal_quantizers_(graph)
         quantize_at_source_(graph)
     if precision.endswith("fp16"):
         to_float16_(graph)
+    if unsigned:
+        to_unsigned_(graph)
+    if section.dynamic_batch:
+        _unname_axes_(graph, model)
     finished = gs.export_onnx(graph)
-    _add_metadata(finished, _metadata(network, detector.names, section, precision, imgsz))
+    onnx.helper.set_model_props(finished, {k: str(v) for k, v in file_metadata(model, section).items()})
     _check(finished)
     with atomic_path(out) as temporary:
         onnx.save(finished, str(temporary))
@@ -103,29 +112,42 @@ def _split_once(network: DetectionModel) -> Iterator[None]:
             del module.forward
 
 
-def _metadata(
-    network: DetectionModel, names: Mapping[int, str], section: ExportSection, precision: str, imgsz: int
-) -> dict[str, str]:
-    """What Ultralytics reads from ``metadata_props``, so that ``YOLO("x.onnx")`` works, and our precision."""
+def _unname_axes_(graph: gs.Graph, model: Model) -> None:
+    """Give the output its numbers, (any, 4 + classes, anchors), for which the exporter invents names; name no axis.
+
+    Ultralytics takes an output whose batch has a name for one of any height and width too, and then hands it images
+    that are not letterboxed to the square (nn/backends/onnx.py, ``dynamic``). ONNX Runtime would infer the name from
+    any other tensor that has it.
+    """
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and tensor.shape is not None:
+            tensor.shape = [axis if isinstance(axis, int) else None for axis in tensor.shape]
+    image = torch.zeros(1, 3, model.imgsz, model.imgsz, device=next(model.network.parameters()).device)
+    graph.outputs[0].shape = [None, *raw_output(model.network, image).shape[1:]]
+
+
+def file_metadata(model: Model, section: ExportSection) -> dict[str, Any]:
+    """What Ultralytics reads from an exported file (names, imgsz, stride ...), and our target and precision.
+
+    Values are Python's own, as Ultralytics writes them to ``metadata.yaml``; an ONNX file holds their text.
+    """
+    # To Ultralytics args["dynamic"] True is any batch, height and width, False is batches cut to size "batch";
+    # None is what a dynamic batch at a fixed height and width needs: neither.
+    dynamic = None if section.dynamic_batch else False
     return {
         "description": "trt_qat export",
-        "task": "detect",
-        "stride": str(int(network.stride.max())),
-        "batch": str(section.batch),
-        "imgsz": str([imgsz, imgsz]),
-        "names": str({int(k): str(v) for k, v in names.items()}),
-        "channels": "3",
-        "end2end": "False",
-        "args": str({"batch": section.batch, "dynamic": section.dynamic_batch, "nms": False}),
-        "dynamic": str(section.dynamic_batch),
-        "precision": precision,
+        "task": model.task,
+        "stride": int(model.network.stride.max()),
+        "batch": section.batch,
+        "imgsz": [model.imgsz, model.imgsz],
+        "names": {int(k): str(v) for k, v in model.names.items()},
+        "channels": 3,
+        "end2end": False,
+        "args": {"batch": section.batch, "dynamic": dynamic, "nms": False},
+        "dynamic": section.dynamic_batch,
+        "precision": section.precision or "int8+fp16",
+        "target": section.target,
     }
-
-
-def _add_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
-    for key, value in entries.items():
-        prop: Any = model.metadata_props.add()
-        prop.key, prop.value = key, value
 
 
 def _check(model: onnx.ModelProto) -> None:

@@ -56,7 +56,7 @@ class OnnxRuntimeRunner:
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+            self._session: Any = _open_session(onnxruntime, onnx, options)
         except Exception as exc:  # its exceptions share no base class below Exception
             raise RunnerError(f"ONNX Runtime cannot run '{onnx}': {_one_line(exc)}") from exc
         inputs = self._session.get_inputs()
@@ -90,6 +90,20 @@ class OnnxRuntimeRunner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._session = None
+
+
+def _open_session(onnxruntime: Any, onnx: Path, options: Any) -> Any:
+    providers = ["CPUExecutionProvider"]
+    try:
+        return onnxruntime.InferenceSession(str(onnx), options, providers=providers)
+    except Exception as exc:
+        if "y_zero_point" not in str(exc):
+            raise
+        # ONNX Runtime 1.32 inserts a uint8 quantizer into signed INT8 files of opset 21 and above, then refuses its
+        # own type; without that one optimizer it computes them
+        return onnxruntime.InferenceSession(
+            str(onnx), options, providers=providers, disabled_optimizers=["QDQPropagationTransformer"]
+        )
 
 
 def _one_line(exc: Exception) -> str:

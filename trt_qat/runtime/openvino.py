@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: reads the Q/DQ ONNX itself and computes its convolutions in INT8.
+"""OpenVINO on the CPU: reads a Q/DQ ONNX file or OpenVINO's own IR and computes its convolutions in INT8.
 
 The float part stays FP32 (``INFERENCE_PRECISION_HINT``), so results are the same on every CPU.
 """
@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
+from trt_qat.artifacts import existing_file
 from trt_qat.engine.onnx_file import onnx_metadata
-from trt_qat.errors import MissingDependency, RunnerError
+from trt_qat.errors import ArtifactError, MissingDependency, RunnerError
 from trt_qat.runtime.runner import check_batch, closed_error
 
 
@@ -22,11 +24,12 @@ class OpenVinoRunner:
     """A :class:`~trt_qat.runtime.runner.Runner` over OpenVINO's CPU plugin.
 
     Args:
-        onnx: the ONNX file, static or dynamic batch.
+        model: an ONNX file, an IR (``*.xml`` with its ``*.bin`` beside it), or a folder with one; metadata of an IR
+            is read from the ``metadata.yaml`` beside it, as Ultralytics writes it. Static or dynamic batch.
         threads: 0 leaves the number to OpenVINO.
 
     Raises:
-        ArtifactError: the file is missing, truncated or not ONNX.
+        ArtifactError: the file is missing, truncated or of another kind.
         MissingDependency: OpenVINO is not installed.
         RunnerError: OpenVINO cannot run this graph.
     """
@@ -34,8 +37,9 @@ class OpenVinoRunner:
     name: str = "openvino"
     suffixes = (".onnx", "_openvino_model")
 
-    def __init__(self, onnx: Path, threads: int = 0) -> None:
-        self.metadata: Mapping[str, str] = onnx_metadata(onnx)
+    def __init__(self, model: Path, threads: int = 0) -> None:
+        file = _model_file(model)
+        self.metadata: Mapping[str, str] = onnx_metadata(file) if file.suffix.lower() == ".onnx" else _ir_metadata(file)
         try:
             import openvino
         except ImportError as exc:
@@ -45,14 +49,14 @@ class OpenVinoRunner:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
-            model = core.read_model(onnx)
-            _check_one_input(len(model.inputs), onnx)
-            _fuse_quantize_dequantize(model)
-            self._compiled: Any = core.compile_model(model, "CPU", options)
+            network = core.read_model(file)
+            _check_one_input(len(network.inputs), file)
+            fuse_quantize_dequantize_(network)
+            self._compiled: Any = core.compile_model(network, "CPU", options)
             self._request: Any = self._compiled.create_infer_request()
             self.device: str = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
         except RuntimeError as exc:
-            raise RunnerError(f"OpenVINO cannot run '{onnx}': {_first_reason(exc)}") from exc
+            raise RunnerError(f"OpenVINO cannot run '{model}': {_first_reason(exc)}") from exc
         port = self._compiled.input(0)
         self._input_dtype = np.dtype(port.get_element_type().to_dtype())
         self.input_shape: tuple[int | None, ...] = tuple(
@@ -83,39 +87,92 @@ class OpenVinoRunner:
         self._compiled = None
 
 
-def _fuse_quantize_dequantize(model: Any) -> None:
+def fuse_quantize_dequantize_(model: Any) -> None:
     """Turn each imported QuantizeLinear + DequantizeLinear into the one FakeQuantize that it is, in place.
 
-    The ONNX importer makes FakeQuantize -> Convert -> Convert -> Subtract 0 -> Multiply of a pair. For signed INT8
-    whose pairs meet in a Concat, the CPU plugin then computes the convolution behind the Concat wrongly (seen with
-    2025.4, 2026.3 and 2026.4 on AVX512). One FakeQuantize with equal input and output ranges means the same and is
-    computed right.
+    The ONNX importer makes FakeQuantize -> Convert -> Convert -> Subtract zero point -> Multiply scale of a pair. For
+    signed INT8 whose pairs meet in a Concat, the CPU plugin then computes the convolution behind the Concat wrongly
+    (seen with 2025.4, 2026.3 and 2026.4 on AVX512). One FakeQuantize means the same and is computed right. A quantizer
+    with several dequantizers, whatever their scale and zero point, becomes several.
     """
     from openvino import opset13 as operators
 
-    for quantize in model.get_ordered_ops():
-        if quantize.get_type_name() != "FakeQuantize":
-            continue
-        last = quantize
-        while last is not None and last.get_type_name() != "Multiply":
-            readers = [target.get_node() for target in last.output(0).get_target_inputs()]
-            one = len(readers) == 1 and readers[0].get_type_name() in {"Convert", "Subtract", "Multiply"}
-            last = readers[0] if one else None
-        if last is None:
-            continue  # not a pair: left as the importer made it
-        low, high = quantize.input_value(1), quantize.input_value(2)
-        levels = quantize.get_attributes()["levels"]
-        fused = operators.fake_quantize(quantize.input_value(0), low, high, low, high, levels)
-        wanted = last.output(0).get_element_type()
-        if fused.output(0).get_element_type() != wanted:  # an FP16 graph quantizes in FP32
-            fused = operators.convert(fused, wanted.to_string())
-        fused.set_friendly_name(last.get_friendly_name())
-        last.output(0).replace(fused.output(0))
+    for quantize in [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]:
+        low, high, low_level, high_level = (quantize.input_value(index) for index in range(1, 5))
+        for scale in _dequantizers(quantize):
+            found = _dequantized(scale, low_level), _dequantized(scale, high_level)
+            if found[0] is None or found[1] is None:
+                continue  # scale or zero point is computed: left as the importer made it
+            out_low, out_high = (operators.constant(value) for value in found)
+            count = quantize.get_attributes()["levels"]
+            fused = operators.fake_quantize(quantize.input_value(0), low, high, out_low, out_high, count)
+            wanted = scale.output(0).get_element_type()
+            if fused.output(0).get_element_type() != wanted:  # an FP16 graph quantizes in FP32
+                fused = operators.convert(fused, wanted.to_string())
+            fused.set_friendly_name(scale.get_friendly_name())
+            scale.output(0).replace(fused.output(0))
 
 
-def _check_one_input(count: int, onnx: Path) -> None:
+def _dequantizers(quantize: Any) -> list[Any]:
+    """The Multiply that ends each dequantizer behind a FakeQuantize; none if it is not an imported QuantizeLinear."""
+    floats = [node for integer in _readers(quantize, "Convert") for node in _readers(integer, "Convert")]
+    shifted = [node for value in floats for node in _readers(value, "Subtract")]
+    return [node for value in (*floats, *shifted) for node in _readers(value, "Multiply")]
+
+
+def _readers(node: Any, kind: str) -> list[Any]:
+    readers = [target.get_node() for target in node.output(0).get_target_inputs()]
+    return [reader for reader in readers if reader.get_type_name() == kind]
+
+
+def _dequantized(scale: Any, level: Any) -> NDArray[np.float32] | None:
+    """What a dequantizer makes of a quantization level; None if one of its inputs is computed."""
+    shift = scale.input_value(0).get_node()
+    zero_point = _constant(shift.input_value(1)) if shift.get_type_name() == "Subtract" else np.zeros((), np.float32)
+    factor, value = _constant(scale.input_value(1)), _constant(level)
+    if factor is None or zero_point is None or value is None:
+        return None
+    return np.asarray((value - zero_point) * factor, dtype=np.float32)
+
+
+def _constant(value: Any) -> NDArray[np.float32] | None:
+    """The value of a constant, behind type conversions or not; None if it is computed."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert":
+        return _constant(node.input_value(0))
+    return np.asarray(node.data, dtype=np.float32) if node.get_type_name() == "Constant" else None
+
+
+def _model_file(model: Path) -> Path:
+    if not model.is_dir():
+        existing_file(model, "Model")
+        if model.suffix.lower() not in (".onnx", ".xml"):
+            raise ArtifactError(f"OpenVINO needs an ONNX file, an IR (*.xml) or a folder with one, found '{model}'.")
+        return model
+    found = sorted(model.glob("*.xml"))
+    if len(found) != 1:
+        raise ArtifactError(f"Folder '{model}' must hold one OpenVINO IR (*.xml), found {len(found)}.")
+    return found[0]
+
+
+def _ir_metadata(xml: Path) -> dict[str, str]:
+    """The content of ``metadata.yaml``, each value as the text that an ONNX file would hold; empty without the file."""
+    existing_file(xml.with_suffix(".bin"), "Weights file of the OpenVINO IR")
+    path = xml.parent / "metadata.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ArtifactError(f"'{path}' cannot be read: {' '.join(str(exc).split())}. Export the model again.") from exc
+    if not isinstance(content, dict):
+        raise ArtifactError(f"'{path}' does not describe a model: it is not a mapping. Export the model again.")
+    return {str(key): str(value) for key, value in content.items()}
+
+
+def _check_one_input(count: int, file: Path) -> None:
     if count != 1:
-        raise RunnerError(f"'{onnx}' has {count} inputs; a detector has one, the images.")
+        raise RunnerError(f"'{file}' has {count} inputs; a detector has one, the images.")
 
 
 def _first_reason(exc: Exception) -> str:

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from trt_qat.artifacts import OnnxArtifact
+from trt_qat.artifacts import OnnxArtifact, atomic_path
 from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection, Precision
-from trt_qat.errors import ConfigError
+from trt_qat.data.images import Image
 from trt_qat.progress import SILENT, Progress
-from trt_qat.targets.base import target_from_name
+from trt_qat.targets.base import check_out, target_from_name
+from trt_qat.targets.check import check_computed_right
 
 
-def export(model: Model, out: Path, section: ExportSection, progress: Progress = SILENT) -> OnnxArtifact:
-    """Write ``out`` for ``section.target``.
+def export(
+    model: Model,
+    out: Path,
+    section: ExportSection,
+    progress: Progress = SILENT,
+    images: Sequence[Image] = (),
+) -> OnnxArtifact:
+    """Write ``out`` for ``section.target``; it stands there only if its client computes it right.
+
+    Args:
+        images: what the client is checked on, files or uint8 BGR arrays; without any, two generated images are.
 
     Raises:
         ConfigError: no such target, or a format that it does not take.
+        ArtifactError: ``out`` has another suffix than the format's, or cannot be written.
         ExportError: the model cannot be written like that, or the client computes the file wrongly.
     """
-    del progress
+    form = check_out(out, section)
     target = target_from_name(section.target)
-    if section.format not in target.writers:
-        raise ConfigError(
-            f"Target '{target.name}' has no format '{section.format}'. Known: {', '.join(target.writers)}."
-        )
-    precision = section.precision or (target.precision if model.quantized else _float_of(target.precision))
-    section = section.replace(precision=precision, opset=section.opset or target.opset)
-    target.writers[section.format](model, out, section)
+    int8 = form.precision or target.precision
+    precision = section.precision or (int8 if model.quantized else _float_of(int8))
+    settled = section.replace(precision=precision, opset=section.opset or target.opset)
+    with atomic_path(out) as temporary:
+        form.write(model, temporary, settled)
+        if settled.check:
+            check_computed_right(model, temporary, settled, progress, images)
+        if out.is_dir():  # an earlier OpenVINO folder, which check_out allows to be replaced
+            out.replace(temporary.parent / "replaced")
     return OnnxArtifact(out, precision)
 
 

@@ -1,8 +1,40 @@
-"""Target tensorrt."""
+"""TensorRT: Q/DQ that its parser takes, everything else FP16 in the file itself.
+
+Networks are strongly typed since TensorRT 11, so precision is what the ONNX file says: a float part left in FP32 makes
+an INT8 engine that is slower than FP16.
+"""
 
 from __future__ import annotations
 
-from trt_qat.targets.base import Target
-from trt_qat.targets.onnx_file import write_onnx
+import importlib.util
+import tempfile
+from pathlib import Path
 
-TARGET = Target("tensorrt", "tensorrt", "int8+fp16", {"onnx": write_onnx})
+from trt_qat.config import EngineSection
+from trt_qat.targets.base import Arrays, Form, Target
+from trt_qat.targets.onnx_file import write_signed
+
+
+def compute(file: Path, batches: Arrays) -> Arrays:
+    """TensorRT-RTX, where it is installed, must build the file, which needs no GPU as running it would.
+
+    The numbers are those of ONNX Runtime with every optimization off, which computes the graph as it is written.
+    """
+    from trt_qat.engine.build import build_engine
+    from trt_qat.engine.flavor import MODULES
+    from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
+
+    if importlib.util.find_spec(MODULES["tensorrt-rtx"]) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            build_engine(file, Path(folder) / "check.plan", EngineSection(flavor="tensorrt-rtx", timing_cache=""))
+    with OnnxRuntimeRunner(file, optimize=False) as runner:
+        return [runner.infer(batch)[0] for batch in batches]
+
+
+TARGET = Target(
+    name="tensorrt",
+    client="TensorRT",
+    summary="TensorRT 10 and 11: signed symmetric int8, the rest in FP16.",
+    precision="int8+fp16",
+    forms={"onnx": Form(".onnx", write_signed, compute)},
+)

@@ -1,8 +1,14 @@
-"""Target tensorrt_rtx."""
+"""TensorRT for RTX: today the file of TensorRT, under a name of its own."""
 
 from __future__ import annotations
 
-from trt_qat.targets.base import Target
-from trt_qat.targets.onnx_file import write_onnx
+from dataclasses import replace
 
-TARGET = Target("tensorrt-rtx", "tensorrt_rtx", "int8+fp16", {"onnx": write_onnx})
+from trt_qat.targets.tensorrt import TARGET as TENSORRT
+
+TARGET = replace(
+    TENSORRT,
+    name="tensorrt-rtx",
+    client="TensorRT-RTX",
+    summary="TensorRT for RTX GPUs: today the same file as tensorrt.",
+)
