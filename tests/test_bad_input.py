@@ -15,12 +15,15 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 from tiny_onnx import write_tiny_detector, write_unknown_operator
+from ultralytics.nn.tasks import DetectionModel
 
+import trt_qat
 from trt_qat.cli import cli
 from trt_qat.engine.flavor import import_tensorrt
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import MissingDependency
 
+DETECTOR = Path(trt_qat.__file__).parent / "demo" / "detector.safetensors"
 DATA_YAML = "train: images/train\nval: images/val\n"
 
 
@@ -43,6 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         _dataset("good", "nc: 80\n")
         _dataset("signs", "names: [stop, yield]\n")
+        _dataset("seven", "nc: 7\n")
         _dataset("empty", "nc: 80\n", images=0)
         _dataset("damaged", "nc: 80\n")
         image = Path("damaged/images/train/1.jpg")
@@ -55,8 +59,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with zipfile.ZipFile("zip.pt", "w") as archive:
             archive.writestr("hello.txt", "hello")
         torch.save({"weights": torch.zeros(3)}, "dictionary.pt")
+        for channels, name in ((1, "grey.pt"), (4, "four.pt")):
+            torch.save({"model": DetectionModel("yolov8n.yaml", ch=channels, nc=7, verbose=False).half()}, name)
         torch.save({"model": torch.nn.Linear(2, 2)}, "linear.pt")
         save_file({"weight": np.zeros((64, 64), np.float32)}, "foreign.safetensors")
+        shutil.copy(DETECTOR, "folded.safetensors")
         content = Path("foreign.safetensors").read_bytes()
         Path("truncated.safetensors").write_bytes(content[: len(content) // 2])
         Path("text.safetensors").write_text("these are not weights\n")
@@ -113,12 +120,23 @@ CASES = {
     "truncated safetensors": ("export truncated.safetensors --out a.onnx", "is not a readable checkpoint"),
     "text safetensors": ("qat --weights text.safetensors --data good --out a", "is not a readable checkpoint"),
     "foreign safetensors": ("evaluate foreign.safetensors --data good", "not a trt_qat checkpoint"),
-    "train from safetensors": ("train --weights foreign.safetensors --data good --out a", "'foreign.safetensors'"),
-    "BatchNorm that is gone": (
-        "qat --weights foreign.safetensors --data good --set qat.bn=freeze --out a",
-        "qat.bn=freeze needs the BatchNorm, which 'foreign.safetensors' has folded",
+    "train from safetensors": (
+        "train --weights folded.safetensors --data seven --out a",
+        "'folded.safetensors' has its BatchNorm folded",
     ),
-    "int8 of float weights": ("export yolov8n.yaml --set model.imgsz=64 --out a.onnx", "Run `trt-qat calibrate` first"),
+    "grey images": ("export grey.pt --precision fp32 --out a.onnx", "'grey.pt' takes images with 1 channel; trt_qat"),
+    "four channels": (
+        "calibrate --weights four.pt --data seven --out a.safetensors",
+        "'four.pt' takes images with 4 channels; trt_qat needs 3",
+    ),
+    "BatchNorm that is gone": (
+        "qat --weights folded.safetensors --data seven --set qat.bn=freeze --out a",
+        "'folded.safetensors' has its BatchNorm folded, which training from it and qat.bn=freeze need apart",
+    ),
+    "int8 of float weights": (
+        "export yolov8n.yaml --precision int8+fp16 --set model.imgsz=64 --out a.onnx",
+        "Run `trt-qat calibrate` first",
+    ),
     # datasets
     "missing data.yaml": (
         "run --weights yolov8n.yaml --data none/data.yaml --out a",
@@ -144,6 +162,14 @@ CASES = {
     "broken coco json": ("data convert --from coco --annotations coco.json --images good --out a", "coco.json"),
     "voc without xml": ("data convert --from voc --annotations folder --images good --out a", "folder"),
     # configuration
+    "unknown calibrator": (
+        f"calibrate {GOOD} --set quantization.calibrator=mes --out a.safetensors",
+        "quantization.calibrator = 'mes': unknown calibrator. Did you mean 'mse'?",
+    ),
+    "renamed key": (
+        f"calibrate {GOOD} --set data.calibration_images=4 --out a.safetensors",
+        "Key 'data.calibration_images' in --set data.calibration_images=4 has a new name: quantization.images.",
+    ),
     "unknown key": (f"calibrate {GOOD} --set qat.epoch=3 --out a.safetensors", "Did you mean 'epochs'?"),
     "unknown key in a file": ("lint tiny.onnx --config typo.yaml", "in typo.yaml. Did you mean 'epochs'?"),
     "missing config file": ("lint tiny.onnx --config none.yaml", "Cannot read config file 'none.yaml'"),

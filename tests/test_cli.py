@@ -289,10 +289,10 @@ def test_resuming_with_other_weights_is_refused_before_they_are_calibrated(
     assert Path("out/resumed/best.safetensors").read_bytes() == before
 
 
-# Ranges that clip a tenth of all values ruin each of three groups: no mix keeps the accuracy, for one stays INT8.
+# Ranges that clip a tenth of all values ruin each of two groups: no mix keeps the accuracy, for one stays INT8.
 RUINED = (
     "--set", "quantization.calibrator=percentile", "--set", "quantization.percentile=90",
-    "--set", "quantization.exclude=['model.0.*', 'model.2.m.*', 'model.[3-9].*', 'model.[12][0-9].*']",
+    "--set", "quantization.exclude=['model.0.*', 'model.2.[!c]*', 'model.2.cv2.*', 'model.[3-9].*', 'model.[12][0-9].*']",
 )  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def test_a_budget_out_of_reach_exits_with_3_and_leaves_its_files(place: Path) ->
     assert line.startswith("Error: No mix keeps mAP50-95 within 0.2 points of the float model; 'out/missed/best.")
     content = _json("out/missed/mixed_precision.json")
     groups, chosen = len(content["ranking"]), content["chosen"]
-    assert (groups, content["met"], chosen["k"]) == (3, False, 2)
+    assert (groups, content["met"], chosen["k"]) == (2, False, 1)
     assert f"{chosen['k']}  <- kept" in result.stdout
     assert max(step["k"] for step in content["steps"]) == groups - 1
     assert chosen["map50_95"] == max(step["map50_95"] for step in content["steps"])
