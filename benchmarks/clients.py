@@ -100,8 +100,8 @@ def ours(runner: type[OpenVinoRunner] | type[OnnxRuntimeRunner]) -> Client:
     def detect(file: Path, pictures: Pictures, model: Model, confidence: float) -> Found:
         del model
         with runner(file) as opened:
-            detector = Detector(opened, confidence, NMS_IOU)
-            return [detector.detect(picture) for picture in pictures]
+            detect = Detector(opened, conf=confidence, iou=NMS_IOU)
+            return [detect(picture) for picture in pictures]
 
     return detect
 
@@ -170,8 +170,8 @@ def main(weights: Path, data: Path, images: int, out: Path) -> None:
     model = load(weights)
     pictures = [pixels(path) for path in evenly_spaced(load_dataset(data, model.names).val, images)]
     with ExitStack() as stack:
-        network = Detector(stack.enter_context(TorchRunner(model)), CONFIDENCE, NMS_IOU)
-        expected = [network.detect(picture) for picture in pictures]
+        network = Detector(stack.enter_context(TorchRunner(model)), conf=CONFIDENCE, iou=NMS_IOU)
+        expected = [network(picture) for picture in pictures]
     rows = []
     for target, form, name, clients in FILES:
         export(model, out / name, target=target, format=form)

@@ -21,7 +21,7 @@ def write_engine(model: Model, out: Path, section: ExportSection, flavor: Flavor
 
     Settings of the build (workspace, timing cache) are those of ``trt-qat engine``, which writes ``*.engine`` too.
     """
-    from trt_qat.engine.build import build_engine, ultralytics_engine_from_plan
+    from trt_qat.engine.build import build_engine
     from trt_qat.engine.flavor import MODULES
 
     if section.dynamic_batch:
@@ -35,10 +35,9 @@ def write_engine(model: Model, out: Path, section: ExportSection, flavor: Flavor
             f"pip install {flavor}, on the machine with the GPU that will run the engine."
         )
     with tempfile.TemporaryDirectory() as folder:
-        onnx, plan = Path(folder) / f"{out.stem}.onnx", Path(folder) / f"{out.stem}.plan"
+        onnx = Path(folder) / f"{out.stem}.onnx"
         write_signed(model, onnx, section)
-        built = build_engine(onnx, plan, EngineSection(flavor=flavor, timing_cache=""))
-        ultralytics_engine_from_plan(built.path, built.sidecar, out)
+        build_engine(onnx, out, EngineSection(flavor=flavor, timing_cache=""))
 
 
 TARGET = Target(
