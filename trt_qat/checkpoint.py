@@ -145,6 +145,7 @@ def save(path: Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
     weights = {k: v for k, v in model.network.state_dict().items() if "quantizer" not in k}
     tensors = {k: (v.half() if half and v.is_floating_point() else v) for k, v in weights.items()}
     header: dict[str, Any] = {
+        "format": FORMAT,
         "stage": model.stage,
         "imgsz": model.imgsz,
         "architecture": model.network.yaml,
@@ -157,7 +158,8 @@ def save(path: Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
     contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic_path(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
+            # one entry: several are written in any order, and two equal checkpoints would differ in their bytes
+            save_file(contiguous, temporary, metadata={"header": json.dumps(header)})
         except SafetensorError as exc:
             raise ArtifactError(f"Cannot write '{path}': {exc}. Choose another place.") from exc
     return CheckpointArtifact(path)
@@ -193,8 +195,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as stream:
             content = stream.metadata() or {}
-            if content.get("format") != FORMAT:
+            header = json.loads(content.get("header", "{}"))
+            if FORMAT not in (header.get("format"), content.get("format")):  # the second in files up to 0.1
                 raise ArtifactError(f"'{path}' is a safetensors file, but not a trt_qat checkpoint ({FORMAT}).")
-            return json.loads(content["header"]), {key: stream.get_tensor(key) for key in list(stream.keys())}
+            return header, {key: stream.get_tensor(key) for key in list(stream.keys())}
     except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as exc:
         raise ArtifactError(f"'{path}' is not a readable checkpoint ({exc}). Make it again.") from exc

@@ -553,7 +553,10 @@ def convert(
 @click.option("--out", type=FILE, required=True, help="ONNX file to write.")
 @_command
 def demo_model(config: Config, out: Path) -> dict[str, str]:
-    """Export the shipped detector of generated traffic signs in INT8, for OpenVINO."""
+    """Export the shipped demo detector in INT8.
+
+    It knows generated traffic signs; the file is for OpenVINO.
+    """
     del config
     writable_file(out, ".onnx")
     with _bars() as bars:

@@ -91,6 +91,7 @@ def qat(
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
     """
     check_qat_settings(config)
+    writable_folder(out)
     model = load(weights, config.model.imgsz)
     dataset = api.dataset_for(model, data)
     check_features(config.qat, model)  # before the time that calibration takes, like the next check
@@ -111,7 +112,7 @@ def run(weights: Path, data: Path, out: Path, config: Config, progress: Progress
     checkpoints = {"fp32": out / "fp32.safetensors", "ptq": out / "ptq.safetensors", "qat": out / "qat" / BEST}
     model = _saved(checkpoints["fp32"], replace(model, provenance=_provenance(weights, dataset, config)))
     int8 = _saved(checkpoints["ptq"], _quantized(model, weights, dataset, config, progress))
-    budget = _fine_tuned(int8, weights, dataset, out / "qat", config, progress)
+    budget = _fine_tuned(int8, weights, dataset, writable_folder(out / "qat"), config, progress)
     exported = _exported(model, int8, load(checkpoints["qat"]), out, config, progress)
     engine = api.build(exported["qat_tensorrt"], out / "qat.plan", config.engine, progress=progress)
     rows = api.evaluate(list(exported.values()), dataset, config.evaluation, progress=progress)
@@ -169,7 +170,6 @@ def _quantized(model: Model, weights: Path, dataset: Dataset, config: Config, pr
 def _fine_tuned(
     int8: Model, weights: Path, dataset: Dataset, out: Path, config: Config, progress: Progress, resume: bool = False
 ) -> Budget | None:
-    writable_folder(out)
     provenance = _provenance(weights, dataset, config)
     if "calibration" in int8.provenance:
         provenance["calibration"] = int8.provenance["calibration"]

@@ -78,29 +78,43 @@ def test_broken_engine_file(tmp_path: Path, content: bytes) -> None:
         read_engine(tmp_path / "x.engine")
 
 
+@pytest.fixture
+def timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of timing caches, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "trt_qat" / "timing"
+
+
 def _timing_caches(folder: Path) -> list[Path]:
-    return sorted(folder.glob(".timing-*.cache"))
+    return sorted(folder.glob("*.cache"))
 
 
-def test_a_timing_cache_is_kept_per_version_and_device(tmp_path: Path) -> None:
+def test_a_timing_cache_is_kept_per_version_and_device(tmp_path: Path, timings: Path) -> None:
     import tensorrt_rtx
 
     onnx = write_tiny_detector(tmp_path / "tiny.onnx")
     build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,)))
-    (cache,) = _timing_caches(tmp_path)
-    assert cache.name == f".timing-tensorrt-rtx-{tensorrt_rtx.__version__}-sm89.cache"
+    (cache,) = _timing_caches(timings)
+    assert cache.name == f"tensorrt-rtx-{tensorrt_rtx.__version__}-sm89.cache"
     kept = cache.read_bytes()
     cache.write_bytes(b"garbage")  # a damaged one is replaced
     build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,)))
     assert len(cache.read_bytes()) == len(kept)
     build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(120,)))
-    assert len(_timing_caches(tmp_path)) == 2
+    assert len(_timing_caches(timings)) == 2
 
 
-def test_no_timing_cache_where_none_is_wanted(tmp_path: Path) -> None:
+def test_no_timing_cache_where_none_is_wanted(tmp_path: Path, timings: Path) -> None:
     onnx = write_tiny_detector(tmp_path / "tiny.onnx")
     build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,), timing_cache=""))
-    assert _timing_caches(tmp_path) == []
+    assert _timing_caches(timings) == []
+
+
+def test_a_build_without_a_place_for_timings_is_still_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    assert build_engine(onnx, tmp_path / "tiny.plan", EngineSection(compute_capabilities=(89,))).path.is_file()
 
 
 @pytest.mark.parametrize(

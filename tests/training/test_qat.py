@@ -200,6 +200,6 @@ def test_a_learned_range_has_no_column(int8: Model, demo: Dataset, tmp_path: Pat
 def test_float_weights_are_calibrated_first(unfolded_pt: Path, demo_yaml: Path, tmp_path: Path) -> None:
     settings = ["qat.epochs=1", "qat.batch=4", "qat.lr0=1e-4", "quantization.calibrator=max"]
     config = Config.load(overrides=[*settings, f"data.calibration_cache={tmp_path / 'calib'}"])
-    result = pipeline.qat(unfolded_pt, demo_yaml, tmp_path / "run", config)
-    assert load(result.checkpoint).provenance["calibration"]["calibrator"] == "max"
+    pipeline.qat(unfolded_pt, demo_yaml, tmp_path / "run", config)
+    assert load(tmp_path / "run" / "best.safetensors").provenance["calibration"]["calibrator"] == "max"
     assert list((tmp_path / "calib").iterdir())

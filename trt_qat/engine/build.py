@@ -24,7 +24,7 @@ from trt_qat.config import EngineSection, Flavor, FlavorChoice
 from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
-from trt_qat.errors import ConfigError, EngineError, MissingDependency, TrtQatError
+from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
 from trt_qat.progress import SILENT, Progress
 
 _CHILD_MODULE = "trt_qat.engine.build_process"
@@ -63,7 +63,7 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
     started = time.perf_counter()
     with contextlib.ExitStack() as files:
         plan_part = files.enter_context(atomic_path(out))
-        described = _run_child(onnx, plan_part, out.parent, section, flavor)
+        described = _run_child(onnx, plan_part, section, flavor)
         content = {
             "onnx": onnx.name,
             "onnx_sha256": file_sha256(onnx),
@@ -117,13 +117,13 @@ def _check_flavor(flavor: str) -> None:
         )
 
 
-def _run_child(onnx: Path, plan: Path, folder: Path, section: EngineSection, flavor: Flavor) -> dict[str, Any]:
+def _run_child(onnx: Path, plan: Path, section: EngineSection, flavor: Flavor) -> dict[str, Any]:
     report = plan.with_suffix(".report.json")
     request = {
         "onnx": str(onnx),
         "plan": str(plan),
         "report": str(report),
-        "timing_folder": str(folder),
+        "timing_folder": _timing_folder(),
         "flavor": flavor,
         "section": section.model_dump(),
     }
@@ -144,6 +144,15 @@ def _run_child(onnx: Path, plan: Path, folder: Path, section: EngineSection, fla
         kind: type[TrtQatError] = getattr(errors, answer["kind"])
         raise kind(answer["error"])
     return answer
+
+
+def _timing_folder() -> str | None:
+    """Where kernel timings are kept by default: in the user's cache, because they fit every project's builds."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        return str(writable_folder(cache / "trt_qat" / "timing"))
+    except ArtifactError:
+        return None  # a build without a cache is slower, nothing else
 
 
 def _ending(returncode: int) -> str:

@@ -25,14 +25,16 @@ def main() -> None:
     request = json.load(sys.stdin)
     try:
         section = EngineSection(**request["section"])
-        folder = Path(request["timing_folder"])
-        report = _build(Path(request["onnx"]), Path(request["plan"]), section, request["flavor"], folder)
+        timings = request["timing_folder"]
+        report = _build(Path(request["onnx"]), Path(request["plan"]), section, request["flavor"], timings)
     except TrtQatError as exc:
         report = {"error": str(exc), "kind": type(exc).__name__}
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
 
 
-def _build(onnx: Path, plan: Path, section: EngineSection, flavor: Flavor, folder: Path) -> dict[str, Any]:
+def _build(
+    onnx: Path, plan: Path, section: EngineSection, flavor: Flavor, timings: str | None
+) -> dict[str, Any]:
     metadata = onnx_metadata(onnx)
     trt = import_tensorrt(flavor)  # first, for its better message; Polygraphy imports it lazily
     from polygraphy.backend.trt import engine_bytes_from_network
@@ -41,7 +43,7 @@ def _build(onnx: Path, plan: Path, section: EngineSection, flavor: Flavor, folde
     logged = _collect_polygraphy_errors()
     builder, network, _parser = _parse(onnx, trt)
     profiles = _profiles(network, section)
-    cache = _timing_cache(section, flavor, folder, trt)
+    cache = _timing_cache(section, flavor, timings, trt)
     config = _create_config(builder, network, profiles, section, flavor, cache, trt)
     try:
         saved_to = None if cache is None else str(cache)
@@ -103,16 +105,18 @@ def _profiles(network: Any, section: EngineSection) -> list[Any]:
     return [profile] if profile else []
 
 
-def _timing_cache(section: EngineSection, flavor: Flavor, folder: Path, trt: Any) -> Path | None:
+def _timing_cache(section: EngineSection, flavor: Flavor, folder: str | None, trt: Any) -> Path | None:
     """Where kernel timings are kept; by itself one file per version and device, because others' do not fit."""
     if section.timing_cache != "auto":
         return Path(section.timing_cache) if section.timing_cache else None
+    if folder is None:
+        return None
     gpus = gpu_names()
     device = "-".join(f"sm{capability}" for capability in section.compute_capabilities) or "any"
     if flavor == "tensorrt" or not section.compute_capabilities:
         device = gpus[0] if gpus else device
     name = re.sub(r"[^a-z0-9.]+", "-", f"{flavor}-{trt.__version__}-{device}".lower())
-    return folder / f".timing-{name}.cache"
+    return Path(folder) / f"{name}.cache"
 
 
 def _create_config(
