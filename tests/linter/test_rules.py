@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,6 +28,7 @@ from trt_qat.linter.graph import QdqGraph
 from trt_qat.linter.placement import avoidable_round_trips
 from trt_qat.linter.report import count
 from trt_qat.linter.rules import RULES
+from trt_qat.registry import TARGETS
 
 STEM = "/model.0/act/Mul_output_0"
 CV1 = "/model.1/cv1/act/Mul_output_0"
@@ -258,6 +261,19 @@ def test_every_rule_has_a_planted_defect() -> None:
     covered |= {"ultralytics-dynamic", "ultralytics-names"}
     assert covered == {rule.name for rule in RULES}
     assert len(covered) == len(RULES)
+
+
+def test_the_documented_table_is_the_rule_table() -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "placement.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in document.splitlines() if re.match(r"\| `[a-z0-9-]+` \|", line)]
+    targets = ("tensorrt", "openvino", "onnxruntime", "ultralytics")
+    expected = [[f"`{r.name}`", r.summary, *(r.severity_for(t) or "-" for t in targets)] for r in RULES]
+    assert rows == expected
+    assert all(rule.severity_for("tensorrt-rtx") == rule.severity for rule in RULES)
+
+
+def test_rules_name_targets_that_there_are() -> None:
+    assert {name for rule in RULES for name in rule.elsewhere} <= TARGETS.rows.keys()
 
 
 def test_odd_width_is_a_warning_in_the_body() -> None:

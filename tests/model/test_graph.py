@@ -119,7 +119,7 @@ def test_data_dependent_network_is_a_clear_error() -> None:
     network: DetectionModel = fold_batchnorm(build_network(Path("yolov8n.yaml")))
     network.model[1].__class__ = Undecided
     network.model[1].forward = network.model[1].forward_fuse
-    with pytest.raises(QuantizationError, match=r"^Module 'model\.1' \(Undecided\) cannot be traced") as caught:
+    with pytest.raises(QuantizationError, match=r"cannot trace module 'model\.1' \(Undecided\), so") as caught:
         trace(network)
     assert "\n" not in str(caught.value)
 
@@ -128,7 +128,7 @@ def test_the_innermost_module_is_named_when_it_fails() -> None:
     """An error of the forward pass itself, four modules deep."""
     network: DetectionModel = fold_batchnorm(build_network(Path("yolov8n.yaml")))
     network.get_submodule("model.4.m.1.cv2").conv = nn.Conv2d(7, 32, 3)
-    expected = r"^Module 'model\.4\.m\.1\.cv2\.conv' \(Conv2d\) cannot be traced.*RuntimeError"
+    expected = r"cannot trace module 'model\.4\.m\.1\.cv2\.conv' \(Conv2d\).*RuntimeError"
     with pytest.raises(QuantizationError, match=expected) as caught:
         trace(network)
     assert "\n" not in str(caught.value)

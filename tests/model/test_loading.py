@@ -148,6 +148,21 @@ def test_yaml_that_is_no_architecture(tmp_path: Path, content: str) -> None:
     assert_refused(tmp_path / "other.yaml", "not an Ultralytics architecture")
 
 
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("yolov8n-world.yaml", "in module C2fAttn"),
+        ("yoloe-11n.yaml", "in module YOLOEDetect"),
+        ("rtdetr-l.yaml", "RTDETRDecoder"),
+    ],
+)
+def test_networks_that_are_no_plain_detectors_are_named(name: str, module: str) -> None:
+    """They read text, or predict another way."""
+    with pytest.raises(ArtifactError, match=module) as caught:
+        load(Path(name))
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_yaml() -> None:
     assert_refused(Path("no_such_network.yaml"), "not an Ultralytics architecture")
 

@@ -11,7 +11,6 @@ import copy
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import fx, nn
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.errors import QuantizationError
-from trt_qat.model.loading import export_mode
+from trt_qat.model.loading import export_mode, running_module
 from trt_qat.operators import ATEN_COPIES, Copy, pads_with_copies
 
 
@@ -90,22 +89,10 @@ def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
     except Exception as exc:
         reason = " ".join(str(exc).split())[:300]
         raise QuantizationError(
-            f"{_running_module(copied, exc.__traceback__)} cannot be traced by torch.export, so trt_qat cannot place "
-            f"quantizers in this network. {type(exc).__name__}: {reason}"
+            f"torch.export cannot trace {running_module(exc, copied)}, so trt_qat cannot place quantizers in this "
+            f"network. {type(exc).__name__}: {reason}"
         ) from exc
     return TensorGraph(tuple(_operations(program)))
-
-
-def _running_module(network: nn.Module, trace: TracebackType | None) -> str:
-    """The innermost module in whose code an error was raised, for the message: class and dotted name."""
-    names = {id(module): name for name, module in network.named_modules() if name}
-    found = "The network"
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        if id(module) in names:
-            found = f"Module '{names[id(module)]}' ({type(module).__name__})"
-        trace = trace.tb_next
-    return found
 
 
 def _operations(program: torch.export.ExportedProgram) -> Iterator[Operation]:

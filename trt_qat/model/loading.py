@@ -57,7 +57,8 @@ def _check_detector(architecture: Mapping[str, Any], source: Path) -> None:
     task = guess_model_task(dict(architecture))
     if task != "detect":
         raise ArtifactError(
-            f"'{source}' is a model for task '{task}'; trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
+            f"'{source}' is a model for task '{task}', it ends in {architecture['head'][-1][2]}; "
+            "trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
         )
 
 
@@ -117,10 +118,36 @@ def rebuild(network: DetectionModel) -> DetectionModel:
 
 
 def network_from_architecture(architecture: Mapping[str, Any], names: Mapping[int, str]) -> DetectionModel:
-    """An unfolded detector with random weights from an architecture dictionary and its class names."""
-    fresh = DetectionModel({**copy.deepcopy(dict(architecture)), "nc": len(names)}, verbose=False)
+    """An unfolded detector with random weights from an architecture dictionary and its class names.
+
+    Raises:
+        ArtifactError: it is none, or a module of it takes more than images (text, prompts).
+    """
+    content = {**copy.deepcopy(dict(architecture)), "nc": len(names)}
+    try:
+        fresh = DetectionModel(content, verbose=False)  # runs once, to find its strides
+    except Exception as exc:  # of any module's code
+        reason = " ".join(str(exc).split())[:300]
+        raise ArtifactError(
+            f"This architecture cannot be built as a detector of images: it fails in {running_module(exc)}. "
+            f"{type(exc).__name__}: {reason}"
+        ) from exc
     fresh.names = dict(names)
     return fresh.float().eval()
+
+
+def running_module(error: Exception, network: nn.Module | None = None) -> str:
+    """The innermost module in whose code an error was raised: its class, and its dotted name in ``network``."""
+    names = {id(module): name for name, module in network.named_modules() if name} if network else {}
+    found, trace = "the network", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if id(module) in names:
+            found = f"module '{names[id(module)]}' ({type(module).__name__})"
+        elif network is None and isinstance(module, nn.Module):
+            found = f"module {type(module).__name__}"
+        trace = trace.tb_next
+    return found
 
 
 def load_weights_(network: DetectionModel, state: Mapping[str, Tensor]) -> None:
