@@ -76,6 +76,11 @@ def train(
     Raises:
         ArtifactError: the weights have their BatchNorm folded, or ``out`` cannot be written.
         DatasetError: the dataset cannot be trained on.
+
+    Example:
+        >>> random = trt_qat.load("yolov8n.yaml", imgsz=160)
+        >>> trt_qat.train(random, "data.yaml", out="runs/fp32", epochs=1).source.name
+        'best.pt'
     """
     tune_cpu()
     dataset = data if isinstance(data, Dataset) else load_dataset(Path(data), model.names)
@@ -115,8 +120,8 @@ def quantize(
     Example:
         >>> model = trt_qat.load("best.pt")
         >>> int8 = trt_qat.quantize(model, "data.yaml", calibrator="mse", images=64)
-        >>> int8.stage
-        'ptq'
+        >>> int8.stage, int8.provenance["calibration"]["calibrator"]
+        ('ptq', 'mse')
     """
     if model.quantized is not None:
         raise ArtifactError(f"'{model.source}' is quantized already ({model.stage}). Give the float weights.")
@@ -150,6 +155,11 @@ def sensitivity(
     Raises:
         QuantizationError: the model is float.
         DatasetError: no usable image.
+
+    Example:
+        >>> rows = trt_qat.sensitivity(int8, "data.yaml", images=4).rows
+        >>> rows[0].error > rows[-1].error > 0  # the most costly first; rows[0].convs says which layers
+        True
     """
     tune_cpu()
     section = (section or SensitivitySection()).replace(**settings)
@@ -190,6 +200,11 @@ def finetune(
         QuantizationError: the model is float.
         DatasetError: the dataset cannot be trained on, or has another number of classes.
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
+
+    Example:
+        >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
+        >>> tuned.stage, tuned.source.name
+        ('qat', 'best.safetensors')
     """
     tune_cpu()
     section = (section or QatSection()).replace(**settings)
@@ -228,6 +243,11 @@ def keep_budget(
 
     Raises:
         ConfigError: the runtime does not run ONNX files.
+
+    Example:
+        >>> budget = trt_qat.keep_budget(int8, tuned, "data.yaml", max_drop=5)
+        >>> budget.met, budget.model.stage
+        (True, 'qat')
     """
     tune_cpu()
     dataset, section = dataset_for(start, data), ranking or SensitivitySection()
@@ -283,6 +303,10 @@ def build(
     Raises:
         ArtifactError, ConfigError, MissingDependency, EngineError: see
             :func:`~trt_qat.engine.build.build_engine`.
+
+    Example:
+        >>> trt_qat.build("best_int8.onnx", "best_int8.plan", flavor="tensorrt-rtx").flavor
+        'tensorrt-rtx'
     """
     return build_engine(Path(onnx), Path(out), (section or EngineSection()).replace(**settings), progress)
 
@@ -306,6 +330,11 @@ def evaluate(
     Raises:
         DatasetError: no usable image or no box in the val split, or another number of classes.
         ArtifactError, RunnerError, MissingDependency: a model cannot be read or run.
+
+    Example:
+        >>> rows = trt_qat.evaluate(["best.pt", "best_int8.onnx"], "data.yaml")
+        >>> [(row.precision, row.runtime) for row in rows]
+        [('fp32', 'torch'), ('int8+fp16', 'openvino')]
     """
     section = (section or EvaluationSection()).replace(**settings)
     with ExitStack() as stack:

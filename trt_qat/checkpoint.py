@@ -37,6 +37,7 @@ from trt_qat.quantization.placement import Placement
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
 
 FORMAT = "trt_qat-checkpoint-1"
+SUFFIX = ".safetensors"
 DEFAULT_IMAGE_SIZE = 640
 Stage = Literal["fp32", "ptq", "qat"]
 _AMAX = "amax."
@@ -54,6 +55,15 @@ class Model:
         stage: how far it is on its way to INT8.
         quantized: the same network with its placement and toolkit; None while it is float.
         provenance: what it was made from, JSON values.
+        with_batchnorm: see :meth:`unfolded`; None where the file holds folded weights.
+
+    Example:
+        >>> model = trt_qat.load("best.pt")
+        >>> model.task, model.stage, model.quantized is None
+        ('detect', 'fp32', True)
+        >>> int8 = trt_qat.quantize(model, "data.yaml", calibrator="max")
+        >>> int8.quantized.placement.groups[0].convs  # convolutions that read one tensor share a scale
+        ('model.0.conv',)
     """
 
     network: DetectionModel
@@ -114,12 +124,14 @@ def load(weights: str | Path, imgsz: int | None = None, toolkit: ToolkitName | N
         ArtifactError: missing, unreadable, not a detector, or rebuilding or folding changed its output.
 
     Example:
-        >>> model = load("yolov8n.pt")
-        >>> model.names[0], model.imgsz, model.stage
-        ('person', 640, 'fp32')
+        >>> trt_qat.load("best.pt").stage
+        'fp32'
+        >>> model = trt_qat.load("yolov8n.yaml")  # random weights
+        >>> len(model.names), model.imgsz
+        (80, 640)
     """
     path = Path(weights)
-    if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == SUFFIX:
         return _load_checkpoint(path, imgsz, toolkit)
     if path.suffix in ARCHITECTURE_SUFFIXES:
         network, trained_at = build_network(path), None
@@ -133,15 +145,25 @@ def load(weights: str | Path, imgsz: int | None = None, toolkit: ToolkitName | N
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)
 
 
-def save(path: Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
+def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
     """Write a checkpoint, whole or not at all.
 
     Args:
+        path: named ``*.safetensors``, by which :func:`load` knows it.
         half: store weights as FP16 (float models: half the size; loading returns float32).
 
     Raises:
-        ArtifactError: it cannot be written.
+        ArtifactError: it has another name, or cannot be written.
+
+    Example:
+        >>> trt_qat.save("ptq.safetensors", int8).path.name
+        'ptq.safetensors'
+        >>> trt_qat.load("ptq.safetensors").stage
+        'ptq'
     """
+    path = Path(path)
+    if path.suffix.lower() != SUFFIX:
+        raise ArtifactError(f"A checkpoint must be named *{SUFFIX}, found '{path}'.")
     weights = {k: v for k, v in model.network.state_dict().items() if "quantizer" not in k}
     tensors = {k: (v.half() if half and v.is_floating_point() else v) for k, v in weights.items()}
     header: dict[str, Any] = {

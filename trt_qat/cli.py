@@ -63,7 +63,7 @@ class Bars(Notes):
         """Move the bar of this description."""
         self._bar.update(self._starting, visible=False)
         if description not in self._tasks:
-            self._tasks[description] = self._bar.add_task(description)
+            self._tasks[description] = self._bar.add_task(description, total=None)
         self._bar.update(self._tasks[description], completed=done, total=total or None)
 
 
