@@ -106,8 +106,8 @@ def tuned(calibrated: str) -> str:
 @pytest.fixture(scope="module")
 def exported(tuned: str) -> str:
     said = _succeed("export", tuned, "--config", "quick.yaml", "--out", "out/qat.onnx", "--json", "out/export.json")
-    assert said.startswith("Exported: out/qat.onnx (int8+fp16, ")
-    assert _json("out/export.json") == {"onnx": "out/qat.onnx", "precision": "int8+fp16"}
+    assert said.startswith("Exported: out/qat.onnx (for tensorrt, int8+fp16, ")
+    assert _json("out/export.json") == {"onnx": "out/qat.onnx", "precision": "int8+fp16", "target": "tensorrt"}
     return "out/qat.onnx"
 
 
@@ -143,8 +143,9 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
         "train", "calibrate", "qat", "export", "engine", "evaluate", "run", "lint", "data", "infer", "sensitivity",
+        "targets",
     }  # fmt: skip
-    assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo"}
+    assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo", "demo-model"}
 
 
 def test_help_and_import_load_no_heavy_package() -> None:
@@ -292,7 +293,8 @@ def test_resuming_with_other_weights_is_refused_before_they_are_calibrated(
 # Ranges that clip a tenth of all values ruin each of two groups: no mix keeps the accuracy, for one stays INT8.
 RUINED = (
     "--set", "quantization.calibrator=percentile", "--set", "quantization.percentile=90",
-    "--set", "quantization.exclude=['model.0.*', 'model.2.[!c]*', 'model.2.cv2.*', 'model.[3-9].*', 'model.[12][0-9].*']",
+    "--set",
+    "quantization.exclude=['model.0.*', 'model.2.[!c]*', 'model.2.cv2.*', 'model.[3-9].*', 'model.[12][0-9].*']",
 )  # fmt: skip
 
 

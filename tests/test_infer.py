@@ -16,6 +16,7 @@ from tiny_onnx import Recorded, colour_image, write_colour_set, write_tiny_detec
 
 import trt_qat
 from trt_qat.cli import cli
+from trt_qat.demo.generate import DEMO_NAMES, generate_demo_set
 from trt_qat.errors import ArtifactError
 from trt_qat.infer import command
 from trt_qat.runtime.annotate import annotate_files, default_model
@@ -205,6 +206,23 @@ def test_it_runs_without_torch(place: Path, program: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("Written: runs/infer/one.png\n")
     assert Path("runs/infer/one.png").is_file()
+
+
+def test_without_any_model_the_demo_detector_is_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    generate_demo_set(tmp_path / "set", train=1, val=1)
+    arguments = ["infer", "set/images/val", "--json", "found.json"]
+    wrong = CliRunner().invoke(cli, ["infer", "none.jpg"])
+    assert wrong.exit_code == 1
+    assert not Path("engines").exists()  # a wrong source is said before a model is made
+    said = CliRunner().invoke(cli, arguments)
+    assert said.exit_code == 0, said.output
+    assert said.stdout.startswith("No model in engines/ and no --model: making 'engines/demo_int8.onnx'")
+    (found,) = json.loads(Path("found.json").read_text())["results"]
+    assert {box["name"] for box in found["detections"]} <= set(DEMO_NAMES)
+    assert found["detections"]
+    again = CliRunner().invoke(cli, arguments)
+    assert "No model" not in again.stdout
 
 
 def test_only_the_command_line_prints_and_exits() -> None:
