@@ -336,7 +336,7 @@ def test_fine_tuning_changes_the_weights_and_keeps_both_checkpoints(calibrated: 
 @pytest.mark.usefixtures("rtx")
 def test_engine(exported: str) -> None:
     said = _succeed("engine", exported, "--out", "engines/qat.plan", "--json", "out/engine.json")
-    assert said.startswith("Built: engines/qat.plan (tensorrt-rtx, ")
+    assert "\nBuilt: engines/qat.plan (tensorrt-rtx, " in said
     assert _json("out/engine.json") == {
         "plan": "engines/qat.plan",
         "sidecar": "engines/qat.json",

@@ -35,6 +35,7 @@ Item = TypeVar("Item")
 Command = Callable[..., Any]
 FILE = click.Path(path_type=Path)
 SHOWN_GROUPS = 15
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class Notes(Silent):
@@ -153,7 +154,7 @@ def _data(function: Command) -> Command:
     )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings=HELP)
 @click.version_option(__version__, prog_name="trt-qat")
 def cli() -> None:
     """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file.
@@ -411,7 +412,7 @@ def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, 
     return [row.as_dict() for row in result.rows]
 
 
-@cli.command()
+@cli.command(context_settings=HELP)  # it is also called by itself: python -m trt_qat.infer
 @click.argument("source")
 @click.option("--model", type=FILE, help="*.plan, *.onnx, *.engine or OpenVINO folder [default: newest in engines/].")
 @click.option("--out", type=FILE, help="File or folder [default: runs/infer/<name>].")
