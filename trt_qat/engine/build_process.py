@@ -32,9 +32,7 @@ def main() -> None:
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
 
 
-def _build(
-    onnx: Path, plan: Path, section: EngineSection, flavor: Flavor, timings: str | None
-) -> dict[str, Any]:
+def _build(onnx: Path, plan: Path, section: EngineSection, flavor: Flavor, timings: str | None) -> dict[str, Any]:
     metadata = onnx_metadata(onnx)
     trt = import_tensorrt(flavor)  # first, for its better message; Polygraphy imports it lazily
     from polygraphy.backend.trt import engine_bytes_from_network

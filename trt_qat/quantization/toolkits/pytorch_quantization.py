@@ -25,6 +25,36 @@ _ACTIVATION = QuantDescriptor(num_bits=8, axis=None)
 _WEIGHT = QuantDescriptor(num_bits=8, axis=(0,))
 
 
+class PaddedQuantConv2d(QuantConv2d, nn.Conv2d):  # type: ignore[misc]  # the package has no types
+    """The package's QuantConv2d as an ``nn.Conv2d``, which its own is not, and with every padding mode.
+
+    Its own forward knows the modes zeros and circular and takes all others for zeros.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        nn.Conv2d.__init__(
+            self,
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+        )
+        self.init_quantizer(_ACTIVATION, _WEIGHT)  # type: ignore[operator]
+        self.weight = conv.weight
+        self.bias = conv.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution of the quantized input with the quantized weight."""
+        quantized, weight = self._quant(input)  # type: ignore[operator]
+        output: Tensor = self._conv_forward(quantized, weight, self.bias)
+        return output
+
+
 class PytorchQuantizationToolkit:
     """Adapter over ``pytorch_quantization.nn``."""
 
@@ -38,21 +68,7 @@ class PytorchQuantizationToolkit:
 
     def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module) -> nn.Module:
         """See the protocol. The package makes a new module, which takes over weights and settings."""
-        converted: nn.Module = QuantConv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            quant_desc_input=_ACTIVATION,
-            quant_desc_weight=_WEIGHT,
-        )
-        converted.weight = conv.weight
-        converted.bias = conv.bias  # type: ignore[assignment]
+        converted = PaddedQuantConv2d(conv)
         converted._input_quantizer = input_quantizer
         self.set_amax(self.weight_quantizer(converted), conv.weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True))
         return converted.train(conv.training)
