@@ -103,7 +103,7 @@ class LintReport:
         return (
             f"{self.path} for {self.target}: {self.broken} broken, {self.slow} slow, {self.warnings} warnings. "
             f"{counts.int8_convs} of {counts.convs} convolutions in INT8{built_in}, "
-            f"{counts.qdq_pairs} quantized activations with {counts.scales} scales in {counts.scale_groups} groups, "
+            f"{counts.qdq_pairs} Q/DQ pairs on activations, {counts.scales} scales in {counts.scale_groups} groups, "
             f"{counts.quantized_weights} quantized weights, "
             f"{counts.avoidable_round_trips} avoidable float round trips."
         )
