@@ -89,13 +89,11 @@ def test_the_example_ends_in_detections(ran: dict[str, Any]) -> None:
             break
     height, width = names["frame_bgr"].shape[:2]
     label = Path(str(image).replace("images", "labels")).with_suffix(".txt")
-    wanted = {
-        (int(row[0]), round(row[1] * width, -1), round(row[2] * height, -1)) for row in np.loadtxt(label, ndmin=2)
-    }
-    left, top, right, bottom = found.boxes_xyxy[0]
-    nearest = min(wanted, key=lambda sign: abs(sign[1] - (left + right) / 2) + abs(sign[2] - (top + bottom) / 2))
-    assert found.class_ids[0] == nearest[0]
-    assert nearest[1:] == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=10)
+    signs = np.loadtxt(label, ndmin=2)  # class, centre x, centre y, width, height
+    centre = (found.boxes_xyxy[0, :2] + found.boxes_xyxy[0, 2:]) / 2
+    distances = np.abs(signs[:, 1:3] * (width, height) - centre).max(axis=1)
+    assert distances.min() < 5
+    assert signs[distances.argmin(), 0] == found.class_ids[0]
 
 
 DOCUMENTED = [name for name in trt_qat._HOMES if trt_qat._HOMES[name] in ("trt_qat.api", "trt_qat.checkpoint")]
@@ -146,9 +144,8 @@ def test_public_names_are_those_that_can_be_had() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(inspect.getsource(trt_qat))
     (block,) = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-    seen = {
-        (alias.name, line.module) for line in block.body if isinstance(line, ast.ImportFrom) for alias in line.names
-    }
+    lines = [line for line in block.body if isinstance(line, ast.ImportFrom)]
+    seen = {(alias.name, line.module) for line in lines for alias in line.names}
     assert seen == set(trt_qat._HOMES.items())
     assert set(trt_qat.__all__) == set(trt_qat._HOMES) | {"Config", "TrtQatError", "__version__"}
 
@@ -189,7 +186,7 @@ def ptq(detector: Model, calibrated: Callable[..., Any]) -> Model:
 
 
 def test_images_may_be_a_dataset_paths_strings_or_arrays(detector: Model, demo: Dataset, demo_yaml: Path) -> None:
-    images = demo.train[:7]
+    images = demo.train[:4]
     expected = ranges(api.quantize(detector, images, **QUICK))
     for data in (list(map(str, images)), [read_image_bgr(image) for image in images], iter(images)):
         found = ranges(api.quantize(detector, data, **QUICK))
@@ -314,7 +311,7 @@ def test_an_unknown_keyword_suggests_the_nearest(
 def test_bad_value_of_a_keyword(detector: Model) -> None:
     with pytest.raises(ConfigError, match=r"quantization\.images = 0: .* greater than or equal to 1"):
         api.quantize(detector, [], images=0)
-    with pytest.raises(ConfigError, match=r"qat\.lr0 has|learned_scales' has a new name: qat\.lsq\."):
+    with pytest.raises(ConfigError, match=r"^Key 'qat\.learned_scales' has a new name: qat\.lsq\.$"):
         api.finetune(detector, NOTHING, "out", learned_scales=True)
 
 
@@ -363,13 +360,11 @@ def test_a_section_and_keywords_together(detector: Model, demo: Dataset) -> None
     by_section = api.quantize(detector, demo, section)
     changed = api.quantize(detector, demo, section, calibrator="percentile", percentile=90)
     assert by_section.provenance["calibration"]["calibrator"] == "max"
-    assert changed.provenance["calibration"] == {**changed.provenance["calibration"], "calibrator": "percentile"}
+    assert changed.provenance["calibration"]["percentile"] == 90
     assert ranges(by_section).keys() == ranges(changed).keys()
-    smaller = [
-        ranges(changed)[name] < amax for name, amax in ranges(by_section).items() if name.startswith("activation")
-    ]
-    assert len(smaller) < 10
-    assert all(smaller)
+    activations = [name for name in ranges(changed) if name.startswith("activation.")]
+    assert 0 < len(activations) < 20
+    assert all(ranges(changed)[name] < ranges(by_section)[name] for name in activations)
 
 
 def test_a_model_in_memory_is_evaluated_like_its_file(demo_detector: Model, demo_set: Path) -> None:
