@@ -170,6 +170,12 @@ def test_saving_over_a_folder_is_a_clear_error(detector: Model, tmp_path: Path) 
         save(tmp_path / "taken.safetensors", detector)
 
 
+def test_saving_under_a_name_that_load_would_not_know_is_refused(detector: Model, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"must be named \*\.safetensors, found '.*weights\.pt'"):
+        save(str(tmp_path / "weights.pt"), detector)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_of_another_network_are_refused(detector: Model, tmp_path: Path) -> None:
     network = copy.deepcopy(detector.network)
     network.extra = nn.Conv2d(1, 1, 1)
