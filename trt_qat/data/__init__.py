@@ -1,1 +1,1 @@
-"""Datasets: reading, checking, converting, and the generated demo set."""
+"""Datasets: reading, checking, converting."""

@@ -1,1 +1,1 @@
-"""FP32 training, QAT and checkpoints."""
+"""FP32 training and QAT."""
