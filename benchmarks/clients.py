@@ -4,11 +4,12 @@
 
 The detections of each client on real images are matched with the network's: confidence at least 0.25, the same class,
 overlap at least 0.9. What is not matched is looked up again at confidence 0.05: found there, the score alone fell below
-0.25. Writes the files, ``clients.json`` and ``clients.md``.
+0.25. The first row is the network itself computed in float64: how far its own detections are defined. Writes the files, ``clients.json`` and ``clients.md``.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trt_qat.api import export
@@ -27,6 +29,7 @@ from trt_qat.data.dataset import load_dataset
 from trt_qat.data.images import evenly_spaced, pixels
 from trt_qat.evaluation.agreement import matched
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.model.loading import raw_output
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
@@ -94,6 +97,17 @@ def ultralytics(file: Path, pictures: Pictures, model: Model, confidence: float)
     ]
 
 
+def float64(file: Path, pictures: Pictures, model: Model, confidence: float) -> Found:
+    """The fake-quantized network with its sums in double precision: other roundings at every quantizer's edges."""
+    del file
+    network = copy.deepcopy(model.network).double()
+
+    def compute(file: Path, batches: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        return [raw_output(network, torch.from_numpy(batch).double()).float().numpy() for batch in batches]
+
+    return plain(compute)(Path(), pictures, model, confidence)
+
+
 def ours(runner: type[OpenVinoRunner] | type[OnnxRuntimeRunner]) -> Client:
     """trt_qat's own runner behind its Detector."""
 
@@ -109,6 +123,7 @@ def ours(runner: type[OpenVinoRunner] | type[OnnxRuntimeRunner]) -> Client:
 OPENVINO, ONNXRUNTIME = plain(compute_openvino), plain(compute_onnxruntime)
 OURS_OPENVINO, OURS_ONNXRUNTIME = ours(OpenVinoRunner), ours(OnnxRuntimeRunner)
 NAMES: dict[Client, str] = {
+    float64: "PyTorch, float64",
     OPENVINO: "openvino.Core().read_model",
     ONNXRUNTIME: "onnxruntime.InferenceSession",
     ultralytics: "YOLO(x)",
@@ -172,7 +187,7 @@ def main(weights: Path, data: Path, images: int, out: Path) -> None:
     with ExitStack() as stack:
         network = Detector(stack.enter_context(TorchRunner(model)), conf=CONFIDENCE, iou=NMS_IOU)
         expected = [network(picture) for picture in pictures]
-    rows = []
+    rows = [compare(expected, Path("(in memory)"), float64, pictures, model, "-")]
     for target, form, name, clients in FILES:
         export(model, out / name, target=target, format=form)
         for client in clients:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from onnx import numpy_helper
 from torch import Tensor
 from ultralytics import YOLO
 
+from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection, Precision, Residual
 from trt_qat.errors import ExportError
 from trt_qat.evaluation.parity import cosine
@@ -210,6 +213,36 @@ def test_quantizers_stand_before_the_concat(exported: Exported) -> None:
         kinds = {source[name].op_type for name in node.input}
         assert kinds <= {"DequantizeLinear", "Concat", "Resize", "MaxPool", "Split", "Slice"}
         assert "QuantizeLinear" not in readers[node.output[0]]
+
+
+def test_unsigned_activations_are_the_same_bits(
+    calibrated: Calibrated, exported: Exported, batches: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    path, section = tmp_path / "u.onnx", ExportSection(precision="int8+fp32")
+    export_onnx(quantized_model(calibrated, "skip"), path, section, unsigned=True)
+    types = {entry.dtype.type for name, entry in initializers(onnx.load(path)).items() if "zero_point.uint8" in name}
+    assert types == {np.uint8}
+    np.testing.assert_array_equal(run(path, batches[0][:1]), run(exported(), batches[0][:1]))
+
+
+def test_weights_fit_the_scale_that_fp16_can_hold(calibrated: Calibrated, tmp_path: Path) -> None:
+    """A channel so weak that its scale is below FP16's smallest normal number: the file's weights stay its weights."""
+    before, name = calibrated(residual="skip"), "model.2.cv1.conv"
+    quantized = replace(before, network=copy.deepcopy(before.network))
+    conv, amax = quantized.network.get_submodule(name), quantized.amax()
+    with torch.no_grad():
+        conv.weight[3] *= 1e-3 / conv.weight[3].abs().max()  # scale 7.9e-6, the smallest normal FP16 is 6.1e-5
+        amax[f"weight.{name}"][3] = 1e-3
+    quantized.load_amax_(amax)
+    model = Model(quantized.network, quantized.names, 64, Path("yolov8n.yaml"), "ptq", quantized)
+    section = ExportSection(precision="int8+fp16")
+    file = onnx.load(export_onnx(model, tmp_path / "w.onnx", section).path)
+    values, source = initializers(file), producers(file)
+    (dequantize,) = [node for node in source.values() if node.input[0].startswith(f"{name}.weight")]
+    weight, scale, _ = (values[entry] for entry in dequantize.input)
+    restored = weight.astype(np.float32) * scale.astype(np.float32).reshape(-1, 1, 1, 1)
+    error = np.abs(restored - conv.weight.detach().numpy()).max(axis=(1, 2, 3))
+    assert (error <= 0.51 * scale.astype(np.float32)).all()
 
 
 # other precisions ------------------------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import openvino
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from tiny_onnx import NAMES, write_tiny_detector, write_unknown_operator
 
 from trt_qat.errors import ArtifactError, RunnerError
@@ -95,6 +98,72 @@ def test_broken_files(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:
     with pytest.raises(RunnerError, match=r"cannot run .*Mystery") as caught:
         opener(write_unknown_operator(tmp_path / "unknown.onnx"))
     assert "\n" not in str(caught.value)
+
+
+def _write_ir(folder: Path) -> Path:
+    """The tiny detector as an IR folder; returns its xml."""
+    core = openvino.Core()
+    folder.mkdir()
+    openvino.save_model(core.read_model(write_tiny_detector(folder.parent / "tiny.onnx")), folder / "tiny.xml")
+    return folder / "tiny.xml"
+
+
+def test_openvino_takes_its_own_ir(tmp_path: Path) -> None:
+    xml = _write_ir(tmp_path / "tiny_openvino_model")
+    (xml.parent / "metadata.yaml").write_text("names: {0: red, 1: green, 2: blue}\nimgsz: [64, 64]\n", encoding="utf-8")
+    with OpenVinoRunner(tmp_path / "tiny.onnx") as runner:
+        expected = runner.infer(_batch())[0]
+    for model in (xml, xml.parent):
+        with OpenVinoRunner(model) as runner:
+            assert class_names(runner.metadata) == NAMES
+            assert image_size(runner.metadata, runner.input_shape) == 64
+            np.testing.assert_allclose(runner.infer(_batch())[0], expected, atol=1e-5)
+    (xml.parent / "metadata.yaml").unlink()
+    with OpenVinoRunner(xml) as runner:
+        assert runner.metadata == {}
+
+
+def test_openvino_folders_that_are_none(tmp_path: Path) -> None:
+    xml = _write_ir(tmp_path / "ir")
+    (xml.parent / "metadata.yaml").write_text("- a list\n", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="not a mapping"):
+        OpenVinoRunner(xml)
+    (xml.parent / "metadata.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        OpenVinoRunner(xml)
+    (xml.parent / "metadata.yaml").unlink()
+    xml.with_suffix(".bin").unlink()
+    with pytest.raises(ArtifactError, match=r"tiny\.bin' does not exist"):
+        OpenVinoRunner(xml.parent)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"must hold one OpenVINO IR \(\*\.xml\), found 0"):
+        OpenVinoRunner(tmp_path / "empty")
+    (tmp_path / "x.plan").write_bytes(b"plan")
+    with pytest.raises(ArtifactError, match=r"needs an ONNX file, an IR"):
+        OpenVinoRunner(tmp_path / "x.plan")
+
+
+def test_openvino_computes_any_pair(tmp_path: Path) -> None:
+    """Strangers' pairs: a zero point in the middle of nowhere, and a dequantizer with a scale of its own."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["one"]),
+        helper.make_node("DequantizeLinear", ["q", "s2", "z2"], ["other"]),
+        helper.make_node("Concat", ["one", "other"], ["output0"], axis=1),
+    ]
+    constants = {"s": np.float32(0.01), "z": np.uint8(37), "s2": np.float32(0.5), "z2": np.uint8(3)}
+    shape = [1, 3, 64, 64]
+    graph = helper.make_graph(
+        nodes,
+        "pairs",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 6, 64, 64])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "pairs.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    with OpenVinoRunner(path) as runner, OnnxRuntimeRunner(path, optimize=False) as reference:
+        np.testing.assert_allclose(runner.infer(_batch())[0], reference.infer(_batch())[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["nonsense(", "12", "{0: 'a'", "{'a': 'b'}"])

@@ -71,7 +71,7 @@ def is_convolution(info: Any) -> bool:
     return "layerType" in info and str(info["layerType"].astype(str)) == "Convolution"
 
 
-@pytest.mark.parametrize("opset", [None, 20, 21, 22, 23])
+@pytest.mark.parametrize("opset", [None, 21, 23])
 def test_plain_onnxruntime_takes_every_opset(
     exported: Exported, inputs: Inputs, expected: list[Detections], opset: int | None
 ) -> None:
@@ -135,14 +135,15 @@ def test_yolo_letterboxes_for_a_dynamic_batch(
         np.testing.assert_allclose(one.boxes.xyxy.numpy(), other.boxes.xyxy.numpy(), atol=2.0)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "openvino", "onnxruntime"])
-def test_dimensions_of_a_dynamic_batch_are_numbers(exported: Exported, demo_int8: Model, target: str) -> None:
-    model = onnx.load(exported(target=target, dynamic_batch=True))
+@pytest.mark.parametrize("keys", [{"target": "ultralytics"}, {"target": "tensorrt", "precision": "int8+fp32"}])
+def test_dimensions_of_a_dynamic_batch_are_numbers(exported: Exported, demo_int8: Model, keys: dict[str, str]) -> None:
+    file = exported(dynamic_batch=True, **keys)
+    model = onnx.load(file)
     shape = [entry.dim_value or entry.dim_param for entry in model.graph.output[0].type.tensor_type.shape.dim]
     anchors = sum((demo_int8.imgsz // stride) ** 2 for stride in (8, 16, 32))
     assert shape[1:] == [4 + len(demo_int8.names), anchors]
     assert shape[0] == ""  # any; a name would be any height and width to Ultralytics
-    session = onnxruntime.InferenceSession(exported(target=target, dynamic_batch=True))
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert (session.get_inputs()[0].shape[0], session.get_outputs()[0].shape) == (None, [None, *shape[1:]])
 
 

@@ -146,9 +146,8 @@ def test_the_limits_lie_above_what_rounding_does(
             assert off.boxes <= BOX_LIMIT / 2
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_static_batch_is_checked_as_it_is(demo_int8: Model, tmp_path: Path, batch: int) -> None:
-    section = ExportSection(target="onnxruntime", batch=batch)
+def test_a_static_batch_is_checked_as_it_is(demo_int8: Model, tmp_path: Path) -> None:
+    section = ExportSection(target="onnxruntime", batch=3)
     assert export(demo_int8, tmp_path / "x.onnx", section).path.is_file()
 
 
@@ -157,7 +156,7 @@ def test_a_static_batch_is_checked_as_it_is(demo_int8: Model, tmp_path: Path, ba
 
 @pytest.mark.parametrize(
     ("target", "precision"),
-    [("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), ("openvino", "fp32"), ("onnxruntime", "fp32")],
+    [("tensorrt", "fp16"), ("openvino", "fp32")],
 )
 def test_float_models(demo_detector: Model, tmp_path: Path, target: str, precision: str) -> None:
     made = export(demo_detector, tmp_path / "x.onnx", ExportSection(target=target))
@@ -191,10 +190,10 @@ def test_names_are_checked_first(
 
 def test_an_openvino_folder_replaces_an_earlier_one_only(demo_int8: Model, tmp_path: Path) -> None:
     out, section = tmp_path / "x_openvino_model", ExportSection(target="openvino", format="openvino", check=False)
+    out.mkdir()
+    (out / "old.xml").write_text("<net/>", encoding="utf-8")
     export(demo_int8, out, section)
-    (out / "metadata.yaml").write_text("old: 1\n", encoding="utf-8")
-    export(demo_int8, out, section)
-    assert "old" not in (out / "metadata.yaml").read_text(encoding="utf-8")
+    assert {file.name for file in out.iterdir()} == {"x.xml", "x.bin", "metadata.yaml"}
     (out / "thesis.txt").write_text("unique", encoding="utf-8")
     with pytest.raises(ArtifactError, match="something else than an OpenVINO model"):
         export(demo_int8, out, section)

@@ -1,0 +1,101 @@
+"""Is the mAP of an int8+fp16 file another than that of the int8+fp32 file of the same model, or is that chance?
+
+    python benchmarks/fp16_gap.py --weights ptq.safetensors --data data.yaml --out runs/fp16_gap
+
+Both files on OpenVINO (float part in FP32) over the val images, with a paired bootstrap over images; and beside them
+int8+fp32 files whose activation scales are off by at most what FP16 rounds away, each in another random way: how far
+those spread is what chance does to one calibration.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from ultralytics.utils.metrics import ap_per_class
+
+from trt_qat.api import export
+from trt_qat.checkpoint import load
+from trt_qat.config import EvaluationSection
+from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.evaluation.accuracy import _infer, _validator
+from trt_qat.runtime.openvino import OpenVinoRunner
+from trt_qat.runtime.runner import class_names, image_size
+from trt_qat.training.detection_trainer import quiet_ultralytics
+
+KEYS = ("tp", "conf", "pred_cls", "target_cls")
+FP16_STEP = 2.0**-11  # half of the distance of two FP16 numbers, relative to them, at most
+PerImage = list[tuple[NDArray[Any], ...]]
+
+
+def per_image(file: Path, dataset: Dataset) -> PerImage:
+    """What decides mAP, for each image."""
+    with OpenVinoRunner(file) as runner, tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
+        names, imgsz = class_names(runner.metadata), image_size(runner.metadata, runner.input_shape)
+        validator = _validator(dataset, EvaluationSection(), imgsz, 1, names, Path(folder))
+        for images in validator.dataloader:
+            content = validator.preprocess(images)
+            output = _infer(runner, content["img"].numpy(), 1)
+            validator.update_metrics(validator.postprocess(torch.from_numpy(output)), content)
+        stats = validator.metrics.stats
+    return list(zip(*(stats[key] for key in KEYS), strict=True))
+
+
+def map50_95(images: PerImage, chosen: NDArray[np.int64]) -> float:
+    """mAP50-95 of some of the images, each as often as it is chosen."""
+    tp, conf, predicted, target = (np.concatenate([images[i][key] for i in chosen]) for key in range(len(KEYS)))
+    return float(ap_per_class(tp, conf, predicted, target)[5].mean())
+
+
+def shifted(source: Path, out: Path, seed: int) -> Path:
+    """The file with every activation's scale off by less than FP16 rounds away."""
+    model, random = onnx.load(source), np.random.default_rng(seed)
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    for entry in model.graph.initializer:
+        if entry.name in scales:
+            value = numpy_helper.to_array(entry) * (1 + random.uniform(-FP16_STEP, FP16_STEP))
+            entry.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), entry.name))
+    onnx.save(model, out)
+    return out
+
+
+@click.command()
+@click.option("--weights", type=click.Path(path_type=Path), required=True, help="Calibrated *.safetensors.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="data.yaml; its val images are used.")
+@click.option("--resamples", default=1000, show_default=True, help="Of the bootstrap.")
+@click.option("--shifts", default=6, show_default=True, help="Files with shifted scales.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
+def main(weights: Path, data: Path, resamples: int, shifts: int, out: Path) -> None:
+    """Print mAP50-95 in points."""
+    model = load(weights)
+    dataset = load_dataset(data, model.names)
+    files = {
+        precision: export(model, out / f"{precision}.onnx", target="openvino", precision=precision).path
+        for precision in ("int8+fp32", "int8+fp16")
+    }
+    measured = {name: per_image(file, dataset) for name, file in files.items()}
+    everything = np.arange(len(measured["int8+fp32"]))
+    whole = {name: 100 * map50_95(images, everything) for name, images in measured.items()}
+    random = np.random.default_rng(0)
+    chosen = [random.choice(everything, len(everything)) for _ in range(resamples)]
+    gaps = [100 * (map50_95(measured["int8+fp16"], c) - map50_95(measured["int8+fp32"], c)) for c in chosen]
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    click.echo(f"{len(everything)} images: " + ", ".join(f"{name} {value:.2f}" for name, value in whole.items()))
+    gap = whole["int8+fp16"] - whole["int8+fp32"]
+    click.echo(f"fp16 - fp32: {gap:+.2f} points, 95 % of resamples {low:+.2f} to {high:+.2f}")
+    others = [
+        100 * map50_95(per_image(shifted(files["int8+fp32"], out / f"shifted{seed}.onnx", seed), dataset), everything)
+        for seed in range(shifts)
+    ]
+    click.echo("scales shifted: " + ", ".join(f"{value:.2f}" for value in others) + f"; spread {np.ptp(others):.2f}")
+
+
+if __name__ == "__main__":
+    main()
