@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from trt_qat.data.convert import yolo_from_coco, yolo_from_voc
 from trt_qat.data.dataset import label_path, load_dataset
@@ -57,7 +58,48 @@ def labels_of(yaml_file: Path) -> dict[str, list[list[float]]]:
     }
 
 
+def photo(path: Path, orientation: int = 6) -> Path:
+    """40 x 20 pixels stored, which the camera held upright: shown as 20 x 40."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (40, 20), (path.stem.count("a") * 9, 9, 9)).save(path, exif=exif)
+    return path
+
+
+UPRIGHT = [4, 30, 8, 6]  # x, y, width, height in the shown 20 x 40: outside of the stored 40 x 20
+
+
 class TestCoco:
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif"])
+    @pytest.mark.parametrize("size", [{}, {"width": 40, "height": 20}, {"width": 20, "height": 40}], ids=str)
+    def test_the_shown_size_counts(
+        self, tmp_path: Path, suffix: str, size: dict[str, int], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in ("a", "aa"):
+            photo(tmp_path / "photos" / f"{name}{suffix}")
+        content = coco(
+            images=[{"id": i, "file_name": f"{name}{suffix}", **size} for i, name in enumerate(("a", "aa"))],
+            annotations=[{"id": i, "image_id": i, "category_id": 1, "bbox": UPRIGHT} for i in (0, 1)],
+        )
+        yaml_file = yolo_from_coco(write(tmp_path / "a.json", content), tmp_path / "photos", tmp_path / "out")
+        assert list(labels_of(yaml_file).values()) == [[[0, 0.4, 0.825, 0.4, 0.15]]] * 2
+        assert validate_dataset(load_dataset(yaml_file)) == []
+        exchanged = "2 images are listed with width and height exchanged"
+        assert (exchanged in caplog.text) == (size.get("width") == 40)
+
+    def test_boxes_of_a_larger_copy_fit_a_smaller_one(self, tmp_path: Path, images: Path) -> None:
+        entries = [{"id": i, "file_name": f"{i}.png", "width": 400, "height": 200} for i in range(5)]
+        boxes = [{"id": i, "image_id": i, "category_id": 2, "bbox": [40, 20, 80, 40]} for i in range(5)]
+        file = write(tmp_path / "a.json", coco(images=entries, annotations=boxes))
+        assert labels_of(yolo_from_coco(file, images, tmp_path / "out"))["0.png"] == [[1, 0.2, 0.2, 0.2, 0.2]]
+
+    def test_not_one_box_inside_is_an_error(self, tmp_path: Path, images: Path) -> None:
+        boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [400, 300, 60, 40]} for i in range(5)]
+        with pytest.raises(DatasetError, match="Not one of 5 boxes is left inside its image"):
+            yolo_from_coco(write(tmp_path / "a.json", coco(annotations=boxes)), images, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
     def test_result_loads_and_is_clean(self, tmp_path: Path, images: Path) -> None:
         yaml_file = yolo_from_coco(write(tmp_path / "a.json", coco()), images, tmp_path / "out")
         assert yaml_file == tmp_path / "out" / "data.yaml"
@@ -291,6 +333,15 @@ class TestVoc:
     def test_size_zero_is_read_from_the_image(self, tmp_path: Path, images: Path, xmls: Path) -> None:
         voc(xmls, "0", [SIGN], size=(0, 0))
         assert labels_of(yolo_from_voc(xmls, images, tmp_path / "out"))["0.png"] == [[0, 0.2, 0.2, 0.2, 0.2]]
+
+    @pytest.mark.parametrize("size", [(0, 0), (40, 20), (20, 40)])
+    def test_the_shown_size_counts(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        x, y, width, height = UPRIGHT
+        for name in ("a", "aa"):
+            photo(tmp_path / "photos" / f"{name}.jpg", orientation=8)
+            voc(tmp_path / "xml", name, [("sign", 0, (x + 1, y + 1, x + width, y + height))], f"{name}.jpg", size)
+        yaml_file = yolo_from_voc(tmp_path / "xml", tmp_path / "photos", tmp_path / "out")
+        assert list(labels_of(yaml_file).values()) == [[[0, 0.4, 0.825, 0.4, 0.15]]] * 2
 
     def test_file_name_of_another_file_falls_back_to_the_stem(self, tmp_path: Path, images: Path, xmls: Path) -> None:
         voc(xmls, "0", [SIGN], filename="renamed.png")

@@ -13,11 +13,11 @@ from trt_qat.data.dataset import (
     Dataset,
     calibration_images,
     check_class_count,
-    dataset_sha256,
+    dataset_fingerprint,
     label_path,
     load_dataset,
-    ultralytics_data,
 )
+from trt_qat.data.images import images_sha256
 from trt_qat.errors import DatasetError
 
 NAMES = {0: "car", 1: "sign"}
@@ -56,8 +56,6 @@ class TestYaml:
         assert names_of(dataset.train, root) == ["images/train/0.png", "images/train/1.png", "images/train/2.png"]
         assert names_of(dataset.val, root) == ["images/val/0.png", "images/val/1.png"]
         assert dataset.names == NAMES
-        assert dataset.train_entries == (str(root / "images/train"),)
-        assert dataset.val_entries == (str(root / "images/val"),)
 
     def test_without_path_the_yaml_folder_is_the_root(self, root: Path) -> None:
         dataset = load_dataset(write_yaml(root / "a.yml", train="images/train", val="images/val", names=NAMES))
@@ -91,20 +89,17 @@ class TestYaml:
         (root / "train.txt").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
         dataset = load_dataset(write_yaml(root / "data.yaml", train="train.txt", val="images/val", nc=1))
         assert names_of(dataset.train, root) == ["images/train/1.png", "images/train/2.png", "images/val/0.png"]
-        assert dataset.train_entries == (str(root / "train.txt"),)
 
     def test_list_of_folders_and_lists(self, root: Path) -> None:
         (root / "more.txt").write_text("./images/val/0.png\n./images/train/0.png\n", encoding="utf-8")
         dataset = load_dataset(write_yaml(root / "data.yaml", train=["images/train", "more.txt"], nc=1))
         assert len(dataset.train) == 4
-        assert dataset.train_entries == (str(root / "images/train"), str(root / "more.txt"))
 
     @pytest.mark.parametrize(("given", "count"), [("train", 3), ("val", 2)])
     def test_missing_split_falls_back(self, root: Path, given: str, count: int) -> None:
         dataset = load_dataset(write_yaml(root / "data.yaml", names=NAMES, **{given: f"images/{given}"}))
         assert dataset.train == dataset.val
         assert len(dataset.train) == count
-        assert dataset.train_entries == dataset.val_entries
 
     def test_validation_is_another_spelling_of_val(self, root: Path) -> None:
         dataset = load_dataset(write_yaml(root / "d.yaml", train="images/train", validation="images/val", nc=1))
@@ -195,8 +190,19 @@ class TestYamlErrors:
 
     def test_empty_split(self, root: Path) -> None:
         (root / "images" / "none").mkdir()
-        with pytest.raises(DatasetError, match=r"Split 'val' of .* has no image in .*Allowed: .bmp"):
+        with pytest.raises(DatasetError, match=r"Split 'val' of .* has no image in .*Allowed: .avif, .bmp"):
             load_dataset(write_yaml(root / "data.yaml", train="images/train", val="images/none", nc=1))
+
+    def test_list_whose_lines_are_relative_to_the_list(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (root / "val.txt").write_text("images/val/0.png\nimages/val/1.png\n", encoding="utf-8")
+        file = write_yaml(root / "data.yaml", train="images/train", val="val.txt", nc=1)
+        with pytest.raises(DatasetError, match=r"Split 'val' .* lists 2 images, and none exists.*begin with './'"):
+            load_dataset(file)
+        (root / "val.txt").write_text("images/val/0.png\n./images/val/1.png\n", encoding="utf-8")
+        assert len(load_dataset(file).val) == 2  # one is there: the other is left out where it is needed
 
     def test_binary_list(self, root: Path) -> None:
         (root / "train.txt").write_bytes(b"\xff\xff")
@@ -216,8 +222,6 @@ class TestFolder:
         picture(root / "images/test/t.png")
         dataset = load_dataset(root, names=NAMES)
         assert dataset.source == root
-        assert dataset.train_entries == (str(root / "images/train2017"),)
-        assert dataset.val_entries == (str(root / "images/val"),)
         assert dataset.names == NAMES
 
     def test_single_split_serves_as_both(self, tmp_path: Path) -> None:
@@ -254,7 +258,7 @@ class TestFolder:
 
 def fake(count: int, names: dict[int, str] | None = None) -> Dataset:
     images = tuple(Path(f"/x/images/{index:03d}.png") for index in range(count))
-    return Dataset(Path("/x/data.yaml"), images, images[:1], names or NAMES, ("/x/images",), ("/x/images",))
+    return Dataset(Path("/x/data.yaml"), images, images[:1], names or NAMES)
 
 
 @pytest.mark.parametrize(
@@ -304,48 +308,32 @@ def test_calibration_count_is_checked() -> None:
         calibration_images(fake(3), 0)
 
 
-def test_ultralytics_reads_the_same_images(root: Path) -> None:
-    from ultralytics.data.base import BaseDataset
-
-    picture(root / "images/train/deep/x.png")
-    (root / "val.txt").write_text("./images/val/1.png\n./images/val/0.png\n", encoding="utf-8")
-    dataset = load_dataset(write_yaml(root / "data.yaml", train="images/train", val=["val.txt"], names=["a", "b"]))
-    data = ultralytics_data(dataset)
-    assert data == {
-        "path": str(root),
-        "train": [str(root / "images/train")],
-        "val": [str(root / "val.txt")],
-        "names": {0: "a", 1: "b"},
-        "nc": 2,
-        "channels": 3,
-        "yaml_file": str(root / "data.yaml"),
-    }
-    reader = BaseDataset.__new__(BaseDataset)
-    reader.prefix, reader.fraction = "", 1.0
-    assert reader.get_img_files(data["train"]) == [str(image) for image in dataset.train]
-    assert reader.get_img_files(data["val"]) == [str(image) for image in dataset.val]
-
-
-def test_ultralytics_path_of_a_folder(root: Path) -> None:
-    assert ultralytics_data(load_dataset(root, names=NAMES))["path"] == str(root)
-
-
 class TestHash:
     def test_order_and_place_do_not_matter(self, tmp_path: Path) -> None:
         first = [picture(tmp_path / "a/images/x.png", 1), picture(tmp_path / "a/images/s/y.png", 2)]
         second = [picture(tmp_path / "b/s/y.png", 2), picture(tmp_path / "b/x.png", 1)]
-        assert dataset_sha256(first) == dataset_sha256(second) == dataset_sha256(iter(second[::-1]))
-        assert len(dataset_sha256(first)) == 64
+        assert images_sha256(first) == images_sha256(second) == images_sha256(iter(second[::-1]))
+        assert len(images_sha256(first)) == 64
 
     def test_content_and_name_matter(self, tmp_path: Path) -> None:
         digests = {
-            dataset_sha256([picture(tmp_path / "a/x.png", 1)]),
-            dataset_sha256([picture(tmp_path / "b/x.png", 2)]),
-            dataset_sha256([picture(tmp_path / "c/y.png", 1)]),
-            dataset_sha256([]),
+            images_sha256([picture(tmp_path / "a/x.png", 1)]),
+            images_sha256([picture(tmp_path / "b/x.png", 2)]),
+            images_sha256([picture(tmp_path / "c/y.png", 1)]),
+            images_sha256([]),
         }
         assert len(digests) == 4
 
     def test_missing_image(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=f"{os.sep}gone.png' cannot be read"):
-            dataset_sha256([tmp_path / "gone.png"])
+            images_sha256([tmp_path / "gone.png"])
+
+
+def test_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
+    first, second = picture(tmp_path / "a/x.png", 1), picture(tmp_path / "a/y.png", 2)
+    fingerprint = dataset_fingerprint([first, second])
+    assert dataset_fingerprint([second, first]) == fingerprint
+    second.write_bytes(second.read_bytes() + b"0")
+    assert dataset_fingerprint([first, second]) != fingerprint
+    with pytest.raises(DatasetError, match=r"gone.png' cannot be read"):
+        dataset_fingerprint([tmp_path / "gone.png"])

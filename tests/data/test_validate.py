@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -10,8 +10,10 @@ import pytest
 
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.data.validate import Finding, validate_dataset
+from trt_qat.progress import Silent
 
 NAMES = {0: "car", 1: "sign"}
+Item = TypeVar("Item")
 
 
 def jpeg(seed: int) -> bytes:
@@ -86,6 +88,7 @@ def test_missing_label(root: Path) -> None:
         ("0.5 0.5 0.5 0.2 0.2\n", "whole class id"),
         ("0 0.5 0.5 0 0.2\n", "must be above 0"),
         ("0 0.5 0.5 0.2 -0.005\n", "must be above 0"),
+        ("0 0.1 0.1 0.1 0.5 0.1 0.9\n", "must be above 0"),
         ("0 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.5 0.1 0.5 0.5\n", "mixes boxes and polygons"),
     ],
 )
@@ -201,18 +204,40 @@ def test_labels_beside_the_images(tmp_path: Path) -> None:
         folder = tmp_path / split
         folder.mkdir()
         (folder / "x.jpg").write_bytes(jpeg(ord(split)))
-        (folder / "x.txt").write_text("", encoding="utf-8")
+        (folder / "x.txt").write_text("0 0.5 0.5 0.2 0.2", encoding="utf-8")
         (folder / "readme.txt").write_text("hello", encoding="utf-8")
     (tmp_path / "data.yaml").write_text("{train: a, val: b, names: [car]}", encoding="utf-8")
     assert validate_dataset(load_dataset(tmp_path)) == []
 
 
-def test_progress(root: Path) -> None:
-    seen = []
+@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+def test_split_without_a_box(root: Path, split: str, other: str) -> None:
+    for label in (root / "labels" / split).iterdir():
+        label.write_text("\ufeff \n", encoding="utf-8")
+    add(root, other, "background", "")  # fine beside a labelled image
+    finding = only(root)
+    assert (finding.kind, finding.severity, finding.path) == ("no-box", "warning", root)
+    assert finding.detail.startswith(f"{split}: not one box on 1 images")
 
-    def record(items: Sequence[Any], description: str, /) -> Iterable[Any]:
-        seen.append((description, len(items)))
+
+def test_no_box_anywhere_is_one_warning(tmp_path: Path) -> None:
+    add(tmp_path, "train", "a", "")
+    add(tmp_path, "train", "b", "")
+    assert [finding.kind for finding in validate_dataset(load(tmp_path))] == ["no-box", "train-val-leak"]
+
+
+class Recording(Silent):
+    """A progress that remembers its loops."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+        self.seen.append((description, len(items)))
         return items
 
-    validate_dataset(load(root), record)
-    assert seen == [("images and labels", 2), ("train/val overlap", 1)]
+
+def test_progress(root: Path) -> None:
+    recording = Recording()
+    validate_dataset(load(root), recording)
+    assert recording.seen == [("images and labels", 2), ("train/val overlap", 1)]

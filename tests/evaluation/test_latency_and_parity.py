@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,32 +13,30 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trt_qat.artifacts import Latency, ResultRow
-from trt_qat.checkpoint import Checkpoint
-from trt_qat.config import EvaluationSection, ExportSection, InferSection
+from trt_qat import api
+from trt_qat.artifacts import Latency, LeftOut, ResultRow
+from trt_qat.config import EvaluationSection, InferSection
+from trt_qat.data.dataset import load_dataset
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.parity import cosine, lowest_cosine
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import HEADER, cells, markdown_table
 from trt_qat.evaluation.torch_runner import TorchRunner
-from trt_qat.exporter.onnx_export import export_onnx
-from trt_qat.model.loading import LoadedModel
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
 
 if TYPE_CHECKING:
     from conftest import Calibrated
 
-    from trt_qat.data.dataset import Dataset
+    from trt_qat.checkpoint import Model
 
 Array = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def fp32(detector: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = Checkpoint(detector.network, detector.names, "fp32", 64, None, {})
+def fp32(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("evaluation") / "fp32.onnx"
-    return export_onnx(checkpoint, path, ExportSection(precision="fp32", batch=2), 64).path
+    return api.export(detector, path, target="openvino", precision="fp32", batch=2, check=False).path
 
 
 class Recorder:
@@ -67,10 +66,10 @@ class Recorder:
         """Nothing."""
 
 
-def test_percentiles_are_positive_and_ordered(fp32: Path, detector: LoadedModel) -> None:
+def test_percentiles_are_positive_and_ordered(fp32: Path, detector: Model) -> None:
     section = EvaluationSection(latency_iterations=6, latency_warmup=1)
     with OnnxRuntimeRunner(fp32) as first, OpenVinoRunner(fp32) as second:
-        found = measure_latency([first, second, TorchRunner(detector.network, detector.names, 64)], section)
+        found = measure_latency([first, second, TorchRunner(detector)], section)
     assert len(found) == 3
     for latency in found:
         assert 0 < latency.median <= latency.p90 <= latency.p99 < 10_000
@@ -95,17 +94,17 @@ def test_cosine() -> None:
     assert cosine(huge, huge) == pytest.approx(1.0)
 
 
-def test_parity_of_exported_and_torch(fp32: Path, detector: LoadedModel, batches: tuple[Tensor, ...]) -> None:
+def test_parity_of_exported_and_torch(fp32: Path, detector: Model, batches: tuple[Tensor, ...]) -> None:
     pairs = [batch[i : i + 2].numpy() for batch in batches for i in (0, 2)]
     with OnnxRuntimeRunner(fp32) as exported:
         assert exported.input_shape == (2, 3, 64, 64)
-        (found,) = lowest_cosine(TorchRunner(detector.network, detector.names, 64), exported, pairs)
+        (found,) = lowest_cosine(TorchRunner(detector), exported, pairs)
     assert found == pytest.approx(1.0, abs=1e-6)
 
 
-def test_lowest_is_over_all_batches(detector: LoadedModel, calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
-    plain = TorchRunner(detector.network, detector.names, 64)
-    quantized = TorchRunner(calibrated().network, detector.names, 64)
+def test_lowest_is_over_all_batches(detector: Model, calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
+    plain = TorchRunner(detector)
+    quantized = TorchRunner(detector.with_quantized(calibrated(), "ptq", {}))
     singles = [lowest_cosine(plain, quantized, [batch.numpy()])[0] for batch in batches]
     assert lowest_cosine(plain, quantized, [batch.numpy() for batch in batches]) == [min(singles)]
     assert 0.9 < min(singles) < 1 - 1e-7
@@ -121,12 +120,23 @@ def test_table() -> None:
     assert {line.count("|") for line in lines} == {len(HEADER) + 1}
 
 
-def test_picture_has_one_panel_per_model(detector: LoadedModel, demo: Dataset, tmp_path: Path) -> None:
-    runner = TorchRunner(detector.network, detector.names, 64)
-    path = comparison_picture(
-        [("FP32", runner), ("INT8", runner)], demo.val, InferSection(conf=0.0), tmp_path / "picture.jpg"
-    )
-    image = cv2.imread(str(path))
+def test_left_out_is_in_the_json_where_there_is_something() -> None:
+    row = ResultRow("a.onnx", "fp32", "openvino", 0.4, 0.6, 63, 1000, Latency(1.0, 2.0, 3.0))
+    assert "left_out" not in row.as_dict()
+    assert replace(row, left_out=LeftOut(1, 64, "why")).as_dict()["left_out"] == {
+        "images": 1,
+        "of": 64,
+        "reason": "why",
+    }
+
+
+def test_picture_has_one_panel_per_model(demo_detector: Model, demo_set: Path, tmp_path: Path) -> None:
+    runner = TorchRunner(demo_detector)
+    images = load_dataset(demo_set).val[:4]
+    pair = [("FP32", runner), ("INT8", runner)]
+    image = cv2.imread(str(comparison_picture(pair, images, InferSection(), tmp_path / "picture.jpg")))
     assert image.shape == (480 + 36, 2 * 480, 3)
     left, right = image[60:, :480].astype(int), image[60:, 480:].astype(int)
     assert np.abs(left - right).mean() < 3  # equal models, equal panels
+    bare = comparison_picture(pair, images, InferSection(conf=0.99), tmp_path / "bare.jpg")
+    assert np.abs(image.astype(int) - cv2.imread(str(bare))).max() > 100  # boxes are drawn

@@ -24,7 +24,6 @@ from trt_qat.errors import ExportError
 from trt_qat.evaluation.parity import cosine
 from trt_qat.exporter.onnx_export import _raw_onnx, export_onnx
 from trt_qat.linter.report import lint
-from trt_qat.model import Model
 from trt_qat.model.loading import fold_batchnorm, raw_output
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner

@@ -41,13 +41,13 @@ def test_boxes_to_image_inverts_the_transform(size_wh: tuple[int, int]) -> None:
     boxes = corners.reshape(50, 4).astype(np.float32)
     _, transform = letterbox(_noise(size_wh), 96)
     pad = np.array([transform.pad_left, transform.pad_top] * 2)
-    back = transform.boxes_to_image((boxes * transform.ratio + pad).astype(np.float32))
+    back = transform.boxes_to_image((boxes * (transform.ratio_wh * 2) + pad).astype(np.float32))
     assert back.dtype == np.float32
     np.testing.assert_allclose(back, boxes, atol=2e-3)
 
 
 def test_boxes_to_image_clips_to_the_image() -> None:
-    transform = LetterboxTransform(ratio=0.5, pad_left=10, pad_top=0, size_wh=(100, 60))
+    transform = LetterboxTransform(ratio_wh=(0.5, 0.5), pad_left=10, pad_top=0, size_wh=(100, 60))
     boxes = np.array([[-50, -50, 500, 500], [10, 0, 60, 30]], dtype=np.float32)
     assert transform.boxes_to_image(boxes).tolist() == [[0, 0, 100, 60], [0, 0, 100, 60]]
     assert transform.boxes_to_image(np.zeros((0, 4), np.float32)).shape == (0, 4)
@@ -62,6 +62,15 @@ def test_a_pixel_lands_where_the_transform_says() -> None:
     np.testing.assert_allclose(transform.boxes_to_image(found), [[60, 20, 80, 30]], atol=1)
 
 
+@pytest.mark.parametrize("size_wh", [(333, 250), (250, 333), (500, 333), (1000, 1)])
+def test_the_corners_of_the_picture_map_to_the_corners_of_the_image(size_wh: tuple[int, int]) -> None:
+    """Also where the shorter side was rounded."""
+    square, transform = letterbox(np.zeros((size_wh[1], size_wh[0], 3), np.uint8), 320)
+    rows, columns = np.nonzero(square[..., 0] == 0)
+    corners = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
+    np.testing.assert_allclose(transform.boxes_to_image(corners), [[0, 0, *size_wh]], atol=1e-3)
+
+
 def test_network_input_layout() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     image[:] = (255, 0, 51)  # blue, green, red
@@ -73,7 +82,7 @@ def test_network_input_layout() -> None:
     assert (red == np.float32(0.2)).all()
     assert (green == 0).all()
     assert (blue == 1).all()
-    assert transform == LetterboxTransform(1.0, 0, 0, (32, 32))
+    assert transform == LetterboxTransform((1.0, 1.0), 0, 0, (32, 32))
 
 
 def test_network_input_keeps_rows_as_rows() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchvision  # noqa: F401  # where it is loaded, Ultralytics' NMS is its fast one
 from numpy.typing import NDArray
 from ultralytics.utils.nms import non_max_suppression
 
@@ -31,6 +32,35 @@ def test_same_boxes_as_ultralytics(seed: int, classes: int, conf: float, iou: fl
     np.testing.assert_array_equal(found.scores, expected[:, 4])
     np.testing.assert_array_equal(found.class_ids, expected[:, 5])
     np.testing.assert_allclose(found.boxes_xyxy, expected[:, :4], atol=1e-3)
+
+
+@pytest.mark.parametrize("iou", [0.45, 0.7])
+@pytest.mark.parametrize(("classes", "anchors"), [(1, 500), (3, 500), (80, 100), (80, 1000)])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_class_of_a_box_as_ultralytics_validates(seed: int, classes: int, anchors: int, iou: float) -> None:
+    output = _random_output(seed, classes, anchors)
+    (rows,) = non_max_suppression(torch.from_numpy(output.copy())[None], 0.001, iou, multi_label=True, max_det=300)
+    found = detections_from_output(output, 0.001, iou, max_det=300, multi_label=True)
+    assert 250 < len(found) <= 300
+    np.testing.assert_array_equal(found.scores, rows[:, 4])
+    np.testing.assert_array_equal(found.class_ids, rows[:, 5])
+    np.testing.assert_allclose(found.boxes_xyxy, rows[:, :4], atol=1e-3)
+
+
+def test_few_boxes_among_many_candidates() -> None:
+    """Thousands of overlapping candidates before the ones that stand alone: those must be found too."""
+    output = np.tile(np.array([[50], [50], [20], [20], [0.9]], np.float32), (1, 3000))
+    alone = np.array([[200, 300], [200, 300], [20, 20], [20, 20], [0.6, 0.5]], np.float32)
+    found = detections_from_output(np.concatenate([output, alone], axis=1), 0.25, 0.5, max_det=300)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
+
+
+def test_one_box_of_two_classes() -> None:
+    output = np.array([[10, 50], [10, 50], [4, 4], [4, 4], [0.9, 0.1], [0.7, 0.3]], np.float32)
+    assert detections_from_output(output, 0.05, 0.5).class_ids.tolist() == [0, 1]
+    found = detections_from_output(output, 0.05, 0.5, multi_label=True)
+    assert found.class_ids.tolist() == [0, 1, 1, 0]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.3, 0.1])
 
 
 def test_best_first_and_at_most_max_det() -> None:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
+from PIL.AvifImagePlugin import AvifImageFile
 
 from trt_qat.errors import DatasetError
 
@@ -90,14 +91,21 @@ def decode_image_bgr(path: Path) -> NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    # asked first because Ultralytics replaces Pillow's open by one that installs packages for unknown formats
-    if path.is_file() and not (cv2.haveImageReader(str(path)) or _is_avif(path)):
-        raise DatasetError(f"Image '{path}' is not an image. Replace or remove it.")
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
         raise DatasetError(f"Image '{path}' cannot be read: {exc}. Replace or remove it.") from exc
+
+
+def _open(path: Path) -> Image.Image:
+    # Ultralytics replaces Pillow's open by one that installs packages when it meets an unknown format: such a file
+    # must not come that far
+    if path.is_file() and _is_avif(path):
+        return AvifImageFile(path)
+    if path.is_file() and not cv2.haveImageReader(str(path)):
+        raise DatasetError(f"Image '{path}' is not an image. Replace or remove it.")
+    return Image.open(path)
 
 
 def _is_avif(path: Path) -> bool:
