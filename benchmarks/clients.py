@@ -4,7 +4,8 @@
 
 The detections of each client on real images are matched with the network's: confidence at least 0.25, the same class,
 overlap at least 0.9. What is not matched is looked up again at confidence 0.05: found there, the score alone fell below
-0.25. The first row is the network itself computed in float64: how far its own detections are defined. Writes the files, ``clients.json`` and ``clients.md``.
+0.25. The first row is the network itself computed in float64: how far its own detections are defined. Writes the files,
+``clients.json`` and ``clients.md``.
 """
 
 from __future__ import annotations

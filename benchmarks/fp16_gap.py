@@ -9,49 +9,34 @@ those spread is what chance does to one calibration.
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from ultralytics.utils.metrics import ap_per_class
 
 from trt_qat.api import export
 from trt_qat.checkpoint import load
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, load_dataset
-from trt_qat.evaluation.accuracy import _infer, _validator
+from trt_qat.evaluation.accuracy import MatchedImage, match_images, mean_average_precision
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.runtime.runner import class_names, image_size
-from trt_qat.training.detection_trainer import quiet_ultralytics
 
-KEYS = ("tp", "conf", "pred_cls", "target_cls")
 FP16_STEP = 2.0**-11  # half of the distance of two FP16 numbers, relative to them, at most
-PerImage = list[tuple[NDArray[Any], ...]]
 
 
-def per_image(file: Path, dataset: Dataset) -> PerImage:
+def per_image(file: Path, dataset: Dataset) -> list[MatchedImage]:
     """What decides mAP, for each image."""
-    with OpenVinoRunner(file) as runner, tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
-        names, imgsz = class_names(runner.metadata), image_size(runner.metadata, runner.input_shape)
-        validator = _validator(dataset, EvaluationSection(), imgsz, 1, names, Path(folder))
-        for images in validator.dataloader:
-            content = validator.preprocess(images)
-            output = _infer(runner, content["img"].numpy(), 1)
-            validator.update_metrics(validator.postprocess(torch.from_numpy(output)), content)
-        stats = validator.metrics.stats
-    return list(zip(*(stats[key] for key in KEYS), strict=True))
+    with OpenVinoRunner(file) as runner:
+        return match_images(runner, dataset, EvaluationSection())[0]
 
 
-def map50_95(images: PerImage, chosen: NDArray[np.int64]) -> float:
+def map50_95(images: Sequence[MatchedImage], chosen: NDArray[np.int64]) -> float:
     """mAP50-95 of some of the images, each as often as it is chosen."""
-    tp, conf, predicted, target = (np.concatenate([images[i][key] for i in chosen]) for key in range(len(KEYS)))
-    return float(ap_per_class(tp, conf, predicted, target)[5].mean())
+    return mean_average_precision([images[i] for i in chosen])[0]
 
 
 def shifted(source: Path, out: Path, seed: int) -> Path:

@@ -6,7 +6,7 @@ precision-recall curve is seen, and a box counts for every class that it scores 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ultralytics.engine.validator import BaseValidator
-from ultralytics.utils.metrics import DetMetrics, box_iou
+from ultralytics.utils.metrics import ap_per_class, box_iou
 
 from trt_qat.artifacts import LeftOut
 from trt_qat.config import EvaluationSection
@@ -50,6 +50,23 @@ class Accuracy:
         return content if self.left_out else {key: value for key, value in content.items() if key != "left_out"}
 
 
+@dataclass(frozen=True)
+class MatchedImage:
+    """What one image adds to mAP.
+
+    Args:
+        right: bool, shape (n, 10): whether a detection is right at each IoU from 0.5 to 0.95.
+        scores: shape (n,).
+        class_ids: shape (n,), of the detections.
+        target_class_ids: shape (m,), of the labels.
+    """
+
+    right: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    target_class_ids: NDArray[np.int64]
+
+
 def measure_accuracy(
     runner: Runner,
     dataset: Dataset,
@@ -67,6 +84,18 @@ def measure_accuracy(
         DatasetError: no image of the split is usable, there is not one box, or the model has other classes.
         RunnerError: the output is not raw YOLOv8 detection with these classes, or not finite.
     """
+    images, left_out = match_images(runner, dataset, section, progress, label)
+    return Accuracy(*mean_average_precision(images), len(images), left_out)
+
+
+def match_images(
+    runner: Runner,
+    dataset: Dataset,
+    section: EvaluationSection,
+    progress: Progress = SILENT,
+    label: str = "",
+) -> tuple[list[MatchedImage], LeftOut | None]:
+    """What :func:`measure_accuracy` counts, image by image in the split's order, and what was left out; see there."""
     imgsz = image_size(runner.metadata, runner.input_shape)
     names = class_names(runner.metadata) or dict(dataset.names)
     check_class_count(dataset, names)
@@ -75,7 +104,7 @@ def measure_accuracy(
     size = fixed or section.batch
     batches = [split.images[first : first + size] for first in range(0, len(split.images), size)]
     unreadable: dict[Path, str] = {}
-    matches = _Matches(names)
+    matched: list[MatchedImage] = []
     for batch in progress.over(batches, f"evaluating {label or runner.name}"):
         inputs = list(_inputs(batch, imgsz, unreadable))
         if not inputs:
@@ -84,9 +113,19 @@ def measure_accuracy(
         check_raw_output(output, names, label or runner.name, len(inputs))
         for raw, item in zip(output, inputs, strict=True):
             found = detections_from_output(raw, section.conf, section.iou, section.max_det, multi_label=True)
-            matches.add(found, item)
-    split = split.without(unreadable)
-    return Accuracy(*matches.map50_95_and_map50(), len(split.images), split.left_out)
+            matched.append(_matched(found, item))
+    return matched, split.without(unreadable).left_out
+
+
+def mean_average_precision(images: Sequence[MatchedImage]) -> tuple[float, float]:
+    """mAP50-95 and mAP50 over images, as fractions: the mean over the classes that have a label."""
+    per_class = ap_per_class(
+        np.concatenate([image.right for image in images]),
+        np.concatenate([image.scores for image in images]),
+        np.concatenate([image.class_ids for image in images]),
+        np.concatenate([image.target_class_ids for image in images]),
+    )[5]
+    return float(per_class.mean()), float(per_class[:, 0].mean())
 
 
 @dataclass(frozen=True)
@@ -106,35 +145,15 @@ def _inputs(batch: Sequence[LabelledImage], imgsz: int, unreadable: dict[Path, s
             unreadable[given.image] = str(exc)
 
 
-class _Matches:
-    """Which detections are right at which IoU, image by image: Ultralytics' matching, in pixels of the image."""
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        self._metrics = DetMetrics(dict(names))
-
-    def add(self, found: Detections, item: _Input) -> None:
-        """Count one image's detections, which are in network pixels."""
-        labels = item.given.labels
-        boxes = torch.from_numpy(item.transform.boxes_to_image(found.boxes_xyxy))
-        iou = box_iou(torch.from_numpy(_pixels_xyxy(labels, item.transform.size_wh)), boxes)
-        right = BaseValidator.match_predictions(
-            _VALIDATOR, torch.from_numpy(found.class_ids), torch.from_numpy(labels.class_ids), iou
-        )
-        self._metrics.update_stats(
-            {
-                "tp": right.numpy(),
-                "conf": found.scores,
-                "pred_cls": found.class_ids,
-                "target_cls": labels.class_ids,
-                "target_img": np.unique(labels.class_ids),
-                "im_name": item.given.image.name,
-            }
-        )
-
-    def map50_95_and_map50(self) -> tuple[float, float]:
-        """The two figures over all that was added, as fractions."""
-        self._metrics.process()
-        return float(self._metrics.box.map), float(self._metrics.box.map50)
+def _matched(found: Detections, item: _Input) -> MatchedImage:
+    """Ultralytics' matching of one image's detections, which are in network pixels, in pixels of the image."""
+    labels = item.given.labels
+    boxes = torch.from_numpy(item.transform.boxes_to_image(found.boxes_xyxy))
+    iou = box_iou(torch.from_numpy(_pixels_xyxy(labels, item.transform.size_wh)), boxes)
+    right = BaseValidator.match_predictions(
+        _VALIDATOR, torch.from_numpy(found.class_ids), torch.from_numpy(labels.class_ids), iou
+    )
+    return MatchedImage(right.numpy(), found.scores, found.class_ids, labels.class_ids)
 
 
 def _pixels_xyxy(labels: Labels, size_wh: tuple[int, int]) -> NDArray[np.float32]:
