@@ -108,6 +108,19 @@ def _write_ir(folder: Path) -> Path:
     return folder / "tiny.xml"
 
 
+def test_an_input_that_is_no_float_is_refused(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:
+    """A graph that casts and scales by itself would get pixels in [0, 1] cut to 0 and 1."""
+    values = [
+        helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 3, 8, 8]),
+        helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3, 8, 8]),
+    ]
+    node = helper.make_node("Cast", ["images"], ["out"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), tmp_path / "u8.onnx")
+    with pytest.raises(RunnerError, match=r"u8.onnx' must have (a|one) float input, the images"):
+        opener(tmp_path / "u8.onnx")
+
+
 def test_openvino_takes_its_own_ir(tmp_path: Path) -> None:
     xml = _write_ir(tmp_path / "tiny_openvino_model")
     (xml.parent / "metadata.yaml").write_text("names: {0: red, 1: green, 2: blue}\nimgsz: [64, 64]\n", encoding="utf-8")

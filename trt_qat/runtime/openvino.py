@@ -59,6 +59,8 @@ class OpenVinoRunner:
             raise RunnerError(f"OpenVINO cannot run '{model}': {_first_reason(exc)}") from exc
         port = self._compiled.input(0)
         self._input_dtype = np.dtype(port.get_element_type().to_dtype())
+        if self._input_dtype.kind != "f":  # pixels in [0, 1] would be cut to 0 and 1
+            raise RunnerError(f"'{model}' must have a float input, the images in [0, 1]; found {self._input_dtype}.")
         self.input_shape: tuple[int | None, ...] = tuple(
             None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape
         )
