@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,11 +19,17 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import YOLODataset
 from ultralytics.data.base import BaseDataset
 
-from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.data.dataset import Dataset, label_path, load_dataset
 from trt_qat.data.labelled import checked_split
 from trt_qat.data.ultralytics_dataset import GivenDataset
+from trt_qat.errors import DatasetError
+from trt_qat.progress import Silent
+from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
+
+if TYPE_CHECKING:
+    from trt_qat.checkpoint import Model
 
 IMGSZ = 96
 
@@ -150,3 +156,35 @@ def test_what_is_overridden_exists_and_is_called(hook: str) -> None:
 def test_other_ways_of_resizing_are_refused(odd: Dataset) -> None:
     with pytest.raises(NotImplementedError):
         given(odd, augment=False).load_image(0, rect_mode=False)
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def trainer(detector: Model, dataset: Dataset, out: Path, notes: Notes) -> DatasetTrainer:
+    return DatasetTrainer(copy.deepcopy(detector.network), dataset, common_overrides(64, out, 1, 2, 0), notes)
+
+
+def test_the_trainer_says_what_it_leaves_out(detector: Model, odd: Dataset, tmp_path: Path) -> None:
+    label_path(odd.train[1]).write_text("0 0.5 0.5 0.5 0.5 0.93\n")
+    notes = Notes()
+    built = trainer(detector, odd, tmp_path / "run", notes)
+    assert len(built.build_dataset(built.data["train"], "train", 2)) == 14
+    assert len(built.build_dataset(built.data["val"], "val", 2)) == len(odd.val)
+    assert len(notes.lines) == 1
+    assert notes.lines[0].startswith(f"train: 1 of 15 images left out, the first: '{label_path(odd.train[1])}' line 1")
+
+
+@pytest.mark.parametrize(("text", "message"), [("0 0.5 0.5 0.5 0.5 0.93\n", "is usable"), ("", "has no box")])
+def test_nothing_to_validate_on_ends_training_at_once(
+    detector: Model, odd: Dataset, tmp_path: Path, text: str, message: str
+) -> None:
+    for image in odd.val:
+        label_path(image).write_text(text)
+    with pytest.raises(DatasetError, match=f"split 'val' of .*{message}".replace("split", "[sS]plit")):
+        trainer(detector, odd, tmp_path / "run", Notes()).train()

@@ -3,7 +3,7 @@
 What is left of a difference to Ultralytics' ``val`` of the same file, largest first:
 
 - it rounds the shorter side of the letterbox up, deployment to the nearest pixel: other pixels reach the network. That
-  moved 12 to 64 generated signs by up to 0.016 either way, coco128 by 0.0007, and nothing where the side is whole;
+  moved sets of 12 to 64 generated signs by up to 0.02 either way, coco128 by 0.0007; nothing where the side is whole;
 - its NMS moves each class by 7680 pixels in float32, so that an overlap within about 1 % of the threshold may fall on
   the other side;
 - it matches boxes in network pixels without clipping them to the image.
