@@ -1,7 +1,7 @@
 """ONE way in for weights of any kind, and trt_qat's own checkpoint: safetensors + JSON, bit-equal when read back.
 
 The file holds the folded weights, the ranges of the quantizers, and in its header the architecture dictionary, the
-class names, the placement and the provenance. Reading it runs no code.
+class names, the placement and the provenance.
 """
 
 from __future__ import annotations
