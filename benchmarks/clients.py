@@ -4,7 +4,8 @@
 
 The detections of each client on real images are matched with the network's: confidence at least 0.25, the same class,
 overlap at least 0.9. What is not matched is looked up again at confidence 0.05: found there, the score alone fell below
-0.25. The first row is the network itself computed in float64: how far its own detections are defined. Writes the files, ``clients.json`` and ``clients.md``.
+0.25. The first row is the network itself computed in float64: how far its own detections are defined. Writes the
+files, ``clients.json`` and ``clients.md``.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ FILES: list[tuple[str, ExportFormat, str, tuple[Client, ...]]] = [
 def compare(expected: Found, file: Path, client: Client, pictures: Pictures, model: Model, target: str) -> Row:
     """One row: a client's detections against the network's."""
     read = next(file.glob("*.xml")) if file.is_dir() and client is OPENVINO else file
-    found = client(read, pictures, model, CONFIDENCE)
     low = client(read, pictures, model, LOW_CONFIDENCE)
+    found = [above(one, CONFIDENCE) for one in low]  # NMS keeps the same of these: worse ones do not suppress better
     hits = [matched(one, other) for one, other in zip(expected, found, strict=True)]
     low_hits = [matched(one, other) for one, other in zip(expected, low, strict=True)]
     back = [matched(other, one) for one, other in zip(expected, found, strict=True)]
@@ -159,6 +160,12 @@ def compare(expected: Found, file: Path, client: Client, pictures: Pictures, mod
         other_box=sum(bool(not hit and not below) for hit, below in missed),
         not_expected=sum(int((~hit).sum()) for hit in back),
     )
+
+
+def above(detections: Detections, confidence: float) -> Detections:
+    """Those with at least this score."""
+    keep = detections.scores >= confidence
+    return Detections(detections.boxes_xyxy[keep], detections.scores[keep], detections.class_ids[keep])
 
 
 def markdown(rows: Sequence[Row]) -> str:
