@@ -96,6 +96,13 @@ def test_the_example_ends_in_detections(ran: dict[str, Any]) -> None:
     assert signs[distances.argmin(), 0] == found.class_ids[0]
 
 
+def test_the_readme_shows_the_same_example() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    (shown,) = [block for block in blocks if "trt_qat.finetune(" in block]
+    assert ast.dump(ast.parse(shown)) == ast.dump(ast.parse("".join(example.source for example in EXAMPLES)))
+
+
 DOCUMENTED = [name for name in trt_qat._HOMES if trt_qat._HOMES[name] in ("trt_qat.api", "trt_qat.checkpoint")]
 
 
