@@ -28,6 +28,7 @@ from trt_qat.config import (
 )
 from trt_qat.data.dataset import Dataset, calibration_images, check_class_count, load_dataset
 from trt_qat.data.images import Image, evenly_spaced
+from trt_qat.data.labelled import labelled_split
 from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import measure_accuracy
@@ -373,6 +374,18 @@ def dataset_for(model: Model, data: Data) -> Dataset:
     """
     dataset = data if isinstance(data, Dataset) else load_dataset(Path(data), model.names)
     check_class_count(dataset, model.names)
+    return dataset
+
+
+def trainable_dataset(model: Model, data: Data) -> Dataset:
+    """The same, with a usable image and a box in both splits, asked before calibration takes its time.
+
+    Raises:
+        DatasetError: see :func:`dataset_for`; or no label of a split is usable.
+    """
+    dataset = dataset_for(model, data)
+    labelled_split(dataset, "train")
+    labelled_split(dataset, "val")
     return dataset
 
 

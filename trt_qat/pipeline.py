@@ -24,6 +24,7 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.runtime.selection import open_runner
+from trt_qat.targets.export import fitting
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
@@ -93,7 +94,7 @@ def qat(
     check_qat_settings(config)
     writable_folder(out)
     model = load(weights, config.model.imgsz)
-    dataset = api.dataset_for(model, data)
+    dataset = api.trainable_dataset(model, data)
     check_features(config.qat, model)  # before the time that calibration takes, like the next check
     if resume:
         check_resumable(out, _provenance(weights, dataset, config))
@@ -108,7 +109,7 @@ def run(weights: Path, data: Path, out: Path, config: Config, progress: Progress
     writable_folder(out)
     model = load(weights, config.model.imgsz)
     check_features(config.qat, model)
-    dataset = api.dataset_for(model, data)
+    dataset = api.trainable_dataset(model, data)
     checkpoints = {"fp32": out / "fp32.safetensors", "ptq": out / "ptq.safetensors", "qat": out / "qat" / BEST}
     model = _saved(checkpoints["fp32"], replace(model, provenance=_provenance(weights, dataset, config)))
     int8 = _saved(checkpoints["ptq"], _quantized(model, weights, dataset, config, progress))
@@ -146,7 +147,7 @@ def _exported(
     files += [(f"qat_{target}", tuned, target) for target in deployed if target != "openvino"]
     sections = {target: config.export.replace(target=target, format="onnx") for _, _, target in files}
     return {
-        name: api.export(which, out / f"{name}.onnx", sections[target], progress=progress).path
+        name: api.export(which, out / f"{name}.onnx", fitting(sections[target], which), progress=progress).path
         for name, which, target in progress.over(files, "exporting")
     }
 
@@ -175,13 +176,12 @@ def _fine_tuned(
         provenance["calibration"] = int8.provenance["calibration"]
     if distributed.is_main():
         undo_budget(out, resume)
-    section, ranking = config.qat, config.sensitivity
+    section, ranking, export, evaluation = config.qat, config.sensitivity, config.export, config.evaluation
     tuned = api.finetune(
         int8, dataset, out, section, ranking=ranking, resume=resume, provenance=provenance, progress=progress
     )
     if section.max_drop is None or not distributed.is_main():
         return None
-    export, evaluation = config.export, config.evaluation
     budget = api.keep_budget(
         int8, tuned, dataset, section.max_drop, export=export, evaluation=evaluation, ranking=ranking, progress=progress
     )

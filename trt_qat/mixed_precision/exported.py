@@ -13,7 +13,7 @@ from trt_qat.evaluation.latency import measure_latency
 from trt_qat.mixed_precision.budget_search import Measured
 from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.selection import open_runner
-from trt_qat.targets.export import export
+from trt_qat.targets.export import export, fitting
 
 
 class ExportedMeasure:
@@ -59,10 +59,7 @@ class ExportedMeasure:
         return Measured(accuracy.map50_95, latency.median, int8_latency.median)
 
     def _export(self, model: Model, stem: str) -> Path:
-        precision = self._section.precision
-        fits = precision is None or precision.startswith("int8") == (model.quantized is not None)
-        section = self._section if fits else self._section.replace(precision=None)
-        return export(model, self._folder / f"{stem}.onnx", section).path
+        return export(model, self._folder / f"{stem}.onnx", fitting(self._section, model)).path
 
 
 def check_budget_runtime(evaluation: EvaluationSection) -> None:

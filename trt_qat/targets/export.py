@@ -45,5 +45,15 @@ def export(
     return OnnxArtifact(out, precision)
 
 
+def fitting(section: ExportSection, model: Model) -> ExportSection:
+    """The section with its precision left to the target where it is INT8 and the model float, or the other way round.
+
+    For whoever exports several models with one section; a user who asks for INT8 of a float model gets an error.
+    """
+    precision = section.precision
+    fits = precision is None or precision.startswith("int8") == (model.quantized is not None)
+    return section if fits else section.replace(precision=None)
+
+
 def _float_of(precision: Precision) -> Precision:
     return "fp16" if precision.endswith("fp16") else "fp32"
