@@ -84,7 +84,7 @@ def train(
         'best.pt'
     """
     tune_cpu()
-    dataset = data if isinstance(data, Dataset) else load_dataset(Path(data), model.names)
+    dataset = _loaded(data, model.names)
     section = (section or TrainSection()).replace(**settings)
     best = train_fp32(model, dataset, Path(out), section, progress)
     return load(best, model.imgsz)
@@ -343,9 +343,7 @@ def evaluate(
         labels = [str(model.source if isinstance(model, Model) else model) for model in models]
         accuracies = []
         for label, runner in zip(labels, runners, strict=True):
-            dataset = (
-                data if isinstance(data, Dataset) else load_dataset(Path(data), class_names(runner.metadata) or None)
-            )
+            dataset = _loaded(data, class_names(runner.metadata) or None)
             accuracies.append(measure_accuracy(runner, dataset, section, progress, Path(label).name))
         for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
             progress.note(f"val: {left_out}")
@@ -372,7 +370,7 @@ def dataset_for(model: Model, data: Data) -> Dataset:
     Raises:
         DatasetError: it cannot be read, or has another number of classes.
     """
-    dataset = data if isinstance(data, Dataset) else load_dataset(Path(data), model.names)
+    dataset = _loaded(data, model.names)
     check_class_count(dataset, model.names)
     return dataset
 
@@ -387,6 +385,10 @@ def trainable_dataset(model: Model, data: Data) -> Dataset:
     labelled_split(dataset, "train")
     labelled_split(dataset, "val")
     return dataset
+
+
+def _loaded(data: Data, names: Mapping[int, str] | None) -> Dataset:
+    return data if isinstance(data, Dataset) else load_dataset(Path(data), names)
 
 
 def _calibration_images(

@@ -1,8 +1,8 @@
 """The rule table. A new rule is one function and one row; docs/placement.md shows the same table to users.
 
 Severities are TensorRT's, with those of other targets behind them. Which client refuses what, or computes it wrongly,
-was tried with the clients themselves (tests/linter/test_clients.py does it again); what costs speed on TensorRT was
-read in its documentation and seen in the layers of TensorRT-RTX engines.
+was tried with the clients themselves (tests/linter/test_client_rules.py does it again); what costs speed on TensorRT
+was read in its documentation and seen in the layers of TensorRT-RTX engines.
 """
 
 from __future__ import annotations

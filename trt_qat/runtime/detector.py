@@ -94,7 +94,7 @@ class Detector:
             raise RunnerError(f"An image must be uint8 (h, w, 3), found {image_bgr.dtype} {image_bgr.shape}.")
         batch, transform = network_input(image_bgr, self.imgsz)
         output = self.runner.infer(batch)[0]
-        self._check_output(output)
+        check_raw_output(output, self.names)
         found = detections_from_output(output[0], self.section.conf, self.section.iou, self.section.max_det)
         return Detections(transform.boxes_to_image(found.boxes_xyxy), found.scores, found.class_ids)
 
@@ -111,9 +111,6 @@ class Detector:
 
     def _closed_error(self) -> RunnerError:
         return RunnerError("The detector is closed. Use it inside its 'with' block, or open it again.")
-
-    def _check_output(self, output: NDArray[np.float32]) -> None:
-        check_raw_output(output, self.names)
 
 
 def _open(model: Path, runtime: str) -> tuple[Runner, str]:
