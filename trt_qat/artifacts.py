@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat.errors import ArtifactError
+from trt_qat.reading import regular_file
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,9 @@ def existing_file(path: Path, what: str) -> Path:
     """Return ``path`` if it is a readable, non-empty file.
 
     Raises:
-        ArtifactError: it is missing, a folder, or empty.
+        ArtifactError: it is missing, empty, or not a regular file.
     """
-    if not path.exists():
-        raise ArtifactError(f"{what} '{path}' does not exist. Check the path.")
-    if not path.is_file():
-        raise ArtifactError(f"{what} '{path}' is not a file.")
+    regular_file(path, what)
     if path.stat().st_size == 0:
         raise ArtifactError(f"{what} '{path}' is empty (0 bytes). Create it again.")
     return path

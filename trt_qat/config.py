@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trt_qat.errors import ConfigError
+from trt_qat.reading import explain, parse_yaml, read_yaml, shortened
 from trt_qat.registry import CALIBRATORS, RUNTIMES, TARGETS, Table, suggestion
 
 Precision = Literal["int8+fp32", "int8+fp16", "fp32", "fp16"]
@@ -271,13 +271,7 @@ class Config(Section):
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ConfigError(f"Cannot read config file '{path}': {exc.strerror or exc}.") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        where = " ".join(str(exc).split())
-        raise ConfigError(f"Config file '{path}' is not valid YAML: {where}.") from exc
+    content = read_yaml(path, "Config file", ConfigError)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -290,10 +284,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     section, dot, key = name.strip().partition(".")
     if not (separator and dot and section and key):
         raise ConfigError(f"--set {text!r} is not of the form section.key=value, e.g. --set qat.epochs=5.")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"--set {text!r}: the value is not valid YAML.") from exc
+    value = parse_yaml(raw, f"--set {shortened(text)}", ConfigError)
     # YAML 1.1 reads '1e-5' (no dot) as a string; users mean the number.
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -308,7 +299,7 @@ def _merge(into: dict[str, dict[str, Any]], new: Mapping[str, Any], source: str)
         if values is None:
             continue
         if not isinstance(values, Mapping):
-            raise ConfigError(f"Section '{section}' in {source} must be a mapping of keys, found {values!r}.")
+            raise ConfigError(f"Section '{section}' in {source} must be a mapping of keys, found {shortened(values)}.")
         known = list(_section_class(section).model_fields)
         for key, value in values.items():
             if key not in known:
@@ -345,12 +336,7 @@ def _unknown(key: str, known: list[str], where: str = "") -> str:
 
 
 def _explain(exc: ValidationError, prefix: str = "") -> str:
-    lines = []
-    for error in exc.errors():
-        key = prefix + ".".join(str(part) for part in error["loc"])
-        message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, e.g. [a, b]")
-        lines.append(f"{key} = {error['input']!r}: {message}")
-    return "Invalid configuration: " + "; ".join(lines) + "."
+    return f"Invalid configuration: {explain(exc, prefix)}."
 
 
 def choices(alias: Any) -> tuple[str, ...]:
