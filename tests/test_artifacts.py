@@ -139,7 +139,11 @@ def test_existing_file(tmp_path: Path) -> None:
     good.write_text("x")
     empty.touch()
     assert existing_file(good, "Thing") == good
-    for path, reason in ((tmp_path / "none", "does not exist"), (tmp_path, "is not a file"), (empty, "is empty")):
+    for path, reason in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path, "is a folder, not a file"),
+        (empty, "is empty"),
+    ):
         with pytest.raises(ArtifactError, match=re.escape(f"Thing '{path}' {reason}")):
             existing_file(path, "Thing")
 

@@ -108,7 +108,10 @@ GOOD = "--weights yolov8n.yaml --data good"
 CASES = {
     # weights
     "missing weights": ("calibrate --weights none.pt --data good --out a.safetensors", "'none.pt' does not exist"),
-    "weights are a folder": ("calibrate --weights folder --data good --out a.safetensors", "'folder' is not a file"),
+    "weights are a folder": (
+        "calibrate --weights folder --data good --out a.safetensors",
+        "'folder' is a folder, not a file",
+    ),
     "empty weights": ("calibrate --weights empty.pt --data good --out a.safetensors", "'empty.pt' is empty"),
     "text as weights": ("calibrate --weights text.pt --data good --out a.safetensors", "is not a PyTorch checkpoint"),
     "zip as weights": ("calibrate --weights zip.pt --data good --out a.safetensors", "'zip.pt' is not an Ultralytics"),
@@ -172,7 +175,7 @@ CASES = {
     ),
     "unknown key": (f"calibrate {GOOD} --set qat.epoch=3 --out a.safetensors", "Did you mean 'epochs'?"),
     "unknown key in a file": ("lint tiny.onnx --config typo.yaml", "in typo.yaml. Did you mean 'epochs'?"),
-    "missing config file": ("lint tiny.onnx --config none.yaml", "Cannot read config file 'none.yaml'"),
+    "missing config file": ("lint tiny.onnx --config none.yaml", "Config file 'none.yaml' does not exist"),
     "broken config file": ("lint tiny.onnx --config broken.yaml", "'broken.yaml' is not valid YAML"),
     "bad imgsz": (f"run {GOOD} --set model.imgsz=100 --out a", "the nearest is 96"),
     "unmatched exclude": (
