@@ -165,7 +165,7 @@ def test_help_and_import_load_no_heavy_package() -> None:
     assert done.stdout.splitlines()[-1] == "[] []"
 
 
-@pytest.mark.parametrize("program", [["-m", "trt_qat"], ["-c", "from trt_qat.cli import main; main()"]])
+@pytest.mark.parametrize("program", [["-m", "trt_qat"], ["-c", "from trt_qat.__main__ import main; main()"]])
 def test_version_from_a_shell(program: list[str]) -> None:
     done = subprocess.run([sys.executable, *program, "--version"], capture_output=True, text=True, check=False)
     assert done.stdout == f"trt-qat, version {trt_qat.__version__}\n"

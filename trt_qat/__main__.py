@@ -1,6 +1,18 @@
-"""``python -m trt_qat``: the same as the console script ``trt-qat``."""
+"""``python -m trt_qat`` and the console script ``trt-qat``."""
 
-from trt_qat.cli import main
+from trt_qat import entry
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    entry.run(_command)
+
+
+def _command() -> None:
+    from trt_qat.cli import cli  # within: a signal while it loads is answered
+
+    cli(prog_name="trt-qat")
+
 
 if __name__ == "__main__":
     main()

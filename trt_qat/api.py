@@ -9,6 +9,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from trt_qat.data.images import Image, evenly_spaced
 from trt_qat.data.labelled import labelled_split
 from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, DatasetError, RunnerError
-from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.memory import halving
 from trt_qat.mixed_precision.exported import ExportedMeasure
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
@@ -165,9 +167,13 @@ def sensitivity(
     tune_cpu()
     section = (section or SensitivitySection()).replace(**settings)
     dataset = dataset_for(model, data)
-    return rank_groups(
-        model, dataset, section, evaluation or EvaluationSection(), done=done, keep=keep, progress=progress
-    )
+    evaluation = evaluation or EvaluationSection()
+
+    def rank(batch: int) -> Ranking:
+        smaller = section.replace(batch=batch)
+        return rank_groups(model, dataset, smaller, evaluation, done=done, keep=keep, progress=progress)
+
+    return halving(rank, section.batch, "sensitivity.batch", progress)
 
 
 def finetune(
@@ -344,7 +350,8 @@ def evaluate(
         accuracies = []
         for label, runner in zip(labels, runners, strict=True):
             dataset = _loaded(data, class_names(runner.metadata) or None)
-            accuracies.append(measure_accuracy(runner, dataset, section, progress, Path(label).name))
+            measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name)
+            accuracies.append(halving(measured, section.batch, "evaluation.batch", progress))
         for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
             progress.note(f"val: {left_out}")
         latencies = measure_latency(runners, section, progress)
@@ -362,6 +369,12 @@ def evaluate(
         )
         for label, runner, accuracy, latency in zip(labels, runners, accuracies, latencies, strict=True)
     ]
+
+
+def _accuracy(
+    runner: Runner, dataset: Dataset, section: EvaluationSection, progress: Progress, label: str, batch: int
+) -> Accuracy:
+    return measure_accuracy(runner, dataset, section.replace(batch=batch), progress, label)
 
 
 def dataset_for(model: Model, data: Data) -> Dataset:

@@ -113,9 +113,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, whole or not at all."""
+    """Write ``content`` as indented JSON, whole or not at all.
+
+    Raises:
+        ArtifactError: it cannot be written.
+        ValueError: ``content`` holds NaN or infinity, which JSON has not.
+    """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # bytes of a file's name that are not UTF-8 are lone surrogates in Python; JSON reads this form of them
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def writable_folder(path: Path) -> Path:

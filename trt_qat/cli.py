@@ -21,6 +21,7 @@ from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
 from trt_qat.config import Config, ExportFormat, FlavorChoice, Precision, SensitivityMetric, choices
 from trt_qat.errors import ArtifactError, TrtQatError
+from trt_qat.memory import is_out_of_memory
 from trt_qat.progress import Progress, Silent
 from trt_qat.registry import RUNTIMES, TARGETS
 
@@ -122,9 +123,11 @@ def _one_line_errors() -> Iterator[None]:
     except TrtQatError as exc:
         _say_error(str(exc))
         sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("Interrupted.", err=True)
-        sys.exit(130)
+    except (MemoryError, RuntimeError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        _say_error("Memory ran out. Lower the batch or model.imgsz, or raise the limit of this process's memory.")
+        sys.exit(1)
 
 
 def _check_json_path(path: Path) -> None:
@@ -386,17 +389,21 @@ def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: str 
 @_weights
 @_data
 @click.option("--out", type=FILE, required=True, help="Folder for every artifact and result.json.")
+@click.option("--anew", is_flag=True, help="Make again what an earlier run in OUT has finished.")
 @_command
-def run(config: Config, weights: Path, data: Path, out: Path) -> list[dict[str, Any]]:
+def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> list[dict[str, Any]]:
     """All stages, from float weights to an engine.
 
     Calibrate, fine-tune, export, build the engine, and evaluate FP32 against PTQ and QAT. With qat.max_drop set, the
     exit code is 3 if the QAT model does not meet it; everything is written all the same.
+
+    Run again, it reuses every stage in OUT whose inputs have not changed (OUT/manifest.json) and goes on inside the
+    fine-tuning where it was interrupted.
     """
     with _bars() as bars:
-        from trt_qat import pipeline  # seconds: torch and its friends
+        from trt_qat.run import run as run_all  # seconds: torch and its friends
 
-        result = pipeline.run(weights, data, out, config, bars)
+        result = run_all(weights, data, out, config, bars, anew=anew)
     _print_rows(result.rows)
     for what, path in {
         **{f"checkpoint {name}": file for name, file in result.checkpoints.items()},
@@ -670,8 +677,3 @@ def _print(table: Table) -> None:
     if not console.is_terminal:
         console.width = 200  # a piped table must stay readable
     console.print(table)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    cli()

@@ -8,7 +8,8 @@ TrtQatError                 caught in cli.py only: one line on stderr, exit code
 ├── QuantizationError       quantizers cannot be placed or calibrated
 ├── ExportError             the ONNX graph cannot be made or cleaned
 ├── EngineError             the TensorRT build failed
-└── RunnerError             a model cannot run on the chosen runtime
+├── RunnerError             a model cannot run on the chosen runtime
+└── NotEnoughMemory         memory runs out even with one image at a time
 
 A message says what was given, what is allowed, and what to do.
 """
@@ -50,3 +51,7 @@ class EngineError(TrtQatError):
 
 class RunnerError(TrtQatError):
     """A model cannot run on the chosen runtime."""
+
+
+class NotEnoughMemory(TrtQatError):
+    """Memory runs out even with one image at a time."""

@@ -1,11 +1,17 @@
 """``python -m trt_qat.infer SOURCE``: the command ``trt-qat infer`` alone. Neither loads torch."""
 
-from trt_qat.cli import infer as command
+from trt_qat import entry
 
 
 def main() -> None:
     """Entry point of the module."""
-    command(prog_name="python -m trt_qat.infer")
+    entry.run(_command)
+
+
+def _command() -> None:
+    from trt_qat.cli import infer
+
+    infer(prog_name="python -m trt_qat.infer")
 
 
 if __name__ == "__main__":

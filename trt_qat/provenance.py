@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -9,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat.artifacts import file_sha256
-from trt_qat.data.dataset import Dataset, dataset_fingerprint
+from trt_qat.data.dataset import Dataset, label_path
+from trt_qat.errors import ArtifactError
+from trt_qat.reading import regular_file
+
+_PACKAGES = (
+    *("trt_qat", "torch", "ultralytics", "nvidia-modelopt", "pytorch-quantization", "onnx", "onnx-graphsurgeon"),
+    *("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "numpy"),
+)
+_ENDING = 4096  # bytes of an image
 
 
 def provenance_of(weights: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,18 +34,55 @@ def provenance_of(weights: Path, dataset: Dataset, settings: Mapping[str, Any]) 
         "weights": weights.name,
         "weights_sha256": file_sha256(weights) if weights.is_file() else "",
         "data": dataset.source.name,
-        "data_fingerprint": dataset_fingerprint(dataset.train),
+        "data_fingerprint": data_fingerprint(dataset),
         "versions": package_versions(),
         "config": dict(settings),
     }
 
 
+def data_fingerprint(dataset: Dataset) -> str:
+    """Hex SHA-256 over what both splits hold: names, sizes and endings of the images, and the label files.
+
+    An image is not read as a whole, so that a large data set takes seconds; in every compressed format another content
+    has another ending. What cannot be read counts as empty: the stages say what they leave out.
+    """
+    digest = hashlib.sha256(json.dumps([dataset.names[index] for index in sorted(dataset.names)]).encode())
+    for split in (dataset.train, dataset.val):
+        digest.update(f"{len(split)};".encode())
+        for image in split:
+            for file, last in ((image, _ENDING), (label_path(image), None)):
+                content = _content(file, last)
+                digest.update(file.name.encode("utf-8", "surrogateescape") + f":{len(content)}:".encode() + content)
+    return digest.hexdigest()
+
+
+def _content(file: Path, last: int | None) -> bytes:
+    """The size of a file and its last bytes, None is all of them."""
+    try:
+        with regular_file(file, "File").open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0 if last is None else max(0, size - last))
+            return f"{size};".encode() + stream.read()
+    except (OSError, ArtifactError):
+        return b""
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result, for provenance."""
     versions = {"python": platform.python_version()}
-    for name in ("trt_qat", "torch", "ultralytics", "nvidia-modelopt", "onnx", "onnxruntime", "openvino", "numpy"):
+    for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def machine() -> dict[str, Any]:
+    """What decides a latency beside the software: processor and cores."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as stream:
+            models = [line.partition(":")[2].strip() for line in stream if line.startswith(("model name", "Model"))]
+    except OSError:
+        models = []
+    return {"cpu": next(iter(models), platform.processor()), "cores": os.cpu_count()}

@@ -13,7 +13,6 @@ from trt_qat.data.dataset import (
     Dataset,
     calibration_images,
     check_class_count,
-    dataset_fingerprint,
     label_path,
     load_dataset,
 )
@@ -327,13 +326,3 @@ class TestHash:
     def test_missing_image(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=f"{os.sep}gone.png' cannot be read"):
             images_sha256([tmp_path / "gone.png"])
-
-
-def test_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
-    first, second = picture(tmp_path / "a/x.png", 1), picture(tmp_path / "a/y.png", 2)
-    fingerprint = dataset_fingerprint([first, second])
-    assert dataset_fingerprint([second, first]) == fingerprint
-    second.write_bytes(second.read_bytes() + b"0")
-    assert dataset_fingerprint([first, second]) != fingerprint
-    with pytest.raises(DatasetError, match=r"gone.png' cannot be read"):
-        dataset_fingerprint([tmp_path / "gone.png"])

@@ -27,7 +27,7 @@ ONE_THREAD = """
 import torch
 import trt_qat.api as api
 api.tune_cpu = lambda: torch.set_num_threads(1)
-from trt_qat.cli import main
+from trt_qat.__main__ import main
 main()
 """
 

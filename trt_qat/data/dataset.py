@@ -6,9 +6,8 @@ Images are listed here and nowhere else; every stage, Ultralytics' trainer inclu
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,21 +94,6 @@ def calibration_images(dataset: Dataset, count: int) -> list[Path]:
     if count < 1:
         raise DatasetError(f"{count} calibration images are not possible. Ask for 1 or more.")
     return evenly_spaced(dataset.train, count)
-
-
-def dataset_fingerprint(images: Iterable[Path]) -> str:
-    """Hex SHA-256 over names and sizes: what provenance records, quick for any number of images.
-
-    Raises:
-        DatasetError: an image is gone.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(images):
-        try:
-            digest.update(f"{file.name}:{file.stat().st_size};".encode())
-        except OSError as exc:
-            raise DatasetError(f"Image '{file}' cannot be read: {exc.strerror or exc}.") from exc
-    return digest.hexdigest()
 
 
 def _from_yaml(path: Path, names: Mapping[int, str] | None) -> Dataset:

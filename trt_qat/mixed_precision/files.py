@@ -7,6 +7,7 @@ from pathlib import Path
 from trt_qat.artifacts import write_json
 from trt_qat.checkpoint import Model, save
 from trt_qat.mixed_precision.mixes import Budget
+from trt_qat.reading import read_json
 
 BEST, ALL_INT8, REPORT = "best.safetensors", "best_int8.safetensors", "mixed_precision.json"
 
@@ -29,3 +30,9 @@ def undo_budget(folder: Path, resume: bool) -> None:
         (folder / ALL_INT8).replace(folder / BEST)
     for stale in (REPORT, ALL_INT8):
         (folder / stale).unlink(missing_ok=True)
+
+
+def read_budget(folder: Path, model: Model) -> Budget:
+    """What :func:`write_budget` left; ``model`` is its ``best``."""
+    report = read_json(folder / REPORT, "Mixed-precision report")
+    return Budget(model, bool(report["met"]), report)

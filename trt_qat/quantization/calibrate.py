@@ -12,6 +12,7 @@ from torch import Tensor
 from trt_qat import distributed
 from trt_qat.config import QuantizationSection
 from trt_qat.data.images import Image, evenly_spaced, network_batch
+from trt_qat.memory import halving
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.auto import choose_calibrator
 from trt_qat.quantization.auto_per_group import choose_per_group
@@ -73,11 +74,19 @@ def calibrate_(
     Raises:
         QuantizationError: no image, or activations that are all zero.
         DatasetError: an image cannot be read.
+        NotEnoughMemory: one image at a time is too much.
     """
     memory = remember(model, images, imgsz, section)
-    histograms = memory.histograms(lambda: _histograms(model, images, imgsz, section, progress))
+    smaller = partial(halving, batch=section.batch, key="quantization.batch", progress=progress)
+    histograms = memory.histograms(
+        lambda: smaller(lambda batch: _histograms(model, images, imgsz, section.replace(batch=batch), progress))
+    )
     if section.calibrator == "auto":
-        calibration = memory.choice(lambda: _choose(model, histograms, images, imgsz, section, progress))
+        calibration = memory.choice(
+            lambda: smaller(
+                lambda batch: _choose(model, histograms, images, imgsz, section.replace(batch=batch), progress)
+            )
+        )
     else:
         calibration = Calibration(calibrator_from_section(section))
     model.load_amax_(calibration.ranges(histograms))

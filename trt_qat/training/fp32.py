@@ -11,6 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 from trt_qat.checkpoint import Model
 from trt_qat.config import TrainSection
 from trt_qat.data.dataset import Dataset
+from trt_qat.memory import halving
 from trt_qat.model.loading import ARCHITECTURE_SUFFIXES, network_from_architecture
 from trt_qat.progress import SILENT, Progress
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
@@ -31,14 +32,18 @@ def train_fp32(
     Raises:
         ArtifactError: the weights have their BatchNorm folded.
     """
-    torch.manual_seed(section.seed)
-    network = trainable_network(model, dataset.names)
-    overrides = common_overrides(model.imgsz, out, section.epochs, section.batch, section.seed)
-    overrides |= {"optimizer": section.optimizer, "lr0": section.lr0, "close_mosaic": min(10, section.epochs // 4)}
-    with quiet_ultralytics():
-        trainer = DatasetTrainer(network, dataset, overrides, progress)
-        trainer.train()
-    return Path(trainer.best)
+    own = {"optimizer": section.optimizer, "lr0": section.lr0, "close_mosaic": min(10, section.epochs // 4)}
+
+    def attempt(batch: int) -> Path:
+        torch.manual_seed(section.seed)
+        network = trainable_network(model, dataset.names)
+        overrides = common_overrides(model.imgsz, out, section.epochs, batch, section.seed) | own
+        with quiet_ultralytics():
+            trainer = DatasetTrainer(network, dataset, overrides, progress)
+            trainer.train()
+        return Path(trainer.best)
+
+    return halving(attempt, section.batch, "train.batch", progress)
 
 
 def trainable_network(model: Model, names: Mapping[int, str]) -> DetectionModel:

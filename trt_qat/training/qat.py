@@ -25,13 +25,14 @@ from trt_qat.artifacts import CheckpointArtifact
 from trt_qat.checkpoint import Model, save
 from trt_qat.config import QatSection
 from trt_qat.data.dataset import Dataset
+from trt_qat.memory import halving
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
 from trt_qat.training.features.choose import features_from_section
-from trt_qat.training.resume import load_state, run_fingerprint, save_state
+from trt_qat.training.resume import FILE, load_state, run_fingerprint, save_state
 
 LOG = logging.getLogger(__name__)
 _GRADIENT_NORM = 10.0  # Ultralytics' own limit
@@ -48,6 +49,7 @@ class QATTrainer(DatasetTrainer):
         out: folder for ``best.safetensors``, ``last.safetensors``, ``results.csv``, ``resume.pt``.
         provenance: goes into the checkpoints and decides whether a run may be resumed.
         state: what ``resume.pt`` held, None for a new run.
+        batch: images at once where ``section.batch`` of them do not fit into memory; gradients of that many are summed.
     """
 
     stage = "QAT"
@@ -62,6 +64,7 @@ class QATTrainer(DatasetTrainer):
         provenance: Mapping[str, Any],
         progress: Progress = SILENT,
         state: Mapping[str, Any] | None = None,
+        batch: int | None = None,
     ) -> None:
         self._detector = detector
         self._quantized = model = detector.require_quantized()
@@ -71,7 +74,7 @@ class QATTrainer(DatasetTrainer):
         self._state = state
         self._out = out
         self.start_fitness = 0.0
-        overrides = _overrides(detector.imgsz, section, out)
+        overrides = _overrides(detector.imgsz, section, out, batch or section.batch)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
         super().__init__(model.network, dataset, overrides, progress)
@@ -255,8 +258,8 @@ def _move_(optimizer: Optimizer, groups: Sequence[ParamGroup]) -> None:
         optimizer.add_param_group({"params": list(group.params), "lr": group.lr, "weight_decay": group.weight_decay})
 
 
-def _overrides(imgsz: int, section: QatSection, out: Path) -> dict[str, Any]:
-    overrides = common_overrides(imgsz, out, section.epochs, section.batch, section.seed)
+def _overrides(imgsz: int, section: QatSection, out: Path, batch: int) -> dict[str, Any]:
+    overrides = common_overrides(imgsz, out, section.epochs, batch, section.seed)
     # the images as calibration saw them, but for what the section asks for
     return overrides | {
         "optimizer": section.optimizer,
@@ -305,9 +308,34 @@ def train_qat(
         ArtifactError: ``bn: freeze`` of folded weights; ``resume`` with other weights, data,
             versions or settings than the interrupted run's.
     """
-    state = load_state(out, run_fingerprint(provenance)) if resume else None
-    if state is not None and state["finished"]:
+    fingerprint, interrupted = run_fingerprint(provenance), resume
+    if resume and (load_state(out, fingerprint) or {}).get("finished"):
         return CheckpointArtifact(out / "best.safetensors")
+
+    def attempt(batch: int) -> CheckpointArtifact:
+        nonlocal interrupted
+        state = load_state(out, fingerprint) if interrupted else None
+        interrupted = True  # where memory runs out in a later epoch, the ones before it are kept
+        if state is not None:
+            progress.note(f"Fine-tuning goes on after epoch {state['epoch'] + 1} of {section.epochs}.")
+        elif distributed.is_main():
+            (out / FILE).unlink(missing_ok=True)  # of an earlier run, whose place this one takes
+        return _train(model, dataset, out, section, provenance, progress, order, state, batch)
+
+    return halving(attempt, section.batch, "qat.batch", progress)
+
+
+def _train(
+    model: Model,
+    dataset: Dataset,
+    out: Path,
+    section: QatSection,
+    provenance: Mapping[str, Any],
+    progress: Progress,
+    order: Sequence[str],
+    state: Mapping[str, Any] | None,
+    batch: int,
+) -> CheckpointArtifact:
     features = features_from_section(section, Start(model, out, order))
     quantized = model.require_quantized()
     trained = replace(quantized, network=copy.deepcopy(quantized.network))
@@ -315,7 +343,7 @@ def train_qat(
         trained = feature.as_trained(trained, model)
     detector = replace(model, network=trained.network, quantized=trained)
     with quiet_ultralytics():
-        trainer = QATTrainer(detector, features, dataset, out, section, provenance, progress, state)
+        trainer = QATTrainer(detector, features, dataset, out, section, provenance, progress, state, batch)
         trainer.train()
     if distributed.is_main():
         (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write
