@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 
 from trt_qat.errors import ArtifactError
 from trt_qat.reading import regular_file
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # the names that tempfile.mkdtemp gives in atomic_path
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"Cannot write '{path}': {_reason(exc)}. Choose another place.") from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what :func:`atomic_path` left in a folder and its sub-folders when its process was killed.
+
+    The caller makes sure that no other process writes there.
+    """
+    for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
+        for entry in place.glob(".*"):
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

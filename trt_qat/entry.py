@@ -113,4 +113,4 @@ def _say(line: str) -> None:
 
 def _cannot(exc: OSError) -> str:
     reason = " ".join((exc.strerror or str(exc)).split())
-    return f"'{exc.filename}': {reason}" if exc.filename else f"A file cannot be read or written: {reason}"
+    return f"'{exc.filename}': {reason}" if exc.filename else f"Output cannot be written: {reason}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trt_qat import distributed
-from trt_qat.artifacts import writable_folder
+from trt_qat.artifacts import remove_abandoned, writable_folder
 from trt_qat.errors import ArtifactError
 
 
@@ -32,6 +32,8 @@ def locked(folder: Path, file: str = "") -> Iterator[None]:
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
+        if not file:
+            remove_abandoned(folder)
         yield
     finally:
         lock.unlink(missing_ok=True)  # before it is let go: who waits for the old file finds it gone and asks again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,8 +12,12 @@ from trt_qat.progress import Progress
 
 Result = TypeVar("Result")
 
-# PyTorch on a CPU, CUDA and C++ libraries; none of them has a class of its own for it on every device
-_SAYINGS = ("can't allocate memory", "out of memory", "bad allocation", "bad_alloc", "unable to allocate")
+# PyTorch on a CPU, CUDA and C++ libraries; none of them has a class of its own for it on every device. "primitive" is
+# oneDNN's word for a convolution: it fails so where its scratch memory cannot be had.
+_SAYINGS = (
+    *("can't allocate memory", "cannot allocate memory", "out of memory", "bad allocation", "bad_alloc"),
+    *("unable to allocate", "could not create a primitive", "could not execute a primitive"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -45,5 +50,6 @@ def halving(attempt: Callable[[int], Result], batch: int, key: str, progress: Pr
                 raise NotEnoughMemory(
                     f"Memory ran out with {key}=1. Lower model.imgsz, or raise the limit of this process's memory."
                 ) from exc
+        gc.collect()  # what the failed attempt held in circles
         batch //= 2
         progress.note(f"Memory ran out with {key}={2 * batch}: going on with {batch}.")
