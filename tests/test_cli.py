@@ -384,6 +384,41 @@ def test_run_does_all_stages(place: Path) -> None:
     assert len(named) == 11
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
+    _check_run_again(("run", *arguments, "--out", "all"), said, named)
+
+
+STAGES = {
+    "the float checkpoint: fp32.safetensors",
+    "the calibration: ptq.safetensors",
+    "the fine-tuning: best.safetensors, last.safetensors",
+    "the FP32 file: fp32.onnx",
+    "the PTQ file: ptq.onnx",
+    "the QAT file: qat.onnx",
+    "the QAT file for tensorrt: qat_tensorrt.onnx",
+    "the engine: qat.plan, qat.json",
+    "the evaluation: result.json",
+    "the report: report.md, picture.jpg",
+}
+
+
+def _check_run_again(command: tuple[str, ...], said: str, files: list[Path]) -> None:
+    """Only what is missing, damaged or would come out otherwise is made again."""
+    before = {file: file.read_bytes() for file in files}
+    again = _succeed(*command)
+    assert _reused(again) == STAGES
+    assert again.splitlines()[len(STAGES) :] == said.splitlines()[1:]  # the first says why the engine is built so
+    assert {file: file.read_bytes() for file in files} == before
+
+    Path("all/qat.onnx").write_bytes(Path("all/qat.onnx").read_bytes()[:-1])
+    changed = _succeed(*command, "--set", "infer.conf=0.3")
+    assert _reused(changed) == STAGES - {"the QAT file: qat.onnx", "the report: report.md, picture.jpg"}
+    assert {file: file.read_bytes() for file in files if file.suffix != ".jpg"} == {
+        file: content for file, content in before.items() if file.suffix != ".jpg"
+    }
+
+
+def _reused(said: str) -> set[str]:
+    return {line.removeprefix("Reusing ").removesuffix(".") for line in said.splitlines() if line.startswith("Reusing")}
 
 
 @pytest.mark.slow

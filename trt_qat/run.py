@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from trt_qat import api, pipeline
 from trt_qat.artifacts import EngineArtifact, ResultRow, file_sha256, writable_folder, write_json, write_text
 from trt_qat.checkpoint import Model, load, save
-from trt_qat.config import Config, ExportSection
+from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, calibration_images
 from trt_qat.data.images import images_sha256
 from trt_qat.engine.build import choose_flavor
@@ -178,20 +178,17 @@ class _Run:
     def exported(self, models: Mapping[str, Model]) -> dict[str, Path]:
         """What is measured here, each for OpenVINO, and the fine-tuned model for TensorRT and the configured target."""
         deployed = dict.fromkeys(("tensorrt", self.config.export.target))
-        files = [("fp32", "fp32", "openvino"), ("ptq", "ptq", "openvino"), ("qat", "qat", "openvino")]
+        files = [(step, step, "openvino") for step in models]
         files += [(f"qat_{target}", "qat", target) for target in deployed if target != "openvino"]
-        exported = {}
-        for name, step, target in self.progress.over(files, "exporting"):
-            section = fitting(self.config.export.replace(target=target, format="onnx"), models[step])
-            exported[name] = self.export(name, models[step], self.checkpoints[step], section)
-        return exported
+        return {name: self.export(name, step, models[step], target) for name, step, target in files}
 
-    def export(self, name: str, model: Model, checkpoint: Path, section: ExportSection) -> Path:
-        """One file."""
+    def export(self, name: str, step: str, model: Model, target: str) -> Path:
+        """The ONNX file of one of them for one target."""
         file = self.out / f"{name}.onnx"
+        section = fitting(self.config.export.replace(target=target, format="onnx"), model)
         self.stage(
-            f"the export of {file.name}",
-            {"checkpoint": file_sha256(checkpoint), "settings": section.model_dump(mode="json")},
+            f"the {step.upper()} file{f' for {target}' if name != step else ''}",
+            {"checkpoint": file_sha256(self.checkpoints[step]), "settings": section.model_dump(mode="json")},
             (file,),
             lambda: api.export(model, file, section, progress=self.progress),
         )

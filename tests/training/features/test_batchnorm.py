@@ -21,6 +21,7 @@ from trt_qat.errors import ArtifactError
 from trt_qat.evaluation.parity import cosine
 from trt_qat.model.loading import raw_output
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.run import run
 from trt_qat.training.features.batchnorm import FrozenBatchNorm, folded, freeze_statistics_, unfolded
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def test_folded_weights_are_refused_before_any_long_work(
     calib = tmp_path / "calib"
     config = Config.load(overrides=["qat.bn=freeze", f"data.calibration_cache={calib}"])
     with pytest.raises(ArtifactError, match=ONE_LINE):
-        getattr(pipeline, verb)(source, demo_yaml, tmp_path / "run", config, reports)
+        {"qat": pipeline.qat, "run": run}[verb](source, demo_yaml, tmp_path / "run", config, reports)
     assert not reports.loops
     assert not reports.steps
     assert not calib.exists()
