@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,21 @@ def test_result_row_is_the_documented_object() -> None:
         "size_bytes": 1000,
         "latency_ms": {"median": 1.0, "p90": 2.0, "p99": 3.0},
     }
+
+
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
+    """As root a rename would put a file in the place of /dev/null."""
+    pipe, link, target = tmp_path / "pipe.json", tmp_path / "link.json", tmp_path / "target.json"
+    os.mkfifo(pipe)
+    for place, kind in ((pipe, "a pipe"), (Path(os.devnull), "a device")):
+        with pytest.raises(ArtifactError, match=f"is {kind}, not a file. Choose another place."):
+            write_json(place, {})
+    with pytest.raises(ArtifactError, match="is a pipe, not a file"):
+        writable_file(pipe, ".json")
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert stat.S_ISCHR(Path(os.devnull).lstat().st_mode)
+    target.write_text("kept")
+    link.symlink_to(target)
+    write_json(link, {})
+    assert target.read_text() == "kept"
+    assert link.read_text() == "{}\n"

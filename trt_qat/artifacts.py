@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat.errors import ArtifactError
-from trt_qat.reading import regular_file
+from trt_qat.reading import kind_of_file, regular_file
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # the names that tempfile.mkdtemp gives in atomic_path
 
@@ -95,8 +96,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it becomes ``path``, on failure nothing is left.
 
     Raises:
-        ArtifactError: the folder cannot be created or written.
+        ArtifactError: the folder cannot be created or written, or ``path`` is a device, a pipe or a socket, whose
+            place a file would take.
     """
+    check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -113,6 +116,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"Cannot write '{path}': {_reason(exc)}. Choose another place.") from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a place that holds something else than a file or a folder. A link is replaced, not what it names.
+
+    Raises:
+        ArtifactError: see above.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):  # nothing is there, or whoever writes it finds out why not
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+        raise ArtifactError(f"'{path}' is {kind_of_file(mode)}, not a file. Choose another place.")
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -172,6 +189,7 @@ def writable_file(path: Path, suffix: str) -> Path:
         raise ArtifactError(f"--out '{path}' must be named *{suffix}.")
     if path.is_dir():
         raise ArtifactError(f"--out '{path}' is a folder. Give a file.")
+    check_replaceable(path)
     writable_folder(path.parent)
     return path
 

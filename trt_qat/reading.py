@@ -93,9 +93,13 @@ def regular_file(path: Path, what: str, error: type[TrtQatError] = ArtifactError
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         raise error(f"{what} '{path}' cannot be read: {_short(exc)}.") from exc
     if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
-        raise error(f"{what} '{path}' is {kind}, not a file. Give a file.")
+        raise error(f"{what} '{path}' is {kind_of_file(mode)}, not a file. Give a file.")
     return path
+
+
+def kind_of_file(mode: int) -> str:
+    """What is there instead of a regular file, for messages; ``mode`` as in :mod:`stat`."""
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
 
 
 def read_bytes(path: Path, what: str, limit: Limit, error: type[TrtQatError] = ArtifactError) -> bytes:
