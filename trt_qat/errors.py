@@ -9,7 +9,8 @@ TrtQatError                 caught in cli.py only: one line on stderr, exit code
 ├── ExportError             the ONNX graph cannot be made or cleaned
 ├── EngineError             the TensorRT build failed
 ├── RunnerError             a model cannot run on the chosen runtime
-└── NotEnoughMemory         memory runs out even with one image at a time
+├── NotEnoughMemory         memory runs out even with one image at a time
+└── ConsistencyError        two things that must agree do not: a result would be wrong
 
 A message says what was given, what is allowed, and what to do.
 """
@@ -55,3 +56,7 @@ class RunnerError(TrtQatError):
 
 class NotEnoughMemory(TrtQatError):
     """Memory runs out even with one image at a time."""
+
+
+class ConsistencyError(TrtQatError):
+    """Two things that must agree do not, so that every result would be wrong."""

@@ -23,13 +23,14 @@ from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, check_class_count
 from trt_qat.data.labelled import LabelledImage, labelled_split
 from trt_qat.data.labels import Labels
-from trt_qat.errors import DatasetError
+from trt_qat.errors import ConsistencyError, DatasetError
 from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
 from trt_qat.vision.detections import Detections
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import LetterboxTransform, network_input
 from trt_qat.vision.postprocess import detections_from_output
+from trt_qat.vision.self_check import check_preprocessing
 
 # All that match_predictions reads of a validator: COCO's ten thresholds. A whole one would want a folder and a loader.
 _VALIDATOR = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
@@ -83,6 +84,7 @@ def measure_accuracy(
     Raises:
         DatasetError: no image of the split is usable, there is not one box, or the model has other classes.
         RunnerError: the output is not raw YOLOv8 detection with these classes, or not finite.
+        ConsistencyError: images are prepared otherwise than in training, or not each is counted.
     """
     images, left_out = match_images(runner, dataset, section, progress, label)
     return Accuracy(*mean_average_precision(images), len(images), left_out)
@@ -96,6 +98,7 @@ def match_images(
     label: str = "",
 ) -> tuple[list[MatchedImage], LeftOut | None]:
     """What :func:`measure_accuracy` counts, image by image in the split's order, and what was left out; see there."""
+    check_preprocessing(network_input)
     imgsz = image_size(runner.metadata, runner.input_shape)
     names = class_names(runner.metadata) or dict(dataset.names)
     check_class_count(dataset, names)
@@ -114,7 +117,23 @@ def match_images(
         for raw, item in zip(output, inputs, strict=True):
             found = detections_from_output(raw, section.conf, section.iou, section.max_det, multi_label=True)
             matched.append(_matched(found, item))
-    return matched, split.without(unreadable).left_out
+    left_out = split.without(unreadable).left_out
+    _check_all_counted(len(matched), left_out, dataset)
+    return matched, left_out
+
+
+def _check_all_counted(matched: int, left_out: LeftOut | None, dataset: Dataset) -> None:
+    """Each image of the split is measured, or said to be left out.
+
+    Raises:
+        ConsistencyError: some are neither.
+    """
+    listed, missing = len(dataset.val), left_out.images if left_out else 0
+    if matched + missing != listed:
+        raise ConsistencyError(
+            f"mAP was counted on {matched} images and {missing} were left out, but '{dataset.source}' lists {listed}. "
+            "No figure is given."
+        )
 
 
 def mean_average_precision(images: Sequence[MatchedImage]) -> tuple[float, float]:

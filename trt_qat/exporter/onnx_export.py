@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import torch
@@ -18,7 +19,7 @@ from ultralytics.nn.tasks import DetectionModel
 from trt_qat.artifacts import OnnxArtifact, atomic_path
 from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection
-from trt_qat.errors import ExportError
+from trt_qat.errors import ConsistencyError, ExportError
 from trt_qat.exporter.fp16 import round_scales_, to_float16_
 from trt_qat.exporter.qdq_passes import (
     clean_,
@@ -30,6 +31,8 @@ from trt_qat.exporter.qdq_passes import (
 from trt_qat.exporter.unsigned import to_unsigned_
 from trt_qat.model.loading import export_mode, raw_output
 from trt_qat.quantization.insert import QuantizedModel
+
+_SCALE_ROUNDING = 2e-3  # twice that of an FP16 number
 
 G_LOGGER.severity = G_LOGGER.ERROR  # it warns on stdout about an optional package for coloured text
 
@@ -71,6 +74,8 @@ def export_onnx(model: Model, out: Path, section: ExportSection, *, unsigned: bo
     finished = gs.export_onnx(graph)
     onnx.helper.set_model_props(finished, {k: str(v) for k, v in file_metadata(model, section).items()})
     _check(finished)
+    if quantized and int8:
+        _check_scales(finished, quantized)
     with atomic_path(out) as temporary:
         onnx.save(finished, str(temporary))
     return OnnxArtifact(out, precision)
@@ -156,3 +161,22 @@ def _check(model: onnx.ModelProto) -> None:
         onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise ExportError(f"The exported graph fails ONNX's check: {' '.join(str(exc).split())[:300]}") from exc
+
+
+def _check_scales(model: onnx.ModelProto, quantized: QuantizedModel) -> None:
+    """Each activation's scale in the file is a range of the checkpoint over 127, FP16 rounding apart.
+
+    Raises:
+        ConsistencyError: one is not, so that the file computes something else.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    wanted = np.array([float(amax) / 127 for name, amax in quantized.amax().items() if name.startswith("activation.")])
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[1] not in constants:
+            continue
+        found = float(onnx.numpy_helper.to_array(constants[node.input[1]]).max())
+        if not np.isclose(found, wanted, rtol=_SCALE_ROUNDING).any():
+            raise ConsistencyError(
+                f"'{node.name}' of the exported graph quantizes with scale {found:.4g}, which no range of the "
+                "checkpoint gives. Nothing was written."
+            )

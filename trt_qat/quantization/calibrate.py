@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trt_qat import distributed
 from trt_qat.config import QuantizationSection
 from trt_qat.data.images import Image, evenly_spaced, network_batch
+from trt_qat.errors import ConsistencyError
 from trt_qat.memory import halving
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.auto import choose_calibrator
@@ -21,6 +24,8 @@ from trt_qat.quantization.calibrators.base import calibrator_from_section
 from trt_qat.quantization.histogram import Histograms
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.quantization.observe import collect_histograms
+from trt_qat.vision.letterbox import LetterboxTransform, letterbox
+from trt_qat.vision.self_check import check_preprocessing
 
 
 class CalibrationMemory(Protocol):
@@ -75,7 +80,9 @@ def calibrate_(
         QuantizationError: no image, or activations that are all zero.
         DatasetError: an image cannot be read.
         NotEnoughMemory: one image at a time is too much.
+        ConsistencyError: images are prepared otherwise than in training, or a range exceeds what was seen.
     """
+    check_preprocessing(_prepared)
     memory = remember(model, images, imgsz, section)
     smaller = partial(halving, batch=section.batch, key="quantization.batch", progress=progress)
     histograms = memory.histograms(
@@ -89,8 +96,29 @@ def calibrate_(
         )
     else:
         calibration = Calibration(calibrator_from_section(section))
-    model.load_amax_(calibration.ranges(histograms))
+    ranges = calibration.ranges(histograms)
+    _check_ranges(ranges, histograms)
+    model.load_amax_(ranges)
     return calibration
+
+
+def _prepared(image: NDArray[np.uint8], imgsz: int) -> tuple[NDArray[np.float32], LetterboxTransform]:
+    return network_batch([image], imgsz), letterbox(image, imgsz)[1]
+
+
+def _check_ranges(ranges: Mapping[str, Tensor], histograms: Histograms) -> None:
+    """A range above every value that was seen wastes codes; no calibrator means that.
+
+    Raises:
+        ConsistencyError: there is one.
+    """
+    for group, histogram in histograms.items():
+        found = float(ranges[f"activation.{group}"])
+        if not found <= max(histogram.limit, 1e-12):
+            raise ConsistencyError(
+                f"The range of '{group}' is {found:.4g}, but no value of it was above {histogram.maximum:.4g}. "
+                "Nothing is saved; the calibrator is wrong."
+            )
 
 
 def batches(images: Sequence[Image], imgsz: int, batch: int) -> list[Callable[[], Tensor]]:

@@ -17,6 +17,7 @@ from trt_qat.runtime.selection import choose_runner, open_runner
 from trt_qat.vision.detections import Detections
 from trt_qat.vision.letterbox import network_input
 from trt_qat.vision.postprocess import detections_from_output
+from trt_qat.vision.self_check import check_preprocessing
 
 
 class Detector:
@@ -64,6 +65,7 @@ class Detector:
     ) -> None:
         self.section = (section or InferSection()).replace(**settings)
         self._closed = False
+        check_preprocessing(network_input)
         with ExitStack() as opened:  # closes the runner if the model turns out not to fit
             if isinstance(model, (str, Path)):
                 self.runner, self.reason = _open(Path(model), runtime)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
@@ -23,8 +24,11 @@ from trt_qat import distributed
 from trt_qat.data.dataset import Dataset
 from trt_qat.data.labelled import SplitName, checked_split
 from trt_qat.data.ultralytics_dataset import GivenDataset
+from trt_qat.errors import ConsistencyError
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.progress import SILENT, Progress
+from trt_qat.vision.image import read_image_bgr
+from trt_qat.vision.letterbox import network_input
 
 
 class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
@@ -49,6 +53,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         network.args = self.args  # where Ultralytics' criterion looks for the weights of its parts
         self.model = network  # a module instead of a name: setup_model() then looks for nothing
         self.add_callback("on_train_start", lambda _: tune_cpu())  # Ultralytics has set its own thread count by now
+        self.add_callback("on_train_start", DatasetTrainer._check_validation_images)
         self.add_callback("on_train_epoch_start", DatasetTrainer._epoch_started)
         self.add_callback("on_train_batch_end", DatasetTrainer._batch_done)
 
@@ -99,6 +104,22 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         for file in (self.last, self.best) if distributed.is_main() else ():
             if Path(file).is_file():
                 strip_optimizer(file)
+
+    def _check_validation_images(self) -> None:
+        """Ultralytics' loader must hand over what deployment does, else epochs are compared by a wrong figure.
+
+        Raises:
+            ConsistencyError: its first image is another one.
+        """
+        batch = self.preprocess_batch(next(iter(self.test_loader)))
+        file = Path(batch["im_file"][0])
+        expected = network_input(read_image_bgr(file), self.args.imgsz)[0][0]
+        found = batch["img"][0].float().cpu().numpy()
+        if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3):
+            raise ConsistencyError(
+                f"The validation image '{file}' reaches the network otherwise than in deployment. Nothing was trained; "
+                "the installation is damaged."
+            )
 
     def _epoch_started(self) -> None:
         self._batches_done = 0
