@@ -9,25 +9,29 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import math
 import os
+import re
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from mutations import json_values, mutated_bytes, mutated_json, mutated_text, odd_numbers, text_lines
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from trt_qat.errors import TrtQatError
-
-DEMO = Path(__file__).resolve().parents[2] / "trt_qat/demo/detector.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def parsed(target: Target, content: bytes) -> bool:
     Raises:
         AssertionError: an invariant does not hold, or the message of the refusal is not one line.
     """
+    logging.getLogger("trt_qat").setLevel(logging.CRITICAL)  # converters log what they leave out
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         try:
             target.check(content, Path(folder))
@@ -71,10 +76,24 @@ def _file(folder: Path, name: str, content: bytes) -> Path:
 
 
 def _labels() -> SearchStrategy[bytes]:
-    number = st.one_of(st.floats(0, 1).map(repr), odd_numbers(), st.integers(-2, 9).map(str))
-    row = st.lists(number, min_size=0, max_size=12).map(" ".join)
-    box = st.tuples(st.integers(0, 7), *[st.floats(0, 1)] * 4).map(lambda values: " ".join(map(str, values)))
-    return text_lines(st.one_of(box, row, box, st.text(max_size=20)))
+    side = st.floats(0.05, 1)
+    centre = st.floats(0.4, 0.6)
+    box = st.tuples(st.integers(0, 6), centre, centre, side, side).map(lambda values: " ".join(map(repr, values)))
+    polygon = st.lists(st.floats(0, 1), min_size=6, max_size=12).map(lambda values: f"0 {' '.join(map(repr, values))}")
+    number = st.one_of(st.floats(0, 1).map(repr), odd_numbers(), st.integers(-2, 9).map(str), st.floats().map(repr))
+    odd = st.lists(number, min_size=0, max_size=12).map(" ".join)
+    near = st.tuples(box, st.integers(0, 4), number).map(_with_column)
+    return st.one_of(
+        text_lines(box), text_lines(polygon), text_lines(st.one_of(box, box, near)), text_lines(st.one_of(near, odd)),
+        text_lines(st.one_of(box, st.text(max_size=20))),
+    )  # fmt: skip
+
+
+def _with_column(row_column_value: tuple[str, int, str]) -> str:
+    row, column, value = row_column_value
+    columns = row.split()
+    columns[column] = value
+    return " ".join(columns)
 
 
 def _check_labels(content: bytes, folder: Path) -> None:
@@ -116,16 +135,34 @@ def _check_config(config: Any) -> None:
 def _set_options() -> SearchStrategy[bytes]:
     from trt_qat.config import Config
 
-    keys = [
-        f"{section}.{key}"
-        for section, values in Config.load([], []).model_dump().items()
-        for key in (values if isinstance(values, dict) else ())
+    defaults = {
+        f"{section}.{key}": value
+        for section, values in Config.load([], []).model_dump(mode="json").items()
+        for key, value in values.items()
+    }
+    syntax = [
+        "!!python/name:os.system",
+        "&a [*a]",
+        "[",
+        "{",
+        "'",
+        "null",
+        "true",
+        "2024-02-31",
+        "1:1",
+        "0x10",
+        "~",
+        ".nan",
     ]
-    value = st.one_of(odd_numbers(), json_values().map(json.dumps), st.text(max_size=30), st.sampled_from(
-        ["!!python/name:os.system", "&a [*a]", "[", "{", "'", "null", "true", "2024-02-31", "1:1", "0x10", "~", ".nan"]
-    ))  # fmt: skip
-    known = st.tuples(st.sampled_from(keys), value).map("=".join)
-    return st.one_of(known, st.text(max_size=60), known).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    odd = st.one_of(odd_numbers(), json_values().map(json.dumps), st.text(max_size=30), st.sampled_from(syntax))
+    key = st.sampled_from(sorted(defaults))
+    good = key.map(lambda name: f"{name}={json.dumps(defaults[name])}")
+    number = st.tuples(key, st.one_of(st.integers(-3, 5000).map(str), st.floats(0, 2).map(repr))).map("=".join)
+    return st.one_of(
+        good.flatmap(lambda text: mutated_text([text])),
+        *[option.map(lambda text: text.encode("utf-8", "surrogatepass")) for option in (
+            number, st.tuples(key, odd).map("=".join), st.text(max_size=60))],
+    )  # fmt: skip
 
 
 def _check_set(content: bytes, folder: Path) -> None:
@@ -172,7 +209,15 @@ def _data_yaml() -> SearchStrategy[bytes]:
     others = st.tuples(st.sampled_from(["train", "val", "path", "nc", "names"]), json_values()).map(
         lambda pair: json.dumps({"train": "images/train", "names": ["a"], pair[0]: pair[1]}).encode()
     )
-    return st.one_of(mutated_text(good), values, others)
+    names = st.one_of(
+        st.lists(st.text(max_size=6), min_size=1, max_size=5), st.dictionaries(st.integers(0, 3), st.text(max_size=6))
+    )
+    plausible = st.tuples(names, st.one_of(st.none(), st.integers(0, 5))).map(
+        lambda pair: json.dumps(
+            {"train": "images/train", "names": pair[0], **({"nc": pair[1]} if pair[1] else {})}
+        ).encode()
+    )
+    return st.one_of(mutated_text(good), values, others, plausible)
 
 
 def _check_data_yaml(content: bytes, folder: Path) -> None:
@@ -190,29 +235,73 @@ def _check_data_yaml(content: bytes, folder: Path) -> None:
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
+SMALL: dict[str, Any] = {
+    "nc": 2,
+    "scales": {"n": [0.33, 0.25, 64]},
+    "scale": "n",
+    "backbone": [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 3, "C2f", [32, True]], [-1, 1, "SPPF", [32, 5]]],
+    "head": [[-1, 1, "nn.Upsample", ["None", 2, "nearest"]], [[-1, 0], 1, "Concat", [1]], [-1, 1, "C2f", [32]],
+             [[3, 6], 1, "Detect", ["nc"]]],
+}  # fmt: skip
+
+
 @cache
-def _demo() -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """The demo detector: its header, its tensors' table, its tensors' bytes."""
-    content = DEMO.read_bytes()
-    length = struct.unpack("<Q", content[:8])[0]
-    table = json.loads(content[8 : 8 + length])
-    metadata = table.pop("__metadata__")
-    return {"format": metadata.get("format"), **json.loads(metadata["header"])}, table, content[8 + length :]
-
-
-def _headers() -> SearchStrategy[bytes]:
-    header = {key: value for key, value in _demo()[0].items() if key != "provenance"} | {"provenance": {}}
-    return mutated_json(header)
-
-
-def _check_header(content: bytes, folder: Path) -> None:
+def _small(quantized: bool) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and tensors of a checkpoint of the small network."""
     import trt_qat
 
-    table, body = _demo()[1:]
-    encoded = json.dumps({"__metadata__": {"header": content.decode("utf-8", "replace")}, **table}).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    path = _file(folder, "a.safetensors", struct.pack("<Q", len(encoded)) + encoded + body)
-    _check_model(trt_qat.load(path))
+    with tempfile.TemporaryDirectory() as folder:
+        path = _file(Path(folder), "small.yaml", json.dumps(SMALL).encode())
+        model = trt_qat.load(path, imgsz=64)
+        if quantized:
+            model = trt_qat.quantize(model, [np.full((64, 64, 3), 114, np.uint8)], calibrator="max", images=1, batch=1)
+        saved = trt_qat.save(Path(folder, "small.safetensors"), model).path
+        with safe_open(saved, framework="np") as stream:
+            return json.loads(stream.metadata()["header"]), {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+
+
+def _checkpoint(header: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    return save(dict(tensors), metadata={"header": header.decode("utf-8", "replace")})
+
+
+def _checkpoints() -> SearchStrategy[bytes]:
+    def of(quantized: bool) -> SearchStrategy[bytes]:
+        header, tensors = _small(quantized)
+        encoded = json.dumps(header).encode()
+        other_header = mutated_json(header).map(lambda text: _checkpoint(text, tensors))
+        other_tensors = _other_tensors(tensors).map(lambda changed: _checkpoint(encoded, changed))
+        return st.one_of(other_header, other_header, other_tensors, mutated_bytes([_checkpoint(encoded, tensors)]))
+
+    return st.one_of(of(quantized=False), of(quantized=True))
+
+
+@st.composite
+def _other_tensors(draw: st.DrawFn, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """One tensor of other values, shape, type or name, or none of that name; ranges as often as weights."""
+    changed = dict(tensors)
+    ranges = [name for name in tensors if name.startswith("amax.")]
+    name = draw(st.sampled_from(draw(st.sampled_from([list(tensors), ranges or list(tensors)]))))
+    kind = draw(st.sampled_from(["value", "value", "all", "shape", "type", "remove", "rename"]))
+    value = draw(st.sampled_from([np.nan, np.inf, -np.inf, -1.0, 0.0, 3e38, 1e-45, 1.0]))
+    array = changed.pop(name).copy()
+    if kind == "remove":
+        return changed
+    if kind == "value" and array.size:
+        array.reshape(-1)[draw(st.integers(0, array.size - 1))] = value
+    elif kind == "all":
+        array[...] = value
+    elif kind == "shape":
+        array = np.ones(draw(st.lists(st.integers(0, 9), max_size=5)), np.float32)
+    elif kind == "type":
+        array = np.nan_to_num(array).astype(draw(st.sampled_from(["f2", "f8", "i8", "u1", "?"])))
+    changed[draw(st.sampled_from([f"{name}x", "amax.x", "x", "model.0"])) if kind == "rename" else name] = array
+    return changed
+
+
+def _check_checkpoint(content: bytes, folder: Path) -> None:
+    import trt_qat
+
+    _check_model(trt_qat.load(_file(folder, "a.safetensors", content)))
 
 
 def _check_model(model: Any) -> None:
@@ -221,18 +310,45 @@ def _check_model(model: Any) -> None:
     assert model.imgsz % 32 == 0
     assert 32 <= model.imgsz <= 8192
     assert all(bool(value.isfinite().all()) for value in model.network.parameters())
+    if model.quantized is not None:
+        assert all(bool((value.isfinite() & (value >= 0)).all()) for value in model.quantized.amax().values())
 
 
 def _architectures() -> SearchStrategy[bytes]:
-    small = {
-        "nc": 2,
-        "scales": {"n": [0.33, 0.25, 64]},
-        "scale": "n",
-        "backbone": [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [64, 3, 2]], [-1, 3, "C2f", [64, True]], [-1, 1, "SPPF", [64, 5]]],
-        "head": [[-1, 1, "nn.Upsample", ["None", 2, "nearest"]], [[-1, 0], 1, "Concat", [1]], [-1, 1, "C2f", [64]],
-                 [[3, 6], 1, "Detect", ["nc"]]],
-    }  # fmt: skip
-    return mutated_json(small)
+    return st.one_of(mutated_json(SMALL), _plausible_architectures())
+
+
+@st.composite
+def _plausible_architectures(draw: st.DrawFn) -> bytes:
+    """A backbone of common layers with odd widths, repeats and activations."""
+    width = st.sampled_from([8, 16, 32, 64, 7, 1, 33])
+    layers: list[list[Any]] = [[-1, 1, "Conv", [draw(width), 3, 2]]]
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(
+            st.sampled_from(
+                ["Conv", "C2f", "C3", "SPPF", "Bottleneck", "DWConv", "GhostConv", "C3k2", "nn.MaxPool2d", "nn.ReLU"]
+            )
+        )
+        arguments = {
+            "Conv": [draw(width), draw(st.integers(1, 5)), draw(st.integers(1, 2))],
+            "nn.MaxPool2d": [2, 2],
+            "nn.ReLU": [],
+        }
+        layers.append(
+            [draw(st.sampled_from([-1, -1, -1, 0])), draw(st.integers(1, 4)), kind, arguments.get(kind, [draw(width)])]
+        )
+    activations = [
+        "nn.ReLU()",
+        "torch.nn.LeakyReLU(0.1)",
+        "nn.Hardswish()",
+        "nn.SiLU(inplace=True)",
+        "nn.Linear(2, 2)",
+        "nn.ReLU6",
+    ]
+    content = {"nc": draw(st.integers(1, 5)), "backbone": layers, "head": [[[len(layers) - 1], 1, "Detect", ["nc"]]]}
+    if draw(st.booleans()):
+        content["activation"] = draw(st.sampled_from(activations))
+    return json.dumps(content).encode()
 
 
 def _check_architecture(content: bytes, folder: Path) -> None:
@@ -385,8 +501,6 @@ def _check_ultralytics_engine(content: bytes, folder: Path) -> None:
 
 
 def _caches() -> SearchStrategy[bytes]:
-    from safetensors.numpy import save
-
     limits = {"model.0.conv": [2.0, 1.5], "model.1.conv": [4.0, 3.0]}
     counts = {f"{name}.counts": np.ones(128) for name in limits}
     good = save(counts, metadata={"limits": json.dumps(limits)})
@@ -492,6 +606,26 @@ def _check_coco(content: bytes, folder: Path) -> None:
     )
 
 
+def _voc() -> SearchStrategy[bytes]:
+    """Good XML with odd values and repeated, missing or empty elements; and text that is no XML."""
+    content = st.one_of(odd_numbers(), st.sampled_from(["", " ", "a", "b", "0.png", "1.png", "../0.png", "/dev/zero", "&#10;", "1", "16"]),
+                        st.integers(-5, 40).map(str), st.text(max_size=8).map(escape))  # fmt: skip
+    edit = st.tuples(st.integers(0, 20), st.sampled_from(["text", "text", "text", "remove", "double"]), content)
+    return st.one_of(st.lists(edit, min_size=1, max_size=3).map(_edited_voc), mutated_text([VOC]))
+
+
+def _edited_voc(edits: list[tuple[int, str, str]]) -> bytes:
+    text = VOC
+    for number, kind, content in edits:
+        leaves = list(re.finditer(r"<(\w+)>([^<]*)</\1>", text))
+        if not leaves:
+            break
+        leaf = leaves[number % len(leaves)]
+        start, end = leaf.span(2) if kind == "text" else leaf.span()
+        text = text[:start] + {"text": content, "remove": "", "double": leaf.group() * 2}[kind] + text[end:]
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _check_voc(content: bytes, folder: Path) -> None:
     from trt_qat.data.convert import yolo_from_voc
 
@@ -543,7 +677,8 @@ def _sources() -> SearchStrategy[bytes]:
         ["rtsp://", "http://", "user", ":", "hunter2", "@", "host", "/", "a.mp4", "?", "token=", "hunter2", "&", "#", "\n",
          "%40", ";", " ", "key=", " ! ", "video0", "/dev/", "..", "-", "0", "[::1]", "\0", "é", "\\", "=", "password"]
     )  # fmt: skip
-    return st.one_of(st.lists(part, max_size=12).map("".join), st.text(max_size=40)).map(
+    there = st.sampled_from(["a.mp4", "./a.mp4", "image.png", "user:a.mp4", "../a.mp4", ".", "", "a.mp4/"])
+    return st.one_of(st.lists(part, max_size=12).map("".join), st.text(max_size=40), there).map(
         lambda text: text.encode("utf-8", "surrogatepass")
     )
 
@@ -554,8 +689,11 @@ def _check_source(content: bytes, folder: Path) -> None:
     text = content.decode("utf-8", "surrogateescape")
     here = Path.cwd()
     os.chdir(folder)
+    for name in ("a.mp4", "host", "0", "-", "user:a.mp4", "image.png"):
+        Path(name).touch()
     try:
-        find_source(text)
+        found = find_source(text)
+        assert found.path.exists()
     except TrtQatError as exc:
         for form in ("user:hunter2@", "token=hunter2", "key=hunter2", "://hunter2@"):
             assert form not in text or form not in str(exc), "a secret in the message"
@@ -573,7 +711,7 @@ TARGETS = {
         Target("yaml", _yaml, _check_yaml),
         Target("json", _json, _check_json),
         Target("data-yaml", _data_yaml, _check_data_yaml),
-        Target("checkpoint-header", _headers, _check_header),
+        Target("checkpoint", _checkpoints, _check_checkpoint),
         Target("architecture", _architectures, _check_architecture),
         Target("onnx-metadata", _onnx_bytes, _check_onnx_metadata),
         Target("runner-metadata", _metadata, _check_runner_metadata),
@@ -584,7 +722,7 @@ TARGETS = {
         Target("auto-choice", lambda: mutated_json(_choice()), _check_choice),
         Target("sensitivity", lambda: mutated_json(_ranking()), _check_ranking),
         Target("coco", lambda: mutated_json(COCO), _check_coco),
-        Target("voc", lambda: mutated_text([VOC]), _check_voc),
+        Target("voc", _voc, _check_voc),
         Target("image", lambda: mutated_bytes(_pictures()), _check_image),
         Target("source", _sources, _check_source),
     )

@@ -14,7 +14,7 @@ from parsers import TARGETS, parsed
 from per_input import limited_memory, limited_time
 
 REGRESSIONS = sorted(Path(__file__).with_name("regressions").glob("*.json"))
-EXAMPLES = {"checkpoint-header": 12, "architecture": 20, "lint": 20, "image": 30}
+EXAMPLES = {"checkpoint": 15, "architecture": 20, "lint": 20, "image": 30}
 
 
 @pytest.fixture(autouse=True)

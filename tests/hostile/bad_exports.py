@@ -145,15 +145,28 @@ def _attribute(name: str, value: Any) -> Callable[[Any], None]:
     return change
 
 
-def _subgraphs(depth: int) -> Callable[[Any], None]:
-    def change(model: Any) -> None:
-        graph = helper.make_graph([helper.make_node("Identity", ["images"], ["x"])], "g", [], [])
-        for _ in range(depth):
-            node = helper.make_node("If", ["c"], ["x"], then_branch=graph)
-            graph = helper.make_graph([node], "g", [], [])
-        model.graph.node.append(helper.make_node("If", ["c"], ["x"], then_branch=graph))
+def _subgraphs(depth: int) -> Make:
+    """If in If in If; written as bytes, for the library that would write it refuses what is so deep."""
 
-    return change
+    def field(number: int, content: bytes) -> bytes:
+        return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+    def make(place: Path, kit: Path) -> None:
+        graph = b""
+        for _ in range(depth):
+            branch = field(1, b"then_branch") + field(6, graph) + _varint(20 << 3) + _varint(5)
+            graph = field(1, field(1, b"images") + field(2, b"x") + field(4, b"If") + field(5, branch))
+        (place / "bad.onnx").write_bytes((kit / "tiny.onnx").read_bytes() + field(7, graph))
+
+    return make
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
 
 
 def _function(model: Any) -> None:
@@ -265,8 +278,8 @@ GRAPHS: dict[str, Make] = {
     "50000 nodes": _model(_chain(50_000)),
     "19000 nodes": _model(_chain(19_000)),
     "200000 inputs of a node": _model(_nodes(helper.make_node("Concat", ["images"] * 200_000, ["c"], axis=0))),
-    "subgraphs 30": _model(_subgraphs(30)),
-    "subgraphs 200": _model(_subgraphs(200)),
+    "subgraphs 30": _subgraphs(30),
+    "subgraphs 5000": _subgraphs(5000),
     "function calls itself": _model(_function),
     "unknown operator": _model(_nodes(helper.make_node("Mystery", ["images"], ["m"]))),
     "unknown domain": _model(_nodes(helper.make_node("Relu", ["images"], ["m"], domain="com.example"))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ KINDS = (
 )  # fmt: skip
 _MEMORY = 6 << 30  # bytes above what the loaded process maps
 _PROCESSOR_SECONDS = 100
+_IDLE_SECONDS = 4
 # what libraries say by themselves; a user can do nothing with it
 _NOISE = (
     "Warning:", "libpng", "Corrupt JPEG", "Premature end", "TIFF", "[ WARN", "[ERROR:", "[W:", "[E:", "OpenCV",
@@ -69,14 +71,14 @@ class Running:
             (folder / name).mkdir(parents=True)
         wait(forked(lambda: case.make(folder / "place", kit)), f"making the files of {case.name}")
         self.before = snapshot(folder)
-        self.started = time.monotonic()
+        self.started, self.used = time.monotonic(), (0.0, 0.0)
         self.pid = forked(self._command)
 
     def finished(self) -> Verdict | None:
         """The verdict, once there is one. Kills what takes too long."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         seconds = time.monotonic() - self.started
-        hangs = pid == 0 and seconds > self.case.seconds
+        hangs = pid == 0 and seconds > self.case.seconds and self._hangs(seconds)
         if pid == 0 and not hangs:
             return None
         with contextlib.suppress(ProcessLookupError):  # what it started and left behind goes with it
@@ -84,6 +86,14 @@ class Running:
         if hangs:
             _, status = os.waitpid(self.pid, 0)
         return self._verdict(os.waitstatus_to_exitcode(status), seconds, hangs)
+
+    def _hangs(self, seconds: float) -> bool:
+        """Whether it waits for nothing, or has had its time: on a busy machine the clock alone says little."""
+        used, before = _processor_seconds(self.pid), self.used
+        if seconds - before[0] < _IDLE_SECONDS:
+            return False
+        self.used = (seconds, used)
+        return used >= self.case.seconds or used - before[1] < 0.05 or seconds > 4 * self.case.seconds
 
     def _verdict(self, code: int, seconds: float, hangs: bool) -> Verdict:
         said = _said(self.folder / "record/stderr")
@@ -104,10 +114,11 @@ class Running:
         if marks or record.exists():
             yield "executions", record.read_text(errors="replace")[:300] if record.exists() else marks[0]
         own = [os.path.normpath(os.path.join("place", path)) for path in (*self.case.written(), *self.case.leaves)]
-        beside = [str(Path(path).with_suffix(suffix)) for path in own for suffix in (".json", ".png")]
+        own = [path for path in own if path != "place"]  # --out . allows nothing in particular
+        beside = [os.path.splitext(path)[0] + suffix for path in own for suffix in (".json", ".png")]
         # a folder that was made on the way to --out holds nothing that anyone could take for a result
         files = {path for path in touched if not stat.S_ISDIR(after[path][0]) or Path(path).name.startswith(".")}
-        stray = sorted(path for path in files | gone if not _inside(path, own + beside) or "/." in f"/{path}")
+        stray = sorted(path for path in files | gone if not _inside(path, own + beside) or _is_temporary(path, after))
         stray = [path for path in stray if path not in marks]
         if stray:
             yield "files outside --out", ", ".join(stray[:4])
@@ -116,7 +127,8 @@ class Running:
             if broken := self._unreadable([place / path for path in self.case.written()]):
                 yield "half-written", broken
         else:
-            results, may = own[: len(self.case.written())], own[len(self.case.written()) :]
+            may = [os.path.normpath(f"place/{path}") for path in self.case.leaves]
+            results = [path for path in own if path not in may]
             if left := sorted(path for path in files if _inside(path, results) and not _inside(path, may)):
                 yield "half-written", ", ".join(left[:4])
         if any(secret in _everything(self.folder, touched) for secret in self.case.secrets):
@@ -131,6 +143,7 @@ class Running:
         """In the fork: become the command. Does not return."""
         os.setsid()
         os.chdir(self.folder / "place")
+        _obey_permissions()
         self._environment()
         if self.case.alone:
             self._redirect()
@@ -173,6 +186,17 @@ class Running:
         else:
             target = "/dev/full" if self.case.stdout == "full" else self.folder / "record/stdout"
             os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+
+
+def _processor_seconds(session: int) -> float:
+    """User and system time so far of all processes of a session that live."""
+    ticks = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def forked(job: Callable[[], Any]) -> int:
@@ -242,6 +266,20 @@ def _limits() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _obey_permissions() -> None:
+    """Make root an ordinary owner, whom a read-only folder stops: drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: what is executed does not get it back
+    head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(head, sets) == 0:
+        for index in range(3):  # effective, permitted, inheritable
+            sets[index] &= ~0b110
+        libc.capset(head, sets)
+
+
 def _watch(record: Path) -> None:
     """Note every attempt to reach the network, to install something or to run a shell; refuse the network."""
 
@@ -294,9 +332,12 @@ def _defect(path: Path) -> str:
     import onnx
     from safetensors import safe_open
 
-    if path.is_dir():
-        return "; ".join(filter(None, (_defect(file) for file in sorted(path.rglob("*")) if file.is_file())))
-    if not path.exists() or not path.is_file():
+    try:
+        if path.is_dir():
+            return "; ".join(filter(None, (_defect(file) for file in sorted(path.rglob("*")) if file.is_file())))
+        if not path.is_file():
+            return ""
+    except OSError:  # no such name is possible
         return ""
     try:
         suffix = path.suffix.lower()
@@ -325,6 +366,13 @@ def _defect(path: Path) -> str:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} in JSON")
+
+
+def _is_temporary(path: str, after: Snapshot) -> bool:
+    """Whether it is in a hidden folder, or is one: what an atomic writer leaves when it is not done."""
+    parts = Path(path).parts
+    folders = parts if path in after and stat.S_ISDIR(after[path][0]) else parts[:-1]
+    return any(part.startswith(".") for part in folders)
 
 
 def _inside(path: str, folders: list[str]) -> bool:

@@ -30,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name begins with one of these texts")
     parser.add_argument("--fast", action="store_true", help="the short fixed set that `make test` runs")
+    parser.add_argument("--names", type=Path, help="a file with a case's name on each line: only these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--keep", type=Path, help="folder for the cases' folders, which are else deleted")
     parser.add_argument("--json", type=Path, help="also write each case's verdict here")
@@ -52,6 +53,9 @@ def _all(folder: Path, given: argparse.Namespace) -> int:
     cases = all_cases()
     if given.fast:
         cases = [case for case in cases if case.name in FAST]
+    if given.names:
+        names = set(given.names.read_text().splitlines())
+        cases = [case for case in cases if case.name in names]
     if given.only:
         cases = [case for case in cases if case.name.startswith(tuple(given.only))]
     if given.list:
@@ -118,7 +122,10 @@ def _run(cases: Sequence, folder: Path, kit: Path, jobs: int, keep: bool) -> lis
                 _print_findings(done[case.name])
         time.sleep(0.01)
         for started in list(running):
-            verdict = started.finished()
+            try:
+                verdict = started.finished()
+            except Exception as exc:
+                verdict = Verdict(started.case, 70, 0.0, str(exc), {"tracebacks": "it cannot be judged"})
             if verdict is None:
                 continue
             running.remove(started)
