@@ -59,7 +59,7 @@ def mutated_json(draw: st.DrawFn, good: Any) -> bytes:
 
 def _with_one_change(draw: st.DrawFn, content: Any) -> Any:
     if not isinstance(content, dict | list) or not content or draw(st.integers(0, 30)) == 0:
-        return draw(st.one_of(st.sampled_from(_WRONG), json_values()))
+        return _odd_value(draw)
     container, key = content, draw(st.sampled_from(_keys(content)))
     while isinstance(container[key], dict | list) and container[key] and draw(st.integers(0, 3)):
         container = container[key]
@@ -68,14 +68,19 @@ def _with_one_change(draw: st.DrawFn, content: Any) -> Any:
     if kind == "remove":
         del container[key]
     elif kind == "add" and isinstance(container, dict):
-        container[draw(st.text(max_size=6))] = draw(json_values())
+        container[draw(st.text(max_size=6))] = _odd_value(draw)
     elif kind in ("add", "double") and isinstance(container, list):
         container.insert(key, copy.deepcopy(container[key]))
     elif kind == "near":
         container[key] = _near(draw, container[key])
     else:
-        container[key] = draw(st.one_of(st.sampled_from(_WRONG), json_values()))
+        container[key] = _odd_value(draw)
     return content
+
+
+def _odd_value(draw: st.DrawFn) -> Any:
+    """A value to put in. A copy: the next change may be one inside of it."""
+    return copy.deepcopy(draw(st.one_of(st.sampled_from(_WRONG), json_values())))
 
 
 def _near(draw: st.DrawFn, value: Any) -> Any:

@@ -101,12 +101,12 @@ def _check_labels(content: bytes, folder: Path) -> None:
 
     path = _file(folder, "0.txt", content)
     defects = label_defects(path, 7)
-    assert all(len(str(defect)) < 5000 for defect in defects)
+    assert all(len(str(defect)) < 5000 for defect in defects), "a defect of many characters"
     labels = read_labels(path, 7)
     assert not any(defect.severity == "error" for defect in defects), "read in spite of an error"
-    assert np.isfinite(labels.boxes_cxcywh).all()
-    assert ((labels.class_ids >= 0) & (labels.class_ids < 7)).all()
-    assert (labels.boxes_cxcywh[:, 2:] > 0).all()
+    assert np.isfinite(labels.boxes_cxcywh).all(), "a box that is not finite"
+    assert ((labels.class_ids >= 0) & (labels.class_ids < 7)).all(), "a class id out of range"
+    assert (labels.boxes_cxcywh[:, 2:] > 0).all(), "a box without area"
     assert len(labels.class_ids) == len(labels.boxes_cxcywh)
 
 
@@ -305,13 +305,13 @@ def _check_checkpoint(content: bytes, folder: Path) -> None:
 
 
 def _check_model(model: Any) -> None:
-    assert list(model.names) == list(range(len(model.names)))
+    assert list(model.names) == list(range(len(model.names))), "class ids with a gap"
     assert all(isinstance(name, str) for name in model.names.values())
-    assert model.imgsz % 32 == 0
-    assert 32 <= model.imgsz <= 8192
-    assert all(bool(value.isfinite().all()) for value in model.network.parameters())
+    assert model.imgsz % 32 == 0 and 32 <= model.imgsz <= 8192, f"imgsz {model.imgsz}"  # noqa: PT018
+    assert all(bool(value.isfinite().all()) for value in model.network.parameters()), "weights that are not finite"
     if model.quantized is not None:
-        assert all(bool((value.isfinite() & (value >= 0)).all()) for value in model.quantized.amax().values())
+        ranges = model.quantized.amax().values()
+        assert all(bool((value.isfinite() & (value >= 0)).all()) for value in ranges), "a range that is none"
 
 
 def _architectures() -> SearchStrategy[bytes]:
@@ -459,7 +459,8 @@ def _check_runner_metadata(content: bytes, folder: Path) -> None:
     names = class_names(metadata)
     assert all(isinstance(key, int) and isinstance(name, str) for key, name in names.items())
     assert not names or sorted(names) == list(range(len(names))), "class ids with a gap"
-    assert 32 <= image_size(metadata, shape) <= 8192
+    size = image_size(metadata, shape)
+    assert 32 <= size <= 8192, f"image size {size}"
 
 
 SIDECAR = {
@@ -521,11 +522,10 @@ def _check_cache(content: bytes, folder: Path) -> None:
 
     found = load_histograms(_file(folder, "a.safetensors", content))
     for histogram in (found or {}).values():
-        assert histogram.counts.ndim == 1
-        assert np.isfinite(histogram.counts).all()
-        assert (histogram.counts >= 0).all()
-        assert 0 <= histogram.maximum <= histogram.limit
-        assert math.isfinite(histogram.limit)
+        counts = histogram.counts
+        assert counts.ndim == 1, f"counts of shape {counts.shape}"
+        assert np.isfinite(counts).all() and (counts >= 0).all(), "counts that are none"  # noqa: PT018
+        assert 0 <= histogram.maximum <= histogram.limit < math.inf, f"{histogram.maximum} and limit {histogram.limit}"
 
 
 @cache
@@ -543,7 +543,7 @@ def _check_choice(content: bytes, folder: Path) -> None:
 
     found = load_choice(_file(folder, "a.json", content))
     if found is not None:
-        assert all(math.isfinite(candidate.error) and candidate.error >= 0 for candidate in found.candidates)
+        assert all(0 <= candidate.error < math.inf for candidate in found.candidates), "an error that is none"
         json.dumps(found.as_dict(), allow_nan=False)
 
 
@@ -568,7 +568,7 @@ def _check_ranking(content: bytes, folder: Path) -> None:
     ranking, said = SensitivityFile(path, {"metric": "error", "weights": "0" * 16}, 2).read()
     assert len(said.splitlines()) <= 1
     if ranking is not None:
-        assert all(row.error is None or math.isfinite(row.error) for row in ranking.rows)
+        assert all(row.error is None or math.isfinite(row.error) for row in ranking.rows), "an error that is none"
         json.dumps([row.as_dict() for row in ranking.rows], allow_nan=False)
 
 
