@@ -81,11 +81,15 @@ class Running:
         hangs = pid == 0 and seconds > self.case.seconds and self._hangs(seconds)
         if pid == 0 and not hangs:
             return None
-        with contextlib.suppress(ProcessLookupError):  # what it started and left behind goes with it
-            os.killpg(self.pid, signal.SIGKILL)
+        self.stop()
         if hangs:
             _, status = os.waitpid(self.pid, 0)
         return self._verdict(os.waitstatus_to_exitcode(status), seconds, hangs)
+
+    def stop(self) -> None:
+        """Kill the command, and what it started and left behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _hangs(self, seconds: float) -> bool:
         """Whether it waits for nothing, or has had its time: on a busy machine the clock alone says little."""

@@ -112,29 +112,32 @@ def _run(cases: Sequence, folder: Path, kit: Path, jobs: int, keep: bool) -> lis
 
     waiting, running, done = list(cases), [], {}
     random.Random(0).shuffle(waiting)  # the slow ones do not wait for the end
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            case = waiting.pop()
-            try:
-                running.append(Running(case, folder / case.name.replace("/", "+").replace(" ", "_")[:120], kit))
-            except RuntimeError as exc:  # a mistake of the corpus, which the other cases need not wait for
-                done[case.name] = Verdict(case, 70, 0.0, str(exc), {"tracebacks": "its files cannot be made"})
-                _print_findings(done[case.name])
-        time.sleep(0.01)
-        for started in list(running):
-            try:
-                verdict = started.finished()
-            except Exception as exc:
-                verdict = Verdict(started.case, 70, 0.0, str(exc), {"tracebacks": "it cannot be judged"})
-            if verdict is None:
-                continue
-            running.remove(started)
-            done[verdict.case.name] = verdict
-            _print_findings(verdict)
-            if not keep:
-                removed(started.folder)
-            if sys.stderr.isatty():
-                print(f"\r{len(done)} of {len(cases)}", end="", file=sys.stderr)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                case = waiting.pop()
+                try:
+                    running.append(Running(case, folder / case.name.replace("/", "+").replace(" ", "_")[:120], kit))
+                except RuntimeError as exc:  # a mistake of the corpus, which the other cases need not wait for
+                    done[case.name] = Verdict(case, 70, 0.0, str(exc), {"tracebacks": "its files cannot be made"})
+            time.sleep(0.01)
+            for started in list(running):
+                try:
+                    verdict = started.finished()
+                except Exception as exc:
+                    verdict = Verdict(started.case, 70, 0.0, repr(exc), {"tracebacks": "it cannot be judged"})
+                if verdict is None:
+                    continue
+                running.remove(started)
+                done[verdict.case.name] = verdict
+                _print_findings(verdict)
+                if not keep:
+                    removed(started.folder)
+                if sys.stderr.isatty():
+                    print(f"\r{len(done)} of {len(cases)}", end="", file=sys.stderr)
+    finally:
+        for started in running:
+            started.stop()
     return [done[case.name] for case in cases]
 
 
