@@ -156,7 +156,7 @@ NAMES: dict[str, str | bytes] = {
     "quotes": "a'\"`$(touch EXECUTED).png",
     "percent": "%d%s%n%03d.png",
     "braces": "{0}{name}[a].png",
-    "brackets of rich": "[red]a[/red][bold.png",
+    "brackets of rich": "[red]a[bold].png",
     "asterisk": "*?[!a].png",
     "Vietnamese": "biển báo cấm đỗ.png",
     "decomposed": "biê\u0309n.png",
