@@ -146,6 +146,7 @@ class Running:
     def _command(self) -> None:
         """In the fork: become the command. Does not return."""
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(self.folder / "place")
         _obey_permissions()
         self._environment()

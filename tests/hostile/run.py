@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write each case's verdict here")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that what runs is stopped
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))  # a TemporaryDirectory is deleted by the first fork that ends
     try:
         return _all(folder, given)
