@@ -12,6 +12,7 @@ DATA ?= $(DEMO_DATA)
 NAME ?= $(if $(filter $(DEMO_BASE),$(WEIGHTS)),yolov8n,$(basename $(notdir $(WEIGHTS))))
 OUT ?= runs/$(NAME)
 ARGS ?=
+FUZZ_SECONDS ?= 600
 TRAIN_FROM := $(if $(filter $(DEMO_BASE),$(WEIGHTS)),yolov8n.yaml,$(WEIGHTS))
 FLAGS := $(if $(filter $(DEMO_BASE),$(WEIGHTS)),--config scripts/demo.yaml) $(ARGS)
 
@@ -26,7 +27,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
+.PHONY: help install demo test test-slow hostile fuzz lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -48,6 +49,12 @@ test: lint types ## Lint, types and tests (no GPU, no network after installation
 
 test-slow: $(READY) ## The tests that train or need the optional real data, and those for a GPU
 	$(BIN)/python -m pytest -m "slow or gpu"
+
+hostile: $(READY) ## Meet every hostile input of tests/hostile with its command; a table, zeros or exit 1
+	OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/run.py
+
+fuzz: $(READY) ## Fuzz every parser, FUZZ_SECONDS=600 in all; a table, exit 1 on a finding
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
