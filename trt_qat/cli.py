@@ -107,6 +107,7 @@ def _command(function: Command) -> Command:
         with _one_line_errors(), distributed.process_group():
             if json_file is not None:
                 _check_json_path(json_file)
+            _check_inputs_stay(json_file, arguments)
             result = function(config=Config.load(files, overrides), **arguments)
             if json_file is not None and distributed.is_main():
                 write_json(json_file, result)
@@ -135,6 +136,23 @@ def _check_json_path(path: Path) -> None:
     if path.is_dir():
         raise ArtifactError(f"--json '{path}' is a folder. Give a file.")
     writable_folder(path.parent)
+
+
+def _check_inputs_stay(json_file: Path | None, arguments: Mapping[str, Any]) -> None:
+    """Refuse to write a result over a file that the command reads."""
+    written = {"json": json_file, "out": arguments.get("out"), "svg": arguments.get("svg")}
+    read = [value for name, value in arguments.items() if name not in written and isinstance(value, str | Path | tuple)]
+    files = [Path(value) for entry in read for value in (entry if isinstance(entry, tuple) else (entry,))]
+    for option, out in written.items():
+        if out is not None and any(_is_same_file(out, file) for file in files):
+            raise ArtifactError(f"--{option} '{out}' is a file that this command reads. Choose another name.")
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second) and not first.is_dir()
+    except (OSError, ValueError):  # one of them is not there
+        return False
 
 
 def _say_error(message: str) -> None:
