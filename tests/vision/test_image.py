@@ -48,6 +48,11 @@ BROKEN = [
     "huge.bmp",
     "missing.jpg",
 ]
+ADVICE = {
+    "missing.jpg": "does not exist. Check the path.",
+    "folder.jpg": "is a folder, not a file. Give a file.",
+    "huge.bmp": "the limit is 128. If this is meant, raise it: TRT_QAT_MAX_IMAGE_MEGAPIXELS=10000.",
+}
 
 
 def test_good_image(broken: Path) -> None:
@@ -114,7 +119,7 @@ def test_broken_image_is_named(broken: Path, name: str) -> None:
     for read in (read_image_bgr, check_image):
         with pytest.raises(DatasetError, match=re.escape(f"Image '{broken / name}' ")) as caught:
             read(broken / name)
-        assert str(caught.value).endswith("Replace or remove it.")
+        assert str(caught.value).endswith(ADVICE.get(name, "Replace or remove it."))
 
 
 def test_the_same_errors_after_importing_ultralytics(broken: Path) -> None:
