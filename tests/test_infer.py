@@ -123,7 +123,7 @@ def test_video(place: Path, out: str, written: str) -> None:
         (["one.png", "--model", "broken.onnx"], "not an ONNX file"),
         (["one.png", "--model", "photos/notes.txt"], r"must be one of \*.onnx, .*\*.plan"),
         (["one.png", "--runtime", "tensorrt"], r"'tensorrt' needs \*.plan or \*.engine"),
-        (["rtsp://me:geheim@10.0.0.2/cam"], r"Source 'rtsp://me:\*\*\*@10.0.0.2/cam' cannot be read: streams and cam"),
+        (["rtsp://me:geheim@10.0.0.2/cam"], r"Source 'rtsp://\*\*\*@10.0.0.2/cam' cannot be read: streams and cam"),
         (["0"], "Source '0' cannot be read: streams and cameras are not supported"),
         (["one.png", "--out", "one.png"], "is the source itself"),
         (["one.png", "--out", "x.foo"], "must be a folder or end in"),

@@ -6,6 +6,7 @@ Every file that somebody else may have written comes in through here.
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,6 +184,11 @@ def parse_yaml(text: str, where: str, error: type[TrtQatError] = ArtifactError) 
             loader.dispose()
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise error(f"{where} is not valid YAML: {_short(exc)}.") from exc
+
+
+def file_name(text: str) -> str:
+    """A file name out of a UTF-8 text as this process spells it: Python in a C locale knows names as ASCII only."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def _check_depth(text: str) -> None:
