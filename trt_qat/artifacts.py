@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat.errors import ArtifactError
-from trt_qat.reading import regular_file
+from trt_qat.reading import printable, regular_file
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(printable(text).encode())
 
 
 def writable_folder(path: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset, dataset_fingerprint
+from trt_qat.reading import printable
 
 
 def provenance_of(weights: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,9 +21,9 @@ def provenance_of(weights: Path, dataset: Dataset, settings: Mapping[str, Any]) 
         settings: sections of the configuration as JSON values; those of training decide whether it may be resumed.
     """
     return {
-        "weights": weights.name,
+        "weights": printable(weights.name),
         "weights_sha256": file_sha256(weights) if weights.is_file() else "",
-        "data": dataset.source.name,
+        "data": printable(dataset.source.name),
         "data_fingerprint": dataset_fingerprint(dataset.train),
         "versions": package_versions(),
         "config": dict(settings),

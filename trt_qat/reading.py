@@ -191,6 +191,11 @@ def file_name(text: str) -> str:
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
+def printable(text: str) -> str:
+    """A text with file names in it as UTF-8 can say it: the inverse of :func:`file_name`, "\ufffd" for what is none."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _check_depth(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
