@@ -105,6 +105,7 @@ def test_the_rules_are_those_of_ultralytics(tmp_path: Path, text: str) -> None:
         (b"1000000000000000000 0.5 0.5 0.1 0.1\n", "class 1e\\+18, allowed are 0 to 1"),
         (b"0 0.5 0.5 0.1 0.1\0\n", r"\\x00' is not numbers"),
         ("0 0.5 0.5 0.1 0.1\n".encode("utf-16"), "is not UTF-8 text"),
+        (b"x\n" * 1_000_000, "has 1,000,000 rows, the limit is 100,000.*TRT_QAT_MAX_LABEL_ROWS=1000000"),
         (b"0 0.5 \x1b[31m 0.1 0.1\n", "x1b.* is not numbers"),
         (b"0 " + b"0.5 " * 1_000_001 + b"\n", "1000002 columns"),
         (b"0 " + b"x " * 1_000_000 + b"\n", "is not numbers"),

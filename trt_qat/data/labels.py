@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.errors import DatasetError
-from trt_qat.limits import LABEL_MEGABYTES
+from trt_qat.limits import LABEL_MEGABYTES, LABEL_ROWS
 from trt_qat.reading import read_text, shortened
 
 LabelDefectKind = Literal["bad-label", "class-out-of-range", "box-outside"]
@@ -102,6 +102,7 @@ def label_defects(path: Path, classes: int) -> list[LabelDefect]:
 
 def _rows(path: Path) -> list[_Row]:
     lines = read_text(path, "Label file", LABEL_MEGABYTES, DatasetError).splitlines()
+    LABEL_ROWS.check(len(lines), f"Label file '{path}'", DatasetError)
     return [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
