@@ -379,8 +379,12 @@ class TestHostile:
         assert names_of(images, root) == sorted(f"images/{name}" for name in found)
 
     def test_the_walk_ends_at_the_limit(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TRT_QAT_MAX_FILES", "1000")
-        with pytest.raises(DatasetError, match=r"Split 'train' .* has 1,001 files.*TRT_QAT_MAX_FILES=1001"):
+        monkeypatch.setenv("TRT_QAT_MAX_FILES", "2")
+        with pytest.raises(DatasetError, match=r"Split 'train' .* has 3 files.*TRT_QAT_MAX_FILES=3"):
+            load_dataset(write_yaml(root / "data.yaml", train="images", nc=1))
+
+    def test_the_whole_file_system_is_no_dataset(self, root: Path) -> None:
+        with pytest.raises(DatasetError, match="is the whole file system"):
             load_dataset(write_yaml(root / "data.yaml", path="/", train=".", nc=1))
 
     @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Images are listed here and nowhere else; every stage, Ultralytics' trainer inclu
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import os
 import re
@@ -178,6 +179,8 @@ def _entries(path: Path, root: Path, key: str, value: Any) -> list[Path]:
             entry = (root / item[3:]).resolve()
         if not entry.exists():
             raise DatasetError(f"'{key}: {item}' in '{path}' does not exist: '{entry}'. Correct 'path' or '{key}'.")
+        if entry == Path(entry.anchor):
+            raise DatasetError(f"'{key}: {item}' in '{path}' is the whole file system. Give the folder of the images.")
         resolved.append(entry)
     return resolved
 
@@ -304,6 +307,8 @@ def _walk(folder: str, what: str) -> list[str]:
                     if entry.is_dir():
                         waiting.append((entry.path, outside | {identity}))
         except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ELOOP):  # removed meanwhile; a link that leads nowhere
+                continue
             raise DatasetError(f"Folder '{current}' cannot be read: {exc.strerror or exc}.") from exc
     return found
 
