@@ -146,6 +146,28 @@ def test_any_name_in_any_locale(place: Path, name: bytes, locale: dict[str, str]
         assert found["source"] == "biển báo/biển báo.avi"
 
 
+LIMITED = """
+import resource, sys
+from trt_qat.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, -1))
+sys.argv = ["trt-qat", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("source", ["large.bmp", "drive.avi"])
+def test_a_result_that_does_not_fit_is_one_line_and_leaves_nothing(place: Path, source: str) -> None:
+    cv2.imwrite("large.bmp", colour_image(128, 128))
+    command = [sys.executable, "-c", LIMITED, "infer", source, "--runtime", "onnxruntime", "--out", "out"]
+    settings = {**os.environ, "PYTHONPATH": str(Path(trt_qat.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=settings)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: Cannot write 'out/{source}'")
+    assert "Written" not in done.stdout
+    assert list(Path("out").iterdir()) == []
+
+
 @pytest.mark.parametrize(("out", "written"), [("seen", "seen/drive.avi"), ("seen/x.mp4", "seen/x.mp4")])
 def test_video(place: Path, out: str, written: str) -> None:
     result = _run("drive.avi", "--out", out, "--conf", "0.5", "--runtime", "onnxruntime")
