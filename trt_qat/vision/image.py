@@ -63,6 +63,7 @@ _UPRIGHT: Mapping[int, Callable[[_Pixels], _Pixels]] = {
     7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
     8: lambda image: image.transpose(1, 0, 2)[::-1],
 }
+_PIXELS_AT_ONCE = 1 << 16
 _LYING = frozenset({5, 6, 7, 8})  # width and height change places
 
 
@@ -150,7 +151,12 @@ def _stored_bgr(image: Image.Image) -> _Pixels:
         upper = (np.asarray(image) >> 8).astype(np.uint8)
         return np.asarray(cv2.cvtColor(upper, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
     colours = image if image.mode == "RGB" else image.convert("RGB")
-    return np.asarray(cv2.cvtColor(np.asarray(colours), cv2.COLOR_RGB2BGR), dtype=np.uint8)
+    stored = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)  # Pillow gives bytes away by copying them; small copies stay in cache
+    for top in range(0, image.height, rows):
+        band = colours.crop((0, top, image.width, min(top + rows, image.height)))
+        cv2.cvtColor(np.asarray(band), cv2.COLOR_RGB2BGR, dst=stored[top : top + rows])
+    return stored
 
 
 def _upright(stored: _Pixels, image: Image.Image) -> _Pixels:
