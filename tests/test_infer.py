@@ -102,6 +102,72 @@ def test_a_folder_of_bad_images_only(place: Path) -> None:
     assert (written["results"], written["median_ms"], len(written["errors"])) == ([], None, 2)
 
 
+def test_pipes_never_block(place: Path) -> None:
+    """In a folder one is left out and said; alone it is an error."""
+    os.mkfifo("photos/pipe.jpg")
+    done = _process("photos", "--json", "found.json")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "Error: 1 of 3 images left out; the first: Image 'photos/pipe.jpg' is a pipe, not a file. Give a file."
+    )
+    assert len(json.loads(Path("found.json").read_text())["results"]) == 2
+    alone = _process("photos/pipe.jpg")
+    assert (alone.returncode, len(alone.stderr.splitlines())) == (1, 1)
+    assert "streams" in alone.stderr
+
+
+def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trt_qat", "infer", *arguments, "--runtime", "onnxruntime"]
+    settings = {**os.environ, "PYTHONPATH": str(Path(trt_qat.__file__).parents[1]), **environment}
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, timeout=60, env=settings
+    )
+
+
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("locale", [{}, C_LOCALE], ids=["UTF-8", "C"])
+@pytest.mark.parametrize("name", ["biển báo".encode(), b"\xff\xfe"], ids=["Vietnamese", "not UTF-8"])
+def test_any_name_in_any_locale(place: Path, name: bytes, locale: dict[str, str]) -> None:
+    folder = Path(os.fsdecode(name))
+    folder.mkdir()
+    for suffix, source in (("png", "one.png"), ("avi", "drive.avi")):
+        (folder / f"{os.fsdecode(name)}.{suffix}").write_bytes(Path(source).read_bytes())
+    for source in (folder, folder / f"{os.fsdecode(name)}.avi"):
+        done = _process(str(source), "--out", str(folder / "out"), "--json", str(folder / "x.json"), **locale)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert json.loads((folder / "x.json").read_text(encoding="utf-8"))["detections"] in (1, 3)
+    written = sorted(os.fsencode(path.name) for path in (folder / "out").iterdir())
+    assert written == [name + b".avi", name + b".png"]
+    if name != b"\xff\xfe":
+        found = json.loads((folder / "x.json").read_text(encoding="utf-8"))
+        assert found["source"] == "biển báo/biển báo.avi"
+
+
+LIMITED = """
+import resource, sys
+from trt_qat.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, -1))
+sys.argv = ["trt-qat", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("source", ["large.bmp", "drive.avi"])
+def test_a_result_that_does_not_fit_is_one_line_and_leaves_nothing(place: Path, source: str) -> None:
+    cv2.imwrite("large.bmp", colour_image(128, 128))
+    command = [sys.executable, "-c", LIMITED, "infer", source, "--runtime", "onnxruntime", "--out", "out"]
+    settings = {**os.environ, "PYTHONPATH": str(Path(trt_qat.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=settings)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: Cannot write 'out/{source}'")
+    assert "Written" not in done.stdout
+    assert list(Path("out").iterdir()) == []
+
+
 @pytest.mark.parametrize(("out", "written"), [("seen", "seen/drive.avi"), ("seen/x.mp4", "seen/x.mp4")])
 def test_video(place: Path, out: str, written: str) -> None:
     result = _run("drive.avi", "--out", out, "--conf", "0.5", "--runtime", "onnxruntime")
@@ -123,7 +189,7 @@ def test_video(place: Path, out: str, written: str) -> None:
         (["one.png", "--model", "broken.onnx"], "not an ONNX file"),
         (["one.png", "--model", "photos/notes.txt"], r"must be one of \*.onnx, .*\*.plan"),
         (["one.png", "--runtime", "tensorrt"], r"'tensorrt' needs \*.plan or \*.engine"),
-        (["rtsp://me:geheim@10.0.0.2/cam"], r"Source 'rtsp://me:\*\*\*@10.0.0.2/cam' cannot be read: streams and cam"),
+        (["rtsp://me:geheim@10.0.0.2/cam"], r"Source 'rtsp://\*\*\*@10.0.0.2/cam' cannot be read: streams and cam"),
         (["0"], "Source '0' cannot be read: streams and cameras are not supported"),
         (["one.png", "--out", "one.png"], "is the source itself"),
         (["one.png", "--out", "x.foo"], "must be a folder or end in"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat.errors import ArtifactError
-from trt_qat.reading import kind_of_file, regular_file
+from trt_qat.reading import kind_of_file, printable, regular_file
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # the names that tempfile.mkdtemp gives in atomic_path
 
@@ -160,8 +160,7 @@ def write_text(path: Path, text: str) -> None:
         ArtifactError: it cannot be written.
     """
     with atomic_path(path) as temporary:
-        # bytes of a file's name that are not UTF-8 are lone surrogates in Python; JSON reads this form of them
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(printable(text).encode())
 
 
 def writable_folder(path: Path) -> Path:

@@ -17,9 +17,14 @@ A message says what was given, what is allowed, and what to do.
 
 from __future__ import annotations
 
+from trt_qat.redact import redacted_message
+
 
 class TrtQatError(Exception):
-    """Base class of every expected failure."""
+    """Base class of every expected failure. No message holds a URL's user, password or token."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted_message(message))
 
 
 class ConfigError(TrtQatError):

@@ -14,7 +14,7 @@ from typing import Any
 from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset, label_path
 from trt_qat.errors import ArtifactError
-from trt_qat.reading import regular_file
+from trt_qat.reading import printable, regular_file
 
 _PACKAGES = (
     *("trt_qat", "torch", "ultralytics", "nvidia-modelopt", "pytorch-quantization", "onnx", "onnx-graphsurgeon"),
@@ -31,9 +31,9 @@ def provenance_of(weights: Path, dataset: Dataset, settings: Mapping[str, Any]) 
         settings: sections of the configuration as JSON values; those of training decide whether it may be resumed.
     """
     return {
-        "weights": weights.name,
+        "weights": printable(weights.name),
         "weights_sha256": file_sha256(weights) if weights.is_file() else "",
-        "data": dataset.source.name,
+        "data": printable(dataset.source.name),
         "data_fingerprint": data_fingerprint(dataset),
         "versions": package_versions(),
         "config": dict(settings),
@@ -52,7 +52,7 @@ def data_fingerprint(dataset: Dataset) -> str:
         for image in split:
             for file, last in ((image, _ENDING), (label_path(image), None)):
                 content = _content(file, last)
-                digest.update(file.name.encode("utf-8", "surrogateescape") + f":{len(content)}:".encode() + content)
+                digest.update(os.fsencode(file.name) + f":{len(content)}:".encode() + content)
     return digest.hexdigest()
 
 

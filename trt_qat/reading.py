@@ -6,6 +6,7 @@ Every file that somebody else may have written comes in through here.
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,6 +188,19 @@ def parse_yaml(text: str, where: str, error: type[TrtQatError] = ArtifactError) 
             loader.dispose()
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise error(f"{where} is not valid YAML: {_short(exc)}.") from exc
+
+
+def file_name(text: str) -> str:
+    """A file name out of a UTF-8 text as this process spells it: Python in a C locale knows names as ASCII only."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def printable(text: str) -> str:
+    """A text with file names in it as UTF-8 can say it: the inverse of :func:`file_name`, "\ufffd" for what is none."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half of a pair, out of a JSON escape
+        return text.encode("utf-8", "replace").decode()
 
 
 def _check_depth(text: str) -> None:

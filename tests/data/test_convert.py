@@ -234,7 +234,7 @@ class TestCoco:
         (tmp_path / "a.json").write_text("{", encoding="utf-8")
         with pytest.raises(DatasetError, match="is not valid JSON"):
             yolo_from_coco(tmp_path / "a.json", images, tmp_path / "out")
-        with pytest.raises(DatasetError, match=r"Cannot read .*b.json"):
+        with pytest.raises(DatasetError, match=r"Annotations .*b.json' does not exist"):
             yolo_from_coco(tmp_path / "b.json", images, tmp_path / "out")
         with pytest.raises(DatasetError, match="the lists images"):
             yolo_from_coco(write(tmp_path / "c.json", [1]), images, tmp_path / "out")
@@ -276,6 +276,55 @@ class TestCoco:
             yolo_from_coco(file, images, tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "images"]
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"images": NaN}', "is not valid JSON: NaN"),
+            ("[" * 100_000, "is not valid JSON: nested too deeply"),
+        ],
+    )
+    def test_hostile_json(self, tmp_path: Path, images: Path, text: str, message: str) -> None:
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        with pytest.raises(DatasetError, match=message):
+            yolo_from_coco(tmp_path / "a.json", images, tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"images": [{"id": 0, "file_name": "0.png", "width": 1e308, "height": 1}]},
+                r"1e\+308 x 1 pixels; allowed",
+            ),
+            ({"images": [7]}, "is not a COCO instances file"),
+            ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [10**400, 0, 1, 1]}]}, "OverflowError"),
+            ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "two categories have one id"),
+            ({"categories": [{"id": 1, "name": "a\nb"}]}, "printable"),
+            ({"categories": [{"id": i, "name": "a"} for i in range(10_001)]}, "10,001 classes, the limit is 10,000"),
+        ],
+    )
+    def test_hostile_content(self, tmp_path: Path, images: Path, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(DatasetError, match=message):
+            yolo_from_coco(write(tmp_path / "a.json", coco(**change)), images, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_infinite_boxes_are_clipped_or_dropped(self, tmp_path: Path, images: Path) -> None:
+        text = json.dumps(coco()).replace("[4, 2, 8, 4]", "[-1e999, 0, 1e999, 9]", 1)  # JSON says 1e999, floats do not
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        found = labels_of(yolo_from_coco(tmp_path / "a.json", images, tmp_path / "out"))
+        assert all(np.isfinite(found[name]).all() for name in found)
+
+    def test_what_is_no_file(self, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (images / "0.png").unlink()
+        os.mkfifo(images / "0.png")
+        found = labels_of(yolo_from_coco(write(tmp_path / "a.json", coco()), images, tmp_path / "out"))
+        assert set(found) == {"1.png", "2.png", "3.png", "4.png"}
+        assert "1 images that are pipes, devices or folders" in caplog.text
+        os.mkfifo(tmp_path / "b.json")
+        with pytest.raises(DatasetError, match=r"b.json' is a pipe, not a file"):
+            yolo_from_coco(tmp_path / "b.json", images, tmp_path / "other")
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;">]><annotation><folder>&c;</folder></annotation>'
 
 OBJECT = (
     "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>"
@@ -378,3 +427,31 @@ class TestVoc:
     def test_out_is_checked(self, tmp_path: Path, images: Path, xmls: Path) -> None:
         with pytest.raises(DatasetError, match="not an empty folder"):
             yolo_from_voc(xmls, images, images)
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+    def test_entities_are_refused_in_every_encoding(
+        self, tmp_path: Path, images: Path, xmls: Path, encoding: str
+    ) -> None:
+        (xmls / "3.xml").write_text(LAUGHS, encoding=encoding)
+        with pytest.raises(DatasetError, match=r"3.xml' is not a Pascal VOC file: it declares a document type"):
+            yolo_from_voc(xmls, images, tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '<?xml version="1.0" encoding="nonsense"?><annotation/>',
+            "<annotation><size><width>1e308</width><height>1e999</height></size></annotation>",
+            "<a>" * 200_000,
+            "\0",
+        ],
+        ids=["encoding", "size", "deep", "nul"],
+    )
+    def test_hostile_xml(self, tmp_path: Path, images: Path, xmls: Path, text: str) -> None:
+        (xmls / "3.xml").write_text(text, encoding="utf-8")
+        with pytest.raises(DatasetError, match=r"3.xml' is not a Pascal VOC file"):
+            yolo_from_voc(xmls, images, tmp_path / "out")
+
+    def test_an_annotation_that_is_a_pipe(self, tmp_path: Path, images: Path, xmls: Path) -> None:
+        os.mkfifo(xmls / "pipe.xml")
+        with pytest.raises(DatasetError, match=r"pipe.xml' is a pipe, not a file"):
+            yolo_from_voc(xmls, images, tmp_path / "out")

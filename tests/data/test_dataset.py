@@ -152,7 +152,7 @@ class TestYamlErrors:
 
     def test_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "d.yaml").write_bytes(b"names: [\xff\xfe]")
-        with pytest.raises(DatasetError, match="is not valid YAML"):
+        with pytest.raises(DatasetError, match="is not UTF-8 text"):
             load_dataset(tmp_path / "d.yaml")
 
     @pytest.mark.parametrize("text", ["", "- a\n", "hello"])
@@ -178,8 +178,8 @@ class TestYamlErrors:
             ({"train": "images/train", "names": {1: "a", 2: "b"}}, "must run from 0 without a gap"),
             ({"train": "images/train", "names": {"x": "a"}}, "must be whole numbers"),
             ({"train": "images/train", "names": ["a"], "nc": 2}, "says nc: 2 but names 1 classes"),
-            ({"train": "images/train", "nc": "two"}, "'nc: two' in .* must be a number"),
-            ({"train": "images/train", "nc": 0}, "'nc: 0' in .* must be a number"),
+            ({"train": "images/train", "nc": "two"}, "'nc: 'two'' in .* must be a whole number"),
+            ({"train": "images/train", "nc": 0}, "'nc: 0' in .* must be a whole number"),
         ],
     )
     def test_content(self, root: Path, content: dict[str, Any], message: str) -> None:
@@ -205,7 +205,7 @@ class TestYamlErrors:
 
     def test_binary_list(self, root: Path) -> None:
         (root / "train.txt").write_bytes(b"\xff\xff")
-        with pytest.raises(DatasetError, match=r"Cannot read the image list .*UTF-8"):
+        with pytest.raises(DatasetError, match=r"has no image in .*train.txt"):
             load_dataset(write_yaml(root / "data.yaml", train="train.txt", nc=1))
 
 
@@ -324,5 +324,85 @@ class TestHash:
         assert len(digests) == 4
 
     def test_missing_image(self, tmp_path: Path) -> None:
-        with pytest.raises(DatasetError, match=f"{os.sep}gone.png' cannot be read"):
+        with pytest.raises(DatasetError, match=f"{os.sep}gone.png' does not exist"):
             images_sha256([tmp_path / "gone.png"])
+
+
+class TestHostile:
+    """Names that are not UTF-8, things that are no files, work without end."""
+
+    NAME = os.fsdecode(b"bi\xe1\xbb\x83n_\xff.png")
+
+    def test_names_that_are_not_utf8(self, root: Path) -> None:
+        picture(root / "images/train" / self.NAME)
+        (root / "train.txt").write_bytes(b"./images/train/" + os.fsencode(self.NAME) + b"\n./images/train/0.png\n")
+        (walked, listed) = (
+            load_dataset(write_yaml(root / f"{kind}.yaml", train=train, nc=1)).train
+            for kind, train in (("walk", "images/train"), ("list", "train.txt"))
+        )
+        assert [image.name for image in walked] == ["0.png", "1.png", "2.png", self.NAME]
+        assert [image.name for image in listed] == ["0.png", self.NAME]
+        assert len(images_sha256(walked)) == 64
+
+    def test_a_pipe_counts_as_an_image_and_is_never_opened(self, root: Path) -> None:
+        os.mkfifo(root / "images/train/pipe.jpg")
+        train = load_dataset(write_yaml(root / "data.yaml", train="images/train", nc=1)).train
+        assert [image.name for image in train] == ["0.png", "1.png", "2.png", "pipe.jpg"]
+        with pytest.raises(DatasetError, match=r"pipe.jpg' is a pipe, not a file"):
+            images_sha256(train)
+
+    @pytest.mark.parametrize("name", ["data.yaml", "train.txt"])
+    def test_descriptions_that_are_pipes(self, root: Path, name: str) -> None:
+        file = write_yaml(root / "d.yaml", train="train.txt", nc=1)
+        os.mkfifo(root / name)
+        with pytest.raises(DatasetError, match=f"{name}' is a pipe, not a file"):
+            load_dataset(root / name if name.endswith("yaml") else file)
+
+    def test_folders_that_hold_themselves_end(self, root: Path) -> None:
+        (root / "images/train/again").symlink_to(root / "images")
+        (root / "images/val/itself").symlink_to(".")
+        images = load_dataset(write_yaml(root / "data.yaml", train="images", nc=1)).train
+        # val is found a second time through the link in train: another path, other labels
+        found = [f"{split}/{index}.png" for split, count in (("train", 3), ("val", 2)) for index in range(count)]
+        assert names_of(images, root) == sorted(f"images/{name}" for name in found)
+
+    def test_the_walk_ends_at_the_limit(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRT_QAT_MAX_FILES", "2")
+        with pytest.raises(DatasetError, match=r"Split 'train' .* has 3 files.*TRT_QAT_MAX_FILES=3"):
+            load_dataset(write_yaml(root / "data.yaml", train="images", nc=1))
+
+    def test_the_whole_file_system_is_no_dataset(self, root: Path) -> None:
+        with pytest.raises(DatasetError, match="is the whole file system"):
+            load_dataset(write_yaml(root / "data.yaml", path="/", train=".", nc=1))
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"nc": 10**12}, r"has 1,000,000,000,000 classes, the limit is 10,000.*TRT_QAT_MAX_CLASSES"),
+            ({"nc": 10**400}, "has 1e\\+18 classes|classes, the limit is 10,000"),
+            ({"nc": 1e12}, "must be a whole number"),
+            ({"names": ["x"] * 10_001}, "has 10,001 classes, the limit is 10,000"),
+            ({"names": {0: "a", 1.5: "b"}}, "must be whole numbers: found 1.5"),
+            ({"names": {0: "a", True: "b"}}, "must be whole numbers: found True"),
+            ({"names": ["a\nb"]}, r"one line of 1 to 200 printable characters, found 'a\\nb'"),
+            ({"names": ["\x1b[31m"]}, "printable"),
+            ({"names": [["a"]]}, "printable"),
+            ({"names": ["x" * 201]}, "printable"),
+            ({"train": "x\0y"}, "does not exist|cannot be read"),
+            ({"train": "x" * 5000}, "cannot be read: File name too long"),
+            ({"path": "x" * 5000}, "cannot be read: File name too long"),
+            ({"path": "https://me:geheim@host/set"}, r"https://\*\*\*@host"),
+        ],
+    )
+    def test_one_line_each(self, root: Path, content: dict[str, Any], message: str) -> None:
+        file = write_yaml(root / "data.yaml", **{"train": "images/train", "names": ["a"], **content})
+        with pytest.raises(DatasetError, match=message) as caught:
+            load_dataset(file)
+        assert "\n" not in str(caught.value)
+        assert "geheim" not in str(caught.value)
+        assert len(str(caught.value)) < 12_000
+
+    def test_an_endless_link(self, root: Path) -> None:
+        (root / "loop").symlink_to("loop")
+        with pytest.raises(DatasetError, match=r"does not exist|cannot be read"):
+            load_dataset(write_yaml(root / "data.yaml", train="loop", nc=1))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,48 @@ def test_the_rules_are_those_of_ultralytics(tmp_path: Path, text: str) -> None:
     labels = read_labels(path, 2)
     found = np.concatenate([labels.class_ids[:, None], labels.boxes_cxcywh], axis=1)
     np.testing.assert_allclose(found[np.lexsort(found.T)], rows[np.lexsort(rows.T)], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"0 3e38 0.5 0.1 0.1\n", "not in fractions"),
+        (b"0 0.5 0.5 1e-400 0.1\n", "must be above 0"),
+        (b"0 0.5 0.5 1e-300 0.1\n", "must be above 0"),  # zero once it is stored as float32
+        (b"0 inf 0.5 0.1 0.1\n", "finite numbers"),
+        (b"nan 0.5 0.5 0.1 0.1\n", "whole class id"),
+        (b"1000000000000000000 0.5 0.5 0.1 0.1\n", "class 1e\\+18, allowed are 0 to 1"),
+        (b"0 0.5 0.5 0.1 0.1\0\n", r"\\x00' is not numbers"),
+        ("0 0.5 0.5 0.1 0.1\n".encode("utf-16"), "is not UTF-8 text"),
+        (b"x\n" * 1_000_000, "has 1,000,000 rows, the limit is 100,000.*TRT_QAT_MAX_LABEL_ROWS=1000000"),
+        (b"0 0.5 \x1b[31m 0.1 0.1\n", "x1b.* is not numbers"),
+        (b"0 " + b"0.5 " * 1_000_001 + b"\n", "1000002 columns"),
+        (b"0 " + b"x " * 1_000_000 + b"\n", "is not numbers"),
+    ],
+)
+def test_rows_that_nobody_wrote(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_labels(tmp_path / "a.txt", 2)
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
+
+
+def test_a_polygon_of_half_a_million_points(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "0 " + "0.1 0.2 0.6 0.7 " * 250_000)
+    np.testing.assert_allclose(read_labels(path, 1).boxes_cxcywh, [[0.35, 0.45, 0.5, 0.5]], atol=1e-6)
+
+
+def test_what_is_no_file_is_no_background(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "folder.txt").mkdir()
+    for name, kind in (("pipe", "a pipe"), ("folder", "a folder")):
+        with pytest.raises(DatasetError, match=f"{name}.txt' is {kind}, not a file"):
+            read_labels(tmp_path / f"{name}.txt", 1)
+        assert label_defects(tmp_path / f"{name}.txt", 1)[0].severity == "error"
+
+
+def test_too_large_a_label_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRT_QAT_MAX_LABEL_MB", "1")
+    with pytest.raises(DatasetError, match="TRT_QAT_MAX_LABEL_MB=2"):
+        read_labels(write(tmp_path / "a.txt", "0 0.5 0.5 0.1 0.1\n" * 60_000), 1)

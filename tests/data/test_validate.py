@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -241,3 +242,14 @@ def test_progress(root: Path) -> None:
     recording = Recording()
     validate_dataset(load(root), recording)
     assert recording.seen == [("images and labels", 2), ("train/val overlap", 1)]
+
+
+def test_pipes_are_findings_and_are_never_opened(root: Path) -> None:
+    os.mkfifo(root / "images/train/pipe.jpg")
+    (root / "labels/train/pipe.txt").write_text("0 0.5 0.5 0.2 0.2\n", encoding="utf-8")
+    add(root, "train", "other", label=None)
+    os.mkfifo(root / "labels/train/other.txt")
+    found = {(finding.kind, finding.path.name): finding for finding in validate_dataset(load(root))}
+    assert set(found) == {("unreadable-image", "pipe.jpg"), ("bad-label", "other.txt")}
+    assert all("is a pipe, not a file" in finding.detail for finding in found.values())
+    assert all(finding.severity == "error" for finding in found.values())

@@ -78,3 +78,10 @@ def test_classes_have_colours_and_unknown_ones_are_drawn_as_numbers() -> None:
     assert len(colours) == 3
     numbered = annotate(image, _detections(box, class_id=7), {7: "7"})
     assert (drawings[2] == numbered).all()
+
+
+def test_boxes_that_are_none_are_drawn_without_a_word() -> None:
+    extremes = [[-3e38, -3e38, 3e38, 3e38], [np.nan] * 4, [-np.inf, 0, np.inf, 1]]
+    boxes = np.array(extremes, dtype=np.float32)
+    found = Detections(boxes, np.ones(3, np.float32), np.array([0, 10**18, -5]))
+    assert annotate(np.zeros((20, 30, 3), np.uint8), found, {}).shape == (20, 30, 3)

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import random
 import re
 import subprocess
 import sys
+import warnings
+import zlib
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +19,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from trt_qat.errors import DatasetError
+from trt_qat.vision import quiet
 from trt_qat.vision.image import IMAGE_SUFFIXES, check_image, decode_image_bgr, image_size, read_image_bgr
 
 
@@ -48,6 +57,11 @@ BROKEN = [
     "huge.bmp",
     "missing.jpg",
 ]
+ADVICE = {
+    "missing.jpg": "does not exist. Check the path.",
+    "folder.jpg": "is a folder, not a file. Give a file.",
+    "huge.bmp": "the limit is 128. If this is meant, raise it: TRT_QAT_MAX_IMAGE_MEGAPIXELS=10000.",
+}
 
 
 def test_good_image(broken: Path) -> None:
@@ -114,7 +128,7 @@ def test_broken_image_is_named(broken: Path, name: str) -> None:
     for read in (read_image_bgr, check_image):
         with pytest.raises(DatasetError, match=re.escape(f"Image '{broken / name}' ")) as caught:
             read(broken / name)
-        assert str(caught.value).endswith("Replace or remove it.")
+        assert str(caught.value).endswith(ADVICE.get(name, "Replace or remove it."))
 
 
 def test_the_same_errors_after_importing_ultralytics(broken: Path) -> None:
@@ -134,3 +148,158 @@ def test_the_same_errors_after_importing_ultralytics(broken: Path) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(" | ")[0] for line in lines] == BROKEN
     assert all(f"Image '{broken / name}' " in line for name, line in zip(BROKEN, lines, strict=True))
+
+
+def _saved(form: str, image: Image.Image, **settings: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **settings)
+    return stream.getvalue()
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def _malformed() -> dict[str, bytes]:
+    """About 200 files: each format cut at many lengths and with bytes changed, odd pixels, odd metadata, no images."""
+    pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8), (90, 60))
+    photo = Image.fromarray(pixels)
+    whole = {form: _saved(form, photo) for form in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF", "GIF")}
+    whole["LZW"] = _saved("TIFF", photo, compression="tiff_lzw")
+    whole["JPEG-in-TIFF"] = _saved("TIFF", photo, compression="jpeg")
+    files = {}
+    for form, content in whole.items():
+        for length in (1, 2, 3, 8, 13, 30, 100, len(content) // 2, len(content) - 3):
+            files[f"{form} cut at {length}"] = content[:length]
+        chosen = random.Random(form)
+        for index in range(8):
+            changed = bytearray(content)
+            for _ in range(index + 1):
+                changed[chosen.randrange(len(changed))] = chosen.randrange(256)
+            files[f"{form} changed {index}"] = bytes(changed)
+    for form, mode in [(f, m) for f in ("PNG", "TIFF") for m in ("1", "L", "LA", "P", "RGBA", "I;16")]:
+        files[f"{form} {mode}"] = _saved(
+            form, photo.convert("L").convert(mode) if mode == "I;16" else photo.convert(mode)
+        )
+    files |= {f"{form} CMYK": _saved(form, photo.convert("CMYK")) for form in ("JPEG", "TIFF")}
+    files["TIFF F"], files["TIFF LAB"] = (_saved("TIFF", photo.convert(mode)) for mode in ("F", "LAB"))
+    turned = [photo.rotate(90)]
+    files |= {
+        f"{f} moving": _saved(f, photo, save_all=True, append_images=turned) for f in ("PNG", "WEBP", "GIF", "AVIF")
+    }
+    files["1 x 65500"] = _saved("JPEG", Image.new("RGB", (1, 65500)))
+    files["65535 x 1"] = _saved("PNG", Image.new("RGB", (65535, 1)))
+    for name, exif in {
+        "broken": b"II*\0\xff\xff\xff\xff",
+        "garbage": bytes(range(256)) * 9,
+        "huge": b"MM\0*" + b"\xff" * 60000,
+    }.items():
+        files[f"EXIF {name}"] = _saved("JPEG", photo, exif=b"Exif\0\0" + exif)
+    jpeg, png = whole["JPEG"], whole["PNG"]
+    files["extraneous bytes"] = jpeg[:-2] + b"\0\0\0" + jpeg[-2:]
+    files["zeros inside"] = jpeg[: len(jpeg) // 2] + bytes(50) + jpeg[len(jpeg) // 2 :]
+    files["bad profile"] = png[:33] + _chunk(b"iCCP", b"x\0\0" + zlib.compress(b"junk")) + png[33:]
+    files["text bomb"] = png[:33] + _chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(20_000_000))) + png[33:]
+    for side in (0, 13_000, 2**31 - 1):
+        size = side.to_bytes(4, "big") * 2
+        files[f"PNG of {side}"] = png[:8] + _chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0])) + png[33:]
+    files |= {"empty": b"", "zeros": bytes(5000), "text": b"hello", "3 bytes": b"\xff\xd8\xff"}
+    files |= {
+        "heic": b"\0\0\0\x18ftypheic" + bytes(99),
+        "mif1": b"\0\0\0\x18ftypmif1" + bytes(99),
+        "avi": b"RIFF\1\0\0\0AVI ",
+    }
+    return files
+
+
+def test_malformed_files_are_pixels_or_one_line_and_nothing_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = _malformed()
+    assert len(files) > 190
+    path, read, messages = tmp_path / "x.jpg", [], []
+    for name, content in files.items():
+        path.write_bytes(content)
+        try:
+            image = read_image_bgr(path)
+            assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3), name
+            assert check_image(path) == (image.shape[1], image.shape[0]), name
+            read.append(name)
+        except DatasetError as exc:
+            messages.append(str(exc))
+        for other in (decode_image_bgr, image_size):
+            with contextlib.suppress(DatasetError):
+                other(path)
+        assert capfd.readouterr() == ("", ""), name
+    assert not [message for message in messages if "\n" in message or len(message) > 400 + len(str(path))]
+    assert {"JPEG CMYK", "PNG LA", "PNG I;16", "TIFF 1", "1 x 65500", "EXIF broken", "WEBP moving"} <= set(read)
+    assert not {"text bomb", "PNG of 13000", "TIFF F", "3 bytes", "heic", "empty"} & set(read)
+
+
+def test_quick_and_checked_pixels_are_the_same_and_opencvs(tmp_path: Path) -> None:
+    pixels = cv2.resize(np.random.default_rng(1).integers(0, 256, (5, 9, 3), dtype=np.uint8), (91, 53))
+    for settings in ({}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}):
+        for image in (Image.fromarray(pixels), Image.fromarray(pixels).convert("L")):
+            image.save(tmp_path / "x.jpg", **settings)
+            shown = read_image_bgr(tmp_path / "x.jpg")
+            np.testing.assert_array_equal(shown, decode_image_bgr(tmp_path / "x.jpg"))
+            np.testing.assert_array_equal(shown, cv2.imread(str(tmp_path / "x.jpg")))
+    deep = np.random.default_rng(2).integers(0, 65536, (20, 30), dtype=np.uint16)
+    (tmp_path / "deep.png").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    np.testing.assert_array_equal(read_image_bgr(tmp_path / "deep.png"), np.repeat((deep >> 8)[..., None], 3, 2))
+
+
+def test_too_large_names_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (1100, 1000)).save(tmp_path / "x.png")
+    monkeypatch.setenv("TRT_QAT_MAX_IMAGE_MEGAPIXELS", "1")
+    with pytest.raises(DatasetError, match=r"has 1.1 megapixels, the limit is 1\..*TRT_QAT_MAX_IMAGE_MEGAPIXELS=2"):
+        read_image_bgr(tmp_path / "x.png")
+    monkeypatch.delenv("TRT_QAT_MAX_IMAGE_MEGAPIXELS")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes() + bytes(1_100_000))
+    monkeypatch.setenv("TRT_QAT_MAX_IMAGE_MB", "1")
+    with pytest.raises(DatasetError, match="TRT_QAT_MAX_IMAGE_MB=2"):
+        read_image_bgr(tmp_path / "x.png")
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path, kind in ((tmp_path / "pipe.jpg", "a pipe"), (Path("/dev/zero"), "a device")):
+        for read in (read_image_bgr, check_image, image_size, decode_image_bgr):
+            with pytest.raises(DatasetError, match=f"Image '{path}' is {kind}, not a file"):
+                read(path)
+
+
+NAMES = [os.fsdecode(name) for name in (b"\xff\xfe.png", "biển báo.png".encode(), b"a%03d.png", b"new\nline.png")]
+
+
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_any_name_in_any_locale(tmp_path: Path, locale: dict[str, str]) -> None:
+    for name in NAMES:
+        Image.new("RGB", (9, 5), (1, 2, 3)).save(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / name)
+    script = (
+        "import sys; from pathlib import Path; from trt_qat.vision.image import read_image_bgr\n"
+        "for path in Path(sys.argv[1]).iterdir(): print(read_image_bgr(path)[0, 0].tolist())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, env={**os.environ, **locale}
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("[3, 2, 1]\n" * len(NAMES), "", 0)
+
+
+def test_silence_is_shared_by_threads_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    before = warnings.filters[:]
+    with quiet.NO_WARNINGS, quiet.NO_STDERR:
+        with ThreadPool(4) as pool:
+            pool.map(_noisy, range(32))
+        os.write(2, b"lost\n")
+        warnings.warn("lost", stacklevel=1)
+    assert warnings.filters[:] == before
+    os.write(2, b"said\n")
+    assert capfd.readouterr().err == "said\n"
+
+
+def _noisy(_index: int) -> None:
+    with quiet.NO_WARNINGS, quiet.NO_STDERR:
+        os.write(2, b"lost\n")
+        warnings.warn("lost", stacklevel=1)

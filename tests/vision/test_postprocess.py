@@ -105,3 +105,14 @@ def test_detections_refuse_shapes_that_disagree(shapes: tuple[tuple[int, ...], .
     boxes, scores, class_ids = shapes
     with pytest.raises(ValueError, match=r"expected \(n, 4\), \(n,\), \(n,\)"):
         Detections(np.zeros(boxes, np.float32), np.zeros(scores, np.float32), np.zeros(class_ids, np.int64))
+
+
+def test_boxes_at_the_end_of_float32_overflow_nowhere() -> None:
+    output = np.full((5, 4), 3e38, dtype=np.float32)
+    output[:4, 1] = -3e38
+    output[:4, 2] = (3e38, 0, -3e38, 1)
+    output[:4, 3] = (32, 32, 8, 8)
+    output[4] = (0.9, 0.8, 0.7, 0.6)
+    found = detections_from_output(output, 0.5, 0.5)  # a warning would be an error here
+    assert np.isfinite(found.boxes_xyxy).all()
+    assert len(found) > 0

@@ -7,7 +7,6 @@ those of the image as it is shown, with its EXIF orientation applied.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -21,14 +20,18 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
+from trt_qat.data.dataset import checked_names
 from trt_qat.data.folder import atomic_folder
 from trt_qat.errors import DatasetError
+from trt_qat.limits import ANNOTATION_MEGABYTES, LABEL_MEGABYTES
+from trt_qat.reading import file_name, read_bytes, read_json, shortened
 from trt_qat.vision.image import IMAGE_SUFFIXES, check_image, image_size
 
 Box = tuple[float, float, float, float]
 
 _LOG = logging.getLogger(__name__)
 _MIN_SIDE = 1.0  # pixels; a thinner box is a slip of the mouse
+_LARGEST_SIDE = 1_000_000  # pixels
 _DEGENERATE = "degenerate boxes"
 
 
@@ -69,11 +72,15 @@ def yolo_from_coco(annotations: Path, images: Path, out: Path, val_fraction: flo
     try:
         categories = sorted(content["categories"], key=lambda category: int(category["id"]))
         class_ids = {int(category["id"]): index for index, category in enumerate(categories)}
-        names = [str(category["name"]) for category in categories]
+        if len(class_ids) != len(categories):
+            raise ValueError("two categories have one id")
+        names = list(
+            checked_names({i: category["name"] for i, category in enumerate(categories)}, annotations).values()
+        )
         pictures, dropped = _coco_pictures(content["images"], images)
         _add_coco_boxes(content["annotations"], {int(i["id"]) for i in content["images"]}, pictures, class_ids, dropped)
-    except (KeyError, TypeError, ValueError) as exc:
-        what = f"{type(exc).__name__} {exc}"
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
+        what = f"{type(exc).__name__} {shortened(str(exc))[1:-1]}"
         raise DatasetError(f"'{annotations}' is not a COCO instances file ({what}). Check the entry.") from exc
     return _write_yolo(list(pictures.values()), names, out, val_fraction, seed, dropped)
 
@@ -111,16 +118,16 @@ def yolo_from_voc(
     found = sorted({name for _, (_, _, objects) in parsed for name, _, difficult in objects if not difficult})
     ordered = list(names) if names is not None else found
     if unknown := [name for name in found if name not in ordered]:
-        raise DatasetError(f"'{annotations}' has classes that are not in names: {', '.join(unknown)}. Add them.")
+        raise DatasetError(f"'{annotations}' has classes that are not in names: {', '.join(unknown[:20])}. Add them.")
     if not ordered:
         raise DatasetError(f"'{annotations}' has no objects that are not difficult, so there are no classes.")
+    checked_names(dict(enumerate(ordered)), annotations)
     pictures: list[_Picture] = []
     dropped: Counter[str] = Counter()
     taken: set[str] = set()
-    for file, (file_name, size_wh, objects) in parsed:
-        source = _find_image(images, file_name) or _find_image(images, file.stem)
+    for file, (named, size_wh, objects) in parsed:
+        source = _usable(_find_image(images, named) or _find_image(images, file.stem), dropped)
         if source is None:
-            dropped["images without a file"] += 1
             continue
         picture = _picture(source, images, taken, size_wh)
         for name, box, difficult in objects:
@@ -142,12 +149,7 @@ def _check_arguments(images: Path, out: Path, val_fraction: float) -> None:
 
 
 def _read_coco(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise DatasetError(f"Cannot read '{path}': {exc.strerror or exc}.") from exc
-    except ValueError as exc:
-        raise DatasetError(f"'{path}' is not valid JSON: {exc}.") from exc
+    content = read_json(path, "Annotations", ANNOTATION_MEGABYTES, DatasetError)
     needed = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in needed):
         raise DatasetError(f"'{path}' is not a COCO instances file: the lists {', '.join(needed)} are needed.")
@@ -161,12 +163,10 @@ def _coco_pictures(entries: Sequence[Mapping[str, Any]], images: Path) -> tuple[
     dropped: Counter[str] = Counter()
     taken: set[str] = set()
     for entry in entries:
-        source = _find_image(images, str(entry.get("file_name") or entry["id"]))
+        source = _usable(_find_image(images, str(entry.get("file_name") or entry["id"])), dropped)
         if source is None:
-            dropped["images without a file"] += 1
             continue
-        width, height = float(entry.get("width") or 0), float(entry.get("height") or 0)
-        size_wh = (width, height) if width > 0 and height > 0 else None
+        size_wh = _given_size(float(entry.get("width") or 0), float(entry.get("height") or 0))
         pictures[int(entry["id"])] = _picture(source, images, taken, size_wh)
     return pictures, dropped
 
@@ -192,20 +192,31 @@ def _add_coco_boxes(
 
 def _read_voc(path: Path) -> tuple[str, tuple[float, float] | None, list[tuple[str, Box, bool]]]:
     """File name, size (None if the file says 0) and objects as (class name, box_xyxy in pixels, difficult)."""
+    raw = read_bytes(path, "Annotations", LABEL_MEGABYTES, DatasetError)
     try:
-        raw = path.read_bytes()
-        # VOC files declare no document type; entities are how a hostile XML file fills the memory
-        if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
-            raise DatasetError(f"'{path}' declares a document type, which VOC files do not have. Remove it.")
-        root = ElementTree.fromstring(raw)
-        width, height = (float(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+        root = ElementTree.fromstring(raw, ElementTree.XMLParser(target=_NoDocumentType()))
+        size_wh = _given_size(*(float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")))
         objects = [_voc_object(element) for element in root.iter("object")]
-    except OSError as exc:
-        raise DatasetError(f"Cannot read '{path}': {exc.strerror or exc}.") from exc
-    except (ElementTree.ParseError, ValueError) as exc:
-        raise DatasetError(f"'{path}' is not a Pascal VOC file: {exc}.") from exc
+    except (ElementTree.ParseError, ValueError, LookupError) as exc:
+        raise DatasetError(f"'{path}' is not a Pascal VOC file: {shortened(str(exc), 200)[1:-1]}.") from exc
     name = (root.findtext("filename") or "").strip() or path.stem
-    return name, (width, height) if width > 0 and height > 0 else None, objects
+    return name, size_wh, objects
+
+
+class _NoDocumentType(ElementTree.TreeBuilder):
+    """VOC files declare no document type; its entities are how a hostile file fills the memory or asks for others."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Called before the first entity of it is declared."""
+        del name, pubid, system
+        raise ValueError("it declares a document type, which VOC files do not have. Remove it")
+
+
+def _given_size(width: float, height: float) -> tuple[float, float] | None:
+    """What annotations say, None if that is nothing."""
+    if max(width, height) > _LARGEST_SIDE:
+        raise ValueError(f"an image of {width:g} x {height:g} pixels; allowed are up to {_LARGEST_SIDE:,}")
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _voc_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
@@ -222,20 +233,36 @@ def _voc_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
     return name, (left - 1, top - 1, right, bottom), (element.findtext("difficult") or "0").strip() == "1"
 
 
-def _find_image(images: Path, file_name: str) -> Path | None:
-    relative = PurePosixPath(file_name.replace("\\", "/"))
+def _usable(found: Path | None, dropped: Counter[str]) -> Path | None:
+    if found is None:
+        dropped["images without a file"] += 1
+    elif not found.is_file():
+        dropped["images that are pipes, devices or folders"] += 1
+        return None
+    return found
+
+
+def _find_image(images: Path, name: str) -> Path | None:
+    relative = PurePosixPath(file_name(name.replace("\\", "/")))
     if not relative.parts:
         return None
     if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
         relative = PurePosixPath(relative.name)  # a path of another machine
     for candidate in dict.fromkeys((images / relative, images / relative.name)):
-        if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file():
+        if candidate.suffix.lower() in IMAGE_SUFFIXES and _exists(candidate):
             return candidate
         for suffix in sorted(IMAGE_SUFFIXES):
             for spelled in (suffix, suffix.upper()):
-                if (file := candidate.with_name(candidate.name + spelled)).is_file():
+                if _exists(file := candidate.with_name(candidate.name + spelled)):
                     return file
     return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _picture(source: Path, images: Path, taken: set[str], given_wh: tuple[float, float] | None) -> _Picture:

@@ -5,20 +5,26 @@ Images are listed here and nowhere else; every stage, Ultralytics' trainer inclu
 
 from __future__ import annotations
 
-import glob
+import codecs
+import errno
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trt_qat.data.images import evenly_spaced
 from trt_qat.errors import DatasetError
+from trt_qat.limits import CLASSES, LIST_MEGABYTES, LISTED_FILES
+from trt_qat.reading import file_name, read_bytes, read_yaml, shortened
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
 _YAML_SUFFIXES = (".yaml", ".yml")
+_KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
+_CLASS_ID = re.compile(r"\d{1,9}$", re.ASCII)
+_LONGEST_NAME = 200
+_MANY = 10**18  # what a message can print
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,17 @@ def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
     Raises:
         DatasetError: missing path, broken YAML, no names, no split, or a split without images.
     """
+    try:
+        return _load(path, names)
+    except (OSError, ValueError, RuntimeError) as exc:  # a name too long or with a NUL, no permission, a loop of links
+        raise DatasetError(f"Dataset '{path}' cannot be read: {getattr(exc, 'strerror', None) or exc}.") from exc
+
+
+def _load(path: Path, names: Mapping[int, str] | None) -> Dataset:
     if not path.exists():
         raise DatasetError(f"Dataset '{path}' does not exist. Give a data.yaml or a folder with images/ and labels/.")
     path = path.absolute()
-    if path.is_file():
+    if not path.is_dir():
         return _from_yaml(path, names)
     yamls = sorted(file for file in path.iterdir() if file.suffix.lower() in _YAML_SUFFIXES and file.is_file())
     if len(yamls) == 1:
@@ -62,7 +75,7 @@ def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
     if names is None:
         raise DatasetError(f"Dataset folder '{path}' has no class names. Add a data.yaml with 'names'.")
     train, val = _layout_splits(path / "images")
-    return _assemble(path, train, val, _named(names, path))
+    return _assemble(path, train, val, checked_names(names, path))
 
 
 def label_path(image: Path) -> Path:
@@ -116,12 +129,7 @@ def _from_yaml(path: Path, names: Mapping[int, str] | None) -> Dataset:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.suffix.lower() not in _YAML_SUFFIXES:
         raise DatasetError(f"Dataset '{path}' is neither a .yaml file nor a folder.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise DatasetError(f"Cannot read '{path}': {exc.strerror or exc}.") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise DatasetError(f"'{path}' is not valid YAML: {' '.join(str(exc).split())}.") from exc
+    content = read_yaml(path, "Dataset", DatasetError)
     if not isinstance(content, dict):
         raise DatasetError(f"'{path}' must hold the keys path, train, val and names, found {type(content).__name__}.")
     return content
@@ -131,8 +139,9 @@ def _root(path: Path, given: Any) -> Path:
     if given is None or given == "":
         return path.parent
     if not isinstance(given, str):
-        raise DatasetError(f"'path: {given}' in '{path}' must be a folder.")
-    candidates = [path.parent / given, Path.cwd() / given]  # an absolute path overrides the first part
+        raise DatasetError(f"'path: {shortened(given)}' in '{path}' must be a folder.")
+    folder = file_name(given)
+    candidates = [path.parent / folder, Path.cwd() / folder]  # an absolute path overrides the first part
     for candidate in candidates:
         if candidate.is_dir():
             return candidate.resolve()
@@ -145,12 +154,17 @@ def _entries(path: Path, root: Path, key: str, value: Any) -> list[Path]:
     resolved = []
     for item in items:
         if not isinstance(item, str):
-            raise DatasetError(f"'{key}: {value}' in '{path}' must be a folder, a .txt list, or a list of them.")
+            raise DatasetError(
+                f"'{key}: {shortened(value)}' in '{path}' must be a folder, a .txt list, or a list of them."
+            )
+        item = file_name(item)
         entry = (root / item).resolve()
         if not entry.exists() and item.startswith("../"):  # Roboflow writes '../train/images' for './train/images'
             entry = (root / item[3:]).resolve()
         if not entry.exists():
             raise DatasetError(f"'{key}: {item}' in '{path}' does not exist: '{entry}'. Correct 'path' or '{key}'.")
+        if entry == Path(entry.anchor):
+            raise DatasetError(f"'{key}: {item}' in '{path}' is the whole file system. Give the folder of the images.")
         resolved.append(entry)
     return resolved
 
@@ -160,30 +174,48 @@ def _yaml_names(path: Path, content: Mapping[str, Any], fallback: Mapping[int, s
     if given is None and count is None:
         if fallback is None:
             raise DatasetError(f"'{path}' has no class names. Add 'names', e.g. names: [car, sign].")
-        return _named(fallback, path)
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise DatasetError(f"'nc: {count}' in '{path}' must be a number of classes, 1 or more.")
+        return checked_names(fallback, path)
+    if count is not None:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise DatasetError(f"'nc: {shortened(count)}' in '{path}' must be a whole number of classes, 1 or more.")
+        CLASSES.check(min(count, _MANY), f"'{path}'", DatasetError)
     if given is None:
         return {index: f"class_{index}" for index in range(count or 0)}
     if isinstance(given, list):
         given = dict(enumerate(given))
     if not isinstance(given, dict):
-        raise DatasetError(f"'names: {given}' in '{path}' must be a list, or a mapping of class id to name.")
-    named = _named(given, path)
+        raise DatasetError(f"'names: {shortened(given)}' in '{path}' must be a list, or a mapping of class id to name.")
+    named = checked_names(given, path)
     if count is not None and count != len(named):
         raise DatasetError(f"'{path}' says nc: {count} but names {len(named)} classes. Correct one of them.")
     return named
 
 
-def _named(names: Mapping[Any, Any], path: Path) -> dict[int, str]:
-    try:
-        named = {int(key): str(value) for key, value in names.items()}
-    except (TypeError, ValueError) as exc:
-        raise DatasetError(f"The class ids of 'names' for '{path}' must be whole numbers: {exc}.") from exc
+def checked_names(names: Mapping[Any, Any], path: Path) -> dict[int, str]:
+    """Class id to name, in order.
+
+    Args:
+        names: of a file that somebody wrote.
+        path: the file.
+
+    Raises:
+        DatasetError: too many, ids that are not 0 to n - 1, or names that cannot be printed in a line.
+    """
+    CLASSES.check(len(names), f"'{path}'", DatasetError)
+    named: dict[int, str] = {}
+    for key, value in names.items():
+        if isinstance(key, bool) or not (isinstance(key, int) or (isinstance(key, str) and _CLASS_ID.match(key))):
+            raise DatasetError(f"The class ids of 'names' for '{path}' must be whole numbers: found {shortened(key)}.")
+        name = str(value) if isinstance(value, str | int | float) else ""
+        if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+            raise DatasetError(
+                f"The name of class {shortened(key)} for '{path}' must be one line of 1 to {_LONGEST_NAME} printable "
+                f"characters, found {shortened(value)}."
+            )
+        named[int(key)] = name
     if not named or sorted(named) != list(range(len(names))):
-        raise DatasetError(
-            f"The class ids of 'names' for '{path}' must run from 0 without a gap, found {sorted(named)}."
-        )
+        found = shortened(sorted(named)[:20])
+        raise DatasetError(f"The class ids of 'names' for '{path}' must run from 0 without a gap, found {found}.")
     return dict(sorted(named.items()))
 
 
@@ -209,12 +241,12 @@ def _images(entries: Sequence[Path], split: str, source: Path) -> tuple[Path, ..
     files: set[str] = set()
     for entry in entries:
         if entry.is_dir():
-            # as Ultralytics walks: it follows linked folders and skips hidden files, Path.rglob does neither
-            files.update(glob.glob(f"{glob.escape(str(entry))}/**/*.*", recursive=True))  # noqa: PTH207
+            files.update(_walk(str(entry), f"Split '{split}' of '{source}'"))
         elif entry.suffix.lower() == ".txt":
             files.update(_listed(entry))
         else:
             raise DatasetError(f"Split '{split}' of '{source}' must be a folder or a .txt list, found '{entry}'.")
+        LISTED_FILES.check(len(files), f"Split '{split}' of '{source}'", DatasetError)
     images = sorted(file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         where = ", ".join(f"'{entry}'" for entry in entries)
@@ -229,16 +261,54 @@ def _images(entries: Sequence[Path], split: str, source: Path) -> tuple[Path, ..
     return tuple(Path(image) for image in images)
 
 
+def _walk(folder: str, what: str) -> list[str]:
+    """The image files below a folder, whatever kind of file they turn out to be.
+
+    As Ultralytics walks: it follows linked folders and skips hidden files. Not a folder within itself, nor the files
+    that a kernel makes up.
+
+    Raises:
+        DatasetError: more entries than the limit; a folder cannot be read.
+    """
+    found: list[str] = []
+    entries = 0
+    not_entered = frozenset(_identity(place) for place in _KERNEL_FOLDERS if os.path.isdir(place))  # noqa: PTH112
+    waiting = [(folder, not_entered)]
+    while waiting:
+        current, outside = waiting.pop()
+        try:
+            identity = _identity(current)
+            if identity in outside:
+                continue
+            with os.scandir(current) as listing:
+                for entry in listing:
+                    entries += 1
+                    LISTED_FILES.check(entries, what, DatasetError)
+                    if entry.name.startswith("."):
+                        continue
+                    if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                        found.append(entry.path)
+                    if entry.is_dir():
+                        waiting.append((entry.path, outside | {identity}))
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ELOOP):  # removed meanwhile; a link that leads nowhere
+                continue
+            raise DatasetError(f"Folder '{current}' cannot be read: {exc.strerror or exc}.") from exc
+    return found
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116  # a quarter of a large listing's time is spent on Path objects
+    return status.st_dev, status.st_ino
+
+
 def _listed(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DatasetError(f"Cannot read the image list '{file}': {exc}. It must be UTF-8 text.") from exc
+    raw = read_bytes(file, "Image list", LIST_MEGABYTES, DatasetError).removeprefix(codecs.BOM_UTF8)
     # './' means beside the list, everything else the working folder: Ultralytics' rule.
     # Links stay links: a label lies beside the link, not beside its target.
     return [
         os.path.abspath(file.parent / line[2:] if line.startswith("./") else line)  # noqa: PTH100
-        for line in (raw.strip() for raw in lines)
+        for line in (os.fsdecode(part).strip() for part in raw.splitlines())  # names need not be UTF-8
         if line
     ]
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.errors import DatasetError
+from trt_qat.limits import IMAGE_MEGABYTES
+from trt_qat.reading import read_bytes
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 
@@ -56,12 +58,10 @@ def images_sha256(images: Iterable[Image]) -> str:
     digest = hashlib.sha256()
     common = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     for name, file in sorted((file.relative_to(common).as_posix(), file) for file in files):
-        try:
-            content = file.read_bytes()
-        except OSError as exc:
-            raise DatasetError(f"Image '{file}' cannot be read: {exc.strerror or exc}.") from exc
+        content = read_bytes(file, "Image", IMAGE_MEGABYTES, DatasetError)
         # lengths keep two neighbouring fields from being read as one
-        digest.update(f"{len(name.encode())}:{len(content)}:{name}".encode())
+        encoded = os.fsencode(name)  # not every name is UTF-8
+        digest.update(f"{len(encoded)}:{len(content)}:".encode() + encoded)
         digest.update(content)
     arrays = [image for image in images if not isinstance(image, Path)]
     for part in sorted(hashlib.sha256(str(array.shape).encode() + array.tobytes()).digest() for array in arrays):

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.errors import DatasetError
+from trt_qat.limits import LABEL_MEGABYTES, LABEL_ROWS
+from trt_qat.reading import read_text, shortened
 
 LabelDefectKind = Literal["bad-label", "class-out-of-range", "box-outside"]
 Severity = Literal["error", "warning"]
@@ -69,13 +71,25 @@ def read_labels(path: Path, classes: int) -> Labels:
     Raises:
         DatasetError: the file cannot be read, or breaks a rule.
     """
-    if not path.is_file():
+    if not has_labels(path):
         return _labels([])
     rows = _rows(path)
     for defect in _defects(rows, classes):
         if defect.severity == "error":
             raise DatasetError(f"'{path}' {defect}.")
     return _labels(rows)
+
+
+def has_labels(path: Path) -> bool:
+    """Whether there is a label file, of whatever kind; without one an image counts as background.
+
+    Raises:
+        DatasetError: it cannot be asked.
+    """
+    try:
+        return path.exists()
+    except OSError as exc:
+        raise DatasetError(f"Label file '{path}' cannot be read: {exc.strerror or exc}.") from exc
 
 
 def label_defects(path: Path, classes: int) -> list[LabelDefect]:
@@ -87,10 +101,8 @@ def label_defects(path: Path, classes: int) -> list[LabelDefect]:
 
 
 def _rows(path: Path) -> list[_Row]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DatasetError(f"Label file '{path}' cannot be read as UTF-8 text: {exc}.") from exc
+    lines = read_text(path, "Label file", LABEL_MEGABYTES, DatasetError).splitlines()
+    LABEL_ROWS.check(len(lines), f"Label file '{path}'", DatasetError)
     return [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -121,26 +133,31 @@ def _row_defects(columns: Sequence[str], classes: int) -> Iterator[tuple[LabelDe
     try:
         class_id, *values = (float(column) for column in columns)
     except ValueError:
-        yield "bad-label", f"'{' '.join(columns)}' is not numbers", "error"
+        yield "bad-label", f"{_shown(columns)} is not numbers", "error"
         return
     polygon = len(values) >= 6 and len(values) % 2 == 0
     if len(values) != 4 and not polygon:
         yield "bad-label", f"{len(columns)} columns; 5 (class, centre x, y, width, height) are needed", "error"
         return
     if not all(math.isfinite(value) for value in (class_id, *values)) or class_id % 1:
-        yield "bad-label", f"'{' '.join(columns)}' needs a whole class id and finite numbers", "error"
+        yield "bad-label", f"{_shown(columns)} needs a whole class id and finite numbers", "error"
         return
     if not 0 <= class_id < classes:
-        yield "class-out-of-range", f"class {int(class_id)}, allowed are 0 to {classes - 1}", "error"
+        yield "class-out-of-range", f"class {class_id:.15g}, allowed are 0 to {classes - 1}", "error"
     if max(values) > 1 + _TOLERANCE or min(values) < -_TOLERANCE:
-        yield "box-outside", f"'{' '.join(columns[1:])}' is not in fractions of the image, 0 to 1", "error"
+        yield "box-outside", f"{_shown(columns[1:])} is not in fractions of the image, 0 to 1", "error"
     else:
         yield from _box_defects(_around(values) if polygon else values)
 
 
+def _shown(columns: Sequence[str]) -> str:
+    """A row for a message: one line, however long it is and whatever bytes it holds."""
+    return shortened(" ".join(columns[:20]))
+
+
 def _box_defects(values: Sequence[float]) -> Iterator[tuple[LabelDefectKind, str, Severity]]:
     x, y, width, height = values
-    if width <= 0 or height <= 0:
+    if np.float32(width) <= 0 or np.float32(height) <= 0:  # as it will be stored
         yield "bad-label", f"width {width:g} and height {height:g} must be above 0", "error"
         return
     overhang = max(width / 2 - x, height / 2 - y, x + width / 2 - 1, y + height / 2 - 1)

@@ -14,9 +14,11 @@ from typing import Literal
 
 from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset, label_path
-from trt_qat.data.labels import Severity, label_defects
+from trt_qat.data.labels import Severity, has_labels, label_defects
 from trt_qat.errors import DatasetError
+from trt_qat.limits import LABEL_MEGABYTES
 from trt_qat.progress import SILENT, Progress
+from trt_qat.reading import read_bytes
 from trt_qat.vision.image import IMAGE_SUFFIXES, check_image
 
 FindingKind = Literal[
@@ -79,7 +81,11 @@ def _image_findings(image: Path) -> Iterator[Finding]:
 
 
 def _label_findings(label: Path, image: Path, classes: int) -> list[Finding]:
-    if not label.is_file():
+    try:
+        there = has_labels(label)
+    except DatasetError as exc:
+        return [Finding("bad-label", label, str(exc), "error")]
+    if not there:
         detail = f"'{image.name}' has no label file: it counts as background. Add an empty file if that is meant."
         return [Finding("missing-label", label, detail, "warning")]
     found: dict[tuple[FindingKind, Severity], list[str]] = defaultdict(list)
@@ -104,8 +110,10 @@ def _without_boxes(dataset: Dataset) -> Iterator[Finding]:
 
 def _says_something(label: Path) -> bool:
     try:
-        return label.is_file() and bool(label.read_bytes().strip(b"\xef\xbb\xbf \t\r\n"))
-    except OSError:
+        return has_labels(label) and bool(
+            read_bytes(label, "Label file", LABEL_MEGABYTES, DatasetError).strip(b"\xef\xbb\xbf \t\r\n")
+        )
+    except DatasetError:
         return True  # an error of its own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from trt_qat.artifacts import atomic_path
 from trt_qat.config import InferSection
+from trt_qat.errors import DatasetError
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.runner import Runner
 from trt_qat.vision.draw import annotate
@@ -28,14 +30,25 @@ def comparison_picture(
     Args:
         runners: (title, runner), left to right.
         images: the one on which the first model finds most is shown (of the first 24).
+
+    Raises:
+        DatasetError: none of these can be read.
+        ArtifactError: ``out`` cannot be written.
     """
     detectors = [(title, Detector(runner, section)) for title, runner in runners]
     first = detectors[0][1]
-    chosen = max(images[:_CANDIDATES], key=lambda path: len(first(read_image_bgr(path))))
-    image = read_image_bgr(chosen)
+    image, most = None, -1
+    for path in images[:_CANDIDATES]:
+        with contextlib.suppress(DatasetError):  # measuring has said which images are left out
+            candidate = read_image_bgr(path)
+            if (found := len(first(candidate))) > most:
+                image, most = candidate, found
+    if image is None:
+        raise DatasetError(f"Not one of {len(images)} images can be read, so there is nothing to show.")
     panels = [_panel(title, annotate(image, detector(image), detector.names)) for title, detector in detectors]
+    encoded = cv2.imencode(".jpg", np.hstack(panels), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     with atomic_path(out) as temporary:
-        cv2.imwrite(str(temporary), np.hstack(panels), [cv2.IMWRITE_JPEG_QUALITY, 92])
+        temporary.write_bytes(encoded.tobytes())
     return out
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trt_qat.errors import ArtifactError, DatasetError
+from trt_qat.limits import LISTED_FILES
+from trt_qat.redact import redacted
 from trt_qat.runtime.video import VIDEO_SUFFIXES
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
@@ -15,9 +17,6 @@ RESULTS = Path("runs/infer")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: c:// is a drive
 # a camera's number or device, standard input, a GStreamer pipeline
 _NO_FILE = re.compile(r"^\d+$|^/dev/video|^-$| ! ")
-# what stands between "user:" and the last "@", for a password may hold ":" and "@"; the scheme may be forgotten
-_PASSWORD = re.compile(r"(://[^:@/]*|^[^:@/]{2,}):(?!//).*@", re.DOTALL)
-_SECRET_FIELD = re.compile(r"([?&;][^=&;]*(?:pass|pwd|token|secret|key|auth)[^=&;]*)=[^&;#]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,11 @@ def find_source(text: str) -> Source:
     device = mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))  # a camera, a pipe, a socket
     if _URL.match(text) or device or (mode is None and _NO_FILE.search(text)):
         raise DatasetError(
-            f"Source '{without_passwords(text)}' cannot be read: streams and cameras are not supported yet. "
+            f"Source '{redacted(text)}' cannot be read: streams and cameras are not supported yet. "
             "Record a video file and give that."
         )
     if mode is None:
-        raise DatasetError(
-            f"Source '{without_passwords(text)}' does not exist. Give an image, a folder of images or a video."
-        )
+        raise DatasetError(f"Source '{redacted(text)}' does not exist. Give an image, a folder of images or a video.")
     if stat.S_ISDIR(mode):
         return Source(text, path, _images_in(path))
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -67,7 +64,7 @@ def find_source(text: str) -> Source:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return Source(text, path, None)
     known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-    raise DatasetError(f"Source '{text}' is neither an image nor a video by its name. Known: {known}.")
+    raise DatasetError(f"Source '{redacted(text)}' is neither an image nor a video by its name. Known: {known}.")
 
 
 def target_of(source: Source, out: Path | None) -> Path:
@@ -93,11 +90,6 @@ def target_of(source: Source, out: Path | None) -> Path:
     return target
 
 
-def without_passwords(text: str) -> str:
-    """A text as typed, but for passwords in its URL, for messages and logs."""
-    return _SECRET_FIELD.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", text))
-
-
 def _name_of_result(source: Source) -> str:
     if source.images is not None:
         return source.path.name
@@ -106,9 +98,11 @@ def _name_of_result(source: Source) -> str:
 
 def _images_in(folder: Path) -> tuple[Path, ...]:
     try:
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = [path for path in images if not path.is_dir()]  # what else is no file is left out, and said
     except OSError as exc:
         raise DatasetError(f"Folder '{folder}' cannot be read: {exc.strerror or exc}.") from exc
+    LISTED_FILES.check(len(images), f"Folder '{folder}'", DatasetError)
     if not images:
         raise DatasetError(f"Folder '{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return tuple(images)

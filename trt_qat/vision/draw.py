@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from trt_qat.vision.detections import Detections
 
+_FARTHEST = 1 << 20  # pixels; OpenCV draws with 32-bit coordinates
+
 
 def annotate(image_bgr: NDArray[np.uint8], detections: Detections, names: Mapping[int, str]) -> NDArray[np.uint8]:
     """A copy of the image with boxes, class names and scores.
@@ -24,7 +26,7 @@ def annotate(image_bgr: NDArray[np.uint8], detections: Detections, names: Mappin
     thickness = max(1, round(min(canvas.shape[:2]) / 320))
     font_scale = max(0.4, min(canvas.shape[:2]) / 900)
     for box, score, class_id in zip(detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True):
-        left, top, right, bottom = (int(v) for v in np.round(box))
+        left, top, right, bottom = (int(v) for v in np.round(np.nan_to_num(box).clip(-_FARTHEST, _FARTHEST)))
         color = _class_color(int(class_id))
         cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness)
         label = f"{names.get(int(class_id), str(int(class_id)))} {score:.2f}"

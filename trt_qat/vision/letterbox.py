@@ -31,7 +31,8 @@ class LetterboxTransform:
     def boxes_to_image(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Network-pixel boxes, shape (n, 4), back to pixels of the original image, clipped to it."""
         offset = np.array([self.pad_left, self.pad_top] * 2, dtype=np.float32)
-        boxes = (boxes_xyxy - offset) / np.array(self.ratio_wh * 2, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is clipped to the image
+            boxes = (boxes_xyxy - offset) / np.array(self.ratio_wh * 2, dtype=np.float32)
         limits = np.array(self.size_wh * 2, dtype=np.float32)
         return np.asarray(np.clip(boxes, 0, limits), dtype=np.float32)
 

@@ -11,6 +11,9 @@ from trt_qat.vision.detections import Detections
 _MOST_CANDIDATES = 30_000
 """NMS looks at the best so many, as Ultralytics' does (``max_nms``): its time grows with their square."""
 
+_FARTHEST = np.float32(1e6)
+"""Network pixels; a coordinate beyond is none of an object, and sums and areas of such overflow."""
+
 
 def detections_from_output(
     output: NDArray[np.float32], conf: float, iou: float, max_det: int = 300, multi_label: bool = False
@@ -33,7 +36,7 @@ def detections_from_output(
     if len(scores) == 0:
         empty = np.zeros((0,), dtype=np.float32)
         return Detections(np.zeros((0, 4), dtype=np.float32), empty, empty.astype(np.int64))
-    boxes_xywh = output[:4, anchors].T.copy()
+    boxes_xywh = output[:4, anchors].T.clip(-_FARTHEST, _FARTHEST)
     boxes_xywh[:, :2] -= boxes_xywh[:, 2:] / 2
     chosen = _nms(boxes_xywh, scores, class_ids, conf, iou, max_det)
     boxes_xyxy = boxes_xywh[chosen]
