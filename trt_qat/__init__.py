@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from trt_qat.runtime.detector import Detector
     from trt_qat.vision.detections import Detections
 
-# Ultralytics, when a stage imports it, must neither install packages by itself nor look for a network.
+# Ultralytics, when a stage imports it, must neither install packages by itself nor look for a network (which is also
+# its telemetry), and must not evaluate what an architecture says. It reads these once, at its import.
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -41,7 +41,7 @@ from trt_qat.model.loading import (
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.quantization.placement import Placement
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
-from trt_qat.reading import FileModel, checked, parse_json, regular_file, shortened
+from trt_qat.reading import PICKLE_TRUSTED, FileModel, checked, parse_json, regular_file, shortened
 
 FORMAT = "trt_qat-checkpoint-1"
 SUFFIX = ".safetensors"
@@ -177,7 +177,7 @@ def load(
     if path.suffix in ARCHITECTURE_SUFFIXES:
         network, trained_at = build_network(path), None
     else:
-        file = read_ultralytics(path, trust_pickle=trust_pickle)
+        file = read_ultralytics(path, trust_pickle=trust_pickle or PICKLE_TRUSTED.get())
         network, trained_at = file.network, file.imgsz
     check_runs(network, path)
     folded = fold_batchnorm(copy.deepcopy(network))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,6 +27,9 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+PICKLE_TRUSTED: ContextVar[bool] = ContextVar("PICKLE_TRUSTED", default=False)
+"""Whether the user of the running command trusts the pickles in its weights (``--trust-pickle``)."""
 
 ModelType = TypeVar("ModelType", bound="FileModel")
 

@@ -78,7 +78,7 @@ def _argument(value: Any, depth: int = 0) -> Any:
         if value not in ARGUMENT_WORDS:
             raise ValueError(f"{shortened(value)} is not a word for an argument ({', '.join(sorted(ARGUMENT_WORDS))})")
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not (math.isfinite(value) and abs(value) <= _LARGEST):
+        if not -_LARGEST <= value <= _LARGEST:  # neither is NaN
             raise ValueError(f"{shortened(value)} is not a number between -{_LARGEST} and {_LARGEST}")
     elif value is not None and not isinstance(value, bool):
         raise ValueError(f"{type(value).__name__} is no argument; plain values are")
@@ -127,7 +127,7 @@ def _number(node: ast.expr, allowed: str) -> None:
         value = ast.literal_eval(node)
     except (ValueError, TypeError) as exc:
         raise ValueError(allowed) from exc
-    if not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1000:
+    if not isinstance(value, int | float) or not -1000 <= value <= 1000:
         raise ValueError(allowed)
 
 

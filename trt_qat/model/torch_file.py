@@ -58,7 +58,8 @@ _KNOWN: Final = frozenset(
         *("types.SimpleNamespace", "argparse.Namespace", "_codecs.encode"),
         *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
         *("numpy.dtype", "numpy.ndarray"),
-        *(f"numpy.{core}.multiarray.{f}" for core in ("core", "_core") for f in ("scalar", "_reconstruct")),
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
     }
 )
 _MOST_VALUES = 100_000  # of an architecture or of class names, once what they repeat is written out
@@ -200,6 +201,8 @@ def _folder(archive: zipfile.ZipFile, path: Path) -> str:
         ArtifactError: there is none, or the archive would unpack to more than it is.
     """
     entries = archive.infolist()
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise ArtifactError(f"'{path}' is a TorchScript program. Give the Ultralytics checkpoint it was made of.")
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
         raise ArtifactError(f"'{path}' is not an Ultralytics checkpoint: torch.save neither packs nor encrypts.")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
@@ -208,10 +211,6 @@ def _folder(archive: zipfile.ZipFile, path: Path) -> str:
     if len(found) != 1 or len({entry.filename for entry in entries}) != len(entries):
         raise ArtifactError(f"'{path}' is not an Ultralytics checkpoint: {len(found)} data.pkl in it, needs one.")
     folder = found[0].filename.partition("/")[0]
-    if any(entry.filename == f"{folder}/constants.pkl" for entry in entries):
-        raise ArtifactError(
-            f"'{path}' is a TorchScript program, not an Ultralytics checkpoint. Give the .pt it was made of."
-        )
     PICKLE_MEGABYTES.check(found[0].file_size / 1e6, f"'{path}'", ArtifactError)
     order = f"{folder}/byteorder"
     if any(entry.filename == order for entry in entries) and archive.read(order) != b"little":
@@ -237,7 +236,10 @@ class _Machine:
         """
         try:
             for operation, argument, _ in pickletools.genops(io.BytesIO(program)):
-                self._step(operation.name, argument)
+                step = _STEPS.get(operation.name)
+                if step is None:
+                    raise ValueError(f"pickle operation {operation.name}")
+                step(self, argument)
             content = self._stack.pop()
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as exc:
             self._check_names()
@@ -256,25 +258,14 @@ class _Machine:
                 "Nothing of it was run. If you trust who made it, add --trust-pickle (trust_pickle=True)."
             )
 
-    def _step(self, name: str, argument: Any) -> None:
-        if name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name]())
-        elif name in _LITERALS:
-            self._stack.append(argument)
-        elif name in _PUTS:
-            self._memo[len(self._memo) if argument is None else argument] = self._stack[-1]
-        elif name in _GETS:
-            self._stack.append(self._memo[argument])
-        elif name in _STEPS:
-            _STEPS[name](self, argument)
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise ValueError(f"pickle operation {name}")
-
     def _marked(self) -> list[Any]:
         start = self._marks.pop()
         items = self._stack[start:]
         del self._stack[start:]
         return items
+
+    def _put(self, key: int | None) -> None:
+        self._memo[len(self._memo) if key is None else key] = self._stack[-1]
 
     def _mark(self, _: Any) -> None:
         self._marks.append(len(self._stack))
@@ -349,25 +340,23 @@ class _Machine:
             target.update({k: v for k, v in zip(items[::2], items[1::2], strict=True) if isinstance(k, str | int)})
 
 
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,
-}
-_LITERALS = frozenset(
-    {
-        *("BINBYTES", "BINBYTES8", "BINFLOAT", "BININT", "BININT1", "BININT2", "BINUNICODE", "BINUNICODE8", "FLOAT"),
-        *("INT", "LONG", "LONG1", "LONG4", "SHORT_BINBYTES", "SHORT_BINUNICODE", "UNICODE"),
-        *("BINSTRING", "SHORT_BINSTRING", "STRING"),
-    }
+_LITERALS = (
+    *("BINBYTES", "BINBYTES8", "BINFLOAT", "BININT", "BININT1", "BININT2", "BINUNICODE", "BINUNICODE8", "BYTEARRAY8"),
+    *("FLOAT", "INT", "LONG", "LONG1", "LONG4", "SHORT_BINBYTES", "SHORT_BINUNICODE", "UNICODE"),
+    *("BINSTRING", "SHORT_BINSTRING", "STRING"),
 )
-_PUTS = frozenset({"BINPUT", "LONG_BINPUT", "MEMOIZE", "PUT"})
-_GETS = frozenset({"BINGET", "GET", "LONG_BINGET"})
 _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, _: None),
+    **dict.fromkeys(_LITERALS, lambda machine, value: machine._stack.append(value)),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE", "PUT"), _Machine._put),
+    **dict.fromkeys(("BINGET", "GET", "LONG_BINGET"), lambda machine, key: machine._stack.append(machine._memo[key])),
+    "NONE": lambda machine, _: machine._stack.append(None),
+    "NEWTRUE": lambda machine, _: machine._stack.append(True),
+    "NEWFALSE": lambda machine, _: machine._stack.append(False),
+    "EMPTY_LIST": lambda machine, _: machine._stack.append([]),
+    "EMPTY_SET": lambda machine, _: machine._stack.append([]),
+    "EMPTY_DICT": lambda machine, _: machine._stack.append({}),
+    "EMPTY_TUPLE": lambda machine, _: machine._stack.append(()),
     "MARK": _Machine._mark,
     "POP": lambda machine, _: machine._stack.pop(),
     "POP_MARK": lambda machine, _: machine._marked(),
@@ -397,9 +386,10 @@ def _is_known(full: str) -> bool:
     if full in _KNOWN:
         return True
     name = full.rpartition(".")[2]
-    is_class = full.isascii() and full.replace(".", "").replace("_", "").isalnum() and name[:1].isupper()
+    is_name = full.isascii() and full.replace(".", "").replace("_", "").isalnum() and "__" not in full
+    is_class = is_name and (name[:1].isupper() or name.endswith("Loss"))
     is_model = full == f"ultralytics.nn.tasks.{name}" and name.endswith("Model")
-    return is_class and (is_model or (full.startswith(_CLASS_MODULES) and "__" not in full))
+    return is_class and (is_model or full.startswith(_CLASS_MODULES))
 
 
 def plain(value: Any, what: str) -> Any:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
+from ultralytics.utils.callbacks import default_callbacks
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from trt_qat import distributed
@@ -25,6 +26,8 @@ from trt_qat.data.labelled import SplitName, checked_split
 from trt_qat.data.ultralytics_dataset import GivenDataset
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.progress import SILENT, Progress
+
+_INTEGRATIONS = ("ultralytics.utils.callbacks.", "ultralytics.utils.events")
 
 
 class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
@@ -70,6 +73,13 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
             self._progress.note(f"{name}: {split.left_out}")
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         return GivenDataset(split.images, self.args, self.data, augment=mode == "train", batch=batch, stride=stride)
+
+    @override
+    def run_callbacks(self, event: str) -> None:
+        """Without Ultralytics' integrations, which send a run to a server where its settings say so."""
+        for callback in self.callbacks.get(event, ()):
+            if not callback.__module__.startswith(_INTEGRATIONS) or callback in default_callbacks.get(event, ()):
+                callback(self)
 
     @property
     def steps_done(self) -> int:
