@@ -217,16 +217,20 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
         "provenance": dict(model.provenance),
     }
     if model.quantized is not None:
-        tensors |= {f"{_AMAX}{name}": amax.float() for name, amax in model.quantized.amax().items()}
+        ranges = {name: amax.float() for name, amax in model.quantized.amax().items()}
+        _check_ranges(ranges, _range_shapes(model.quantized.placement, model.network), path)
+        tensors |= {f"{_AMAX}{name}": amax for name, amax in ranges.items()}
         header |= {"toolkit": model.quantized.toolkit.name, "placement": model.quantized.placement.as_dict()}
     checked(CheckpointHeader, header, path, _ADVICE)
     checked_names(header["names"], path)
+    text = json.dumps(header)
+    parse_json(text, f"'{path}': the header")  # a NaN among the provenance
     contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     _check_values(contiguous, path)
     with atomic_path(path) as temporary:
         try:
             # one entry: several are written in any order, and two equal checkpoints would differ in their bytes
-            save_file(contiguous, temporary, metadata={"header": json.dumps(header)})
+            save_file(contiguous, temporary, metadata={"header": text})
         except SafetensorError as exc:
             raise ArtifactError(f"Cannot write '{path}': {exc}. Choose another place.") from exc
     return CheckpointArtifact(path)
@@ -236,6 +240,9 @@ def _load_checkpoint(path: Path, imgsz: int | None, toolkit: ToolkitName | None)
     header, tensors = _read(path)
     _check_values(tensors, path)
     names = checked_names(header.names, path)
+    if header.architecture.get("nc", len(names)) != len(names):
+        classes = shortened(header.architecture["nc"])
+        raise ArtifactError(f"'{path}': names has {len(names)} entries, architecture.nc is {classes}. {_ADVICE}")
     network = fold_batchnorm(network_from_architecture(header.architecture, names, path))
     load_weights_(network, {k: v.float() for k, v in tensors.items() if not k.startswith(_AMAX)}, path)
     network.eval()
@@ -313,8 +320,8 @@ def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], p
         found = list(amax[name].shape)
         if found != shapes[name] and not (name.startswith("activation.") and found == [1]):
             raise ArtifactError(f"{where} has shape {found}, needs {shapes[name]}. {_ADVICE}")
-        if not (amax[name] > 0).all():
-            raise ArtifactError(f"{where} = {float(amax[name].min()):g}: a range is above 0. {_ADVICE}")
+        if not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
+            raise ArtifactError(f"{where} = {float(amax[name].min()):g}: a range is finite and above 0. {_ADVICE}")
 
 
 def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
