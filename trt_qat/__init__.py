@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from trt_qat.config import Config
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
+
+# `import openvino` reports to its maker from a process of its own, unless it finds no package to do it with.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
 
 __version__ = "0.1.0"
 __all__ = [
