@@ -184,6 +184,11 @@ def test_headers_that_are_none(content: tuple[str, Tensors], tmp_path: Path, tex
     assert_refused(written(tmp_path / "hostile.safetensors", text, content[1]), "not a trt_qat checkpoint|JSON")
 
 
+def test_a_header_of_nine_megabytes(content: tuple[str, Tensors], tmp_path: Path) -> None:
+    path = written(tmp_path / "hostile.safetensors", "[" + "[]," * 3_000_000 + "[]]", content[1])
+    assert_refused(path, "TRT_QAT_MAX_HEADER_MB")
+
+
 @pytest.mark.parametrize("length", [2**63, 10**9, 7, 0])
 def test_a_length_that_lies(content: tuple[str, Tensors], tmp_path: Path, length: int) -> None:
     path = written(tmp_path / "hostile.safetensors", *content)

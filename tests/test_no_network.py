@@ -33,8 +33,7 @@ trt_qat.export(model, "b.onnx", target="openvino")
 trt_qat.export(model, "c.onnx", target="ultralytics")
 trt_qat.evaluate(["a.onnx", "b.onnx"], data, latency_iterations=3, latency_warmup=0)
 int8 = trt_qat.quantize(model, data, calibrator="max")
-trt_qat.export(int8, "d.onnx", target="tensorrt")
-trt_qat.lint("d.onnx")
+trt_qat.export(int8, "d.onnx", target="onnxruntime")
 best = trt_qat.train(trt_qat.load("yolov8n.yaml", imgsz=64), data, out="run", epochs=1, batch=2)
 for name in ("yolov8n.pt", "yolo11x.pt", "no_such.yaml", "https://example.com/yolov8n.pt", "ul://a/b.yaml"):
     try:
@@ -58,7 +57,7 @@ def seen_by(script: str, folder: Path) -> list[str]:
         env={**kept, "HOME": str(home), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -23,7 +23,7 @@ from ultralytics.nn.tasks import DetectionModel
 from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file
 from trt_qat.config import ToolkitName
 from trt_qat.errors import ArtifactError, ConfigError, QuantizationError
-from trt_qat.limits import PARAMETERS, WEIGHTS_MEGABYTES
+from trt_qat.limits import HEADER_MEGABYTES, PARAMETERS, WEIGHTS_MEGABYTES
 from trt_qat.model.graph import convolutions
 from trt_qat.model.loading import (
     ARCHITECTURE_SUFFIXES,
@@ -346,7 +346,9 @@ def _read(path: Path) -> tuple[CheckpointHeader, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            content = parse_json(metadata.get("header", "{}"), f"'{path}': the header")
+            text = metadata.get("header", "{}")
+            HEADER_MEGABYTES.check(len(text) / 1e6, f"'{path}'", ArtifactError)
+            content = parse_json(text, f"'{path}': the header")
             said = content.get("format") if isinstance(content, dict) else None
             if FORMAT not in (said, metadata.get("format")):  # the second in files up to 0.1
                 raise ArtifactError(f"'{path}' is a safetensors file, but not a trt_qat checkpoint ({FORMAT}).")
