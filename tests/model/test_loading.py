@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from tiny_network import ARCHITECTURE
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
@@ -161,6 +164,13 @@ def test_networks_that_are_no_plain_detectors_are_named(name: str, module: str) 
     with pytest.raises(ArtifactError, match=module) as caught:
         load(Path(name))
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, unfolded: DetectionModel) -> None:
+    architecture = tmp_path / os.fsdecode(b"n\xff.yaml")
+    architecture.write_text(yaml.safe_dump(ARCHITECTURE))
+    assert len(load(architecture).names) == 2
+    assert load(save_pt(unfolded, tmp_path / os.fsdecode(b"n\xff.pt"))).names == unfolded.names
 
 
 def test_missing_yaml() -> None:

@@ -7,6 +7,7 @@ own files. Of a ``*.pt`` only tensors and plain values are taken; the network is
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def _architecture(path: Path) -> dict[str, Any]:
     content = read_yaml(_architecture_file(path), "Architecture")
     if not isinstance(content, dict) or not {"backbone", "head"} <= content.keys():
         raise ArtifactError(f"'{path}' is not an Ultralytics architecture YAML: it has no 'backbone' and 'head'.")
-    return {**content, "scale": guess_model_scale(path), "yaml_file": str(path)}
+    return {**content, "scale": guess_model_scale(path), "yaml_file": os.fsencode(path).decode(errors="replace")}
 
 
 def _architecture_file(path: Path) -> Path:
