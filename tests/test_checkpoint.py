@@ -158,7 +158,7 @@ def test_failing_save_leaves_what_was_there(detector: Model, tmp_path: Path) -> 
         path = tmp_path / "model.safetensors"
         if before is not None:
             path.write_bytes(before)
-        with pytest.raises(TypeError):
+        with pytest.raises(ArtifactError, match="JSON cannot say"):
             save(path, replace(detector, provenance={"unwritable": object()}))
         assert [entry.name for entry in tmp_path.iterdir()] == ([] if before is None else [path.name])
         assert before is None or path.read_bytes() == before

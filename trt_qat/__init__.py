@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from trt_qat.config import Config
@@ -40,9 +41,14 @@ if TYPE_CHECKING:
     from trt_qat.runtime.detector import Detector
     from trt_qat.vision.detections import Detections
 
-# Ultralytics, when a stage imports it, must neither install packages by itself nor look for a network.
+# Ultralytics, when a stage imports it, must neither install packages by itself nor look for a network (which is also
+# its telemetry), and must not evaluate what an architecture says. It reads these once, at its import.
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
+
+# `import openvino` reports to its maker from a process of its own, unless it finds no package to do it with.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,8 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
+from pydantic import Field, JsonValue, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,27 +22,55 @@ from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file
 from trt_qat.config import ToolkitName
-from trt_qat.errors import ArtifactError, QuantizationError
+from trt_qat.errors import ArtifactError, ConfigError, QuantizationError
+from trt_qat.limits import HEADER_MEGABYTES, PARAMETERS, WEIGHTS_MEGABYTES
+from trt_qat.model.graph import convolutions
 from trt_qat.model.loading import (
     ARCHITECTURE_SUFFIXES,
+    IMAGE_SIZES,
     build_network,
+    check_runs,
     check_same_output,
+    checked_names,
     class_names,
     fold_batchnorm,
     load_weights_,
     network_from_architecture,
     read_ultralytics,
-    rebuild,
 )
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.quantization.placement import Placement
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
+from trt_qat.reading import PICKLE_TRUSTED, FileModel, checked, parse_json, regular_file, shortened
 
 FORMAT = "trt_qat-checkpoint-1"
 SUFFIX = ".safetensors"
 DEFAULT_IMAGE_SIZE = 640
 Stage = Literal["fp32", "ptq", "qat"]
 _AMAX = "amax."
+_ADVICE = "Make the checkpoint again."
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class CheckpointHeader(FileModel):
+    """What a checkpoint says beside its tensors; the architecture and the names have their own checks."""
+
+    format: Literal["trt_qat-checkpoint-1"] = "trt_qat-checkpoint-1"  # files up to 0.1 say it beside the header
+    stage: Stage
+    imgsz: Annotated[int, Field(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[-1], multiple_of=32)]
+    architecture: dict[str, JsonValue]
+    names: dict[str, str]
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
+    toolkit: ToolkitName | None = None
+    placement: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> CheckpointHeader:
+        quantized = self.stage != "fp32"
+        for key, value in (("toolkit", self.toolkit), ("placement", self.placement)):
+            if quantized != (value is not None):
+                raise ValueError(f"stage {self.stage} goes with{'' if quantized else 'out'} a {key}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,7 +140,13 @@ class Model:
         return replace(self, network=quantized.network, quantized=quantized, stage=stage, provenance=provenance)
 
 
-def load(weights: str | Path, imgsz: int | None = None, toolkit: ToolkitName | None = None) -> Model:
+def load(
+    weights: str | Path,
+    imgsz: int | None = None,
+    toolkit: ToolkitName | None = None,
+    *,
+    trust_pickle: bool = False,
+) -> Model:
     """Load a detector, float or quantized.
 
     Args:
@@ -119,9 +155,12 @@ def load(weights: str | Path, imgsz: int | None = None, toolkit: ToolkitName | N
         imgsz: side of the square input in pixels; None is the size the weights were trained or calibrated at, 640 if
             they do not say.
         toolkit: use this package's quantizers instead of those the checkpoint was made with.
+        trust_pickle: unpickle a ``*.pt``, which runs whatever code it names. Without it a ``*.pt`` is read as data,
+            and one that needs more is refused; see docs/security.md.
 
     Raises:
         ArtifactError: missing, unreadable, not a detector, or rebuilding or folding changed its output.
+        ConfigError: ``imgsz`` is none that a detector takes.
 
     Example:
         >>> trt_qat.load("best.pt").stage
@@ -131,16 +170,19 @@ def load(weights: str | Path, imgsz: int | None = None, toolkit: ToolkitName | N
         (80, 640)
     """
     path = Path(weights)
+    if imgsz is not None and imgsz not in IMAGE_SIZES:
+        raise ConfigError(f"imgsz={shortened(imgsz)} must be a multiple of 32 from 32 to {IMAGE_SIZES[-1]}.")
     if path.suffix.lower() == SUFFIX:
         return _load_checkpoint(path, imgsz, toolkit)
     if path.suffix in ARCHITECTURE_SUFFIXES:
         network, trained_at = build_network(path), None
     else:
-        network, trained_at = read_ultralytics(path)
-    rebuilt = rebuild(network)
-    folded = fold_batchnorm(copy.deepcopy(rebuilt))
-    check_same_output(network, folded, f"'{path}' rebuilt from its architecture with BatchNorm folded")
-    unfolded = None if network.is_fused() else rebuilt
+        file = read_ultralytics(path, trust_pickle=trust_pickle or PICKLE_TRUSTED.get())
+        network, trained_at = file.network, file.imgsz
+    check_runs(network, path)
+    folded = fold_batchnorm(copy.deepcopy(network))
+    check_same_output(network, folded, f"'{path}' with BatchNorm folded")
+    unfolded = None if network.is_fused() else network
     size = imgsz or trained_at or DEFAULT_IMAGE_SIZE
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)
 
@@ -153,7 +195,7 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
         half: store weights as FP16 (float models: half the size; loading returns float32).
 
     Raises:
-        ArtifactError: it has another name, or cannot be written.
+        ArtifactError: it has another name, cannot be written, or :func:`load` would refuse it.
 
     Example:
         >>> trt_qat.save("ptq.safetensors", int8).path.name
@@ -175,13 +217,20 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
         "provenance": dict(model.provenance),
     }
     if model.quantized is not None:
-        tensors |= {f"{_AMAX}{name}": amax.float() for name, amax in model.quantized.amax().items()}
+        ranges = {name: amax.float() for name, amax in model.quantized.amax().items()}
+        _check_ranges(ranges, _range_shapes(model.quantized.placement, model.network), path)
+        tensors |= {f"{_AMAX}{name}": amax for name, amax in ranges.items()}
         header |= {"toolkit": model.quantized.toolkit.name, "placement": model.quantized.placement.as_dict()}
+    checked(CheckpointHeader, header, path, _ADVICE)
+    checked_names(header["names"], path)
+    text = json.dumps(header)
+    parse_json(text, f"'{path}': the header")  # a NaN among the provenance
     contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    _check_values(contiguous, path)
     with atomic_path(path) as temporary:
         try:
             # one entry: several are written in any order, and two equal checkpoints would differ in their bytes
-            save_file(contiguous, temporary, metadata={"header": json.dumps(header)})
+            save_file(contiguous, temporary, metadata={"header": text})
         except SafetensorError as exc:
             raise ArtifactError(f"Cannot write '{path}': {exc}. Choose another place.") from exc
     return CheckpointArtifact(path)
@@ -189,37 +238,122 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
 
 def _load_checkpoint(path: Path, imgsz: int | None, toolkit: ToolkitName | None) -> Model:
     header, tensors = _read(path)
-    names = {int(k): str(v) for k, v in header["names"].items()}
-    network = fold_batchnorm(network_from_architecture(header["architecture"], names))
-    load_weights_(network, {k: v.float() for k, v in tensors.items() if not k.startswith(_AMAX)})
+    _check_values(tensors, path)
+    names = checked_names(header.names, path)
+    if header.architecture.get("nc", len(names)) != len(names):
+        classes = shortened(header.architecture["nc"])
+        raise ArtifactError(f"'{path}': names has {len(names)} entries, architecture.nc is {classes}. {_ADVICE}")
+    network = fold_batchnorm(network_from_architecture(header.architecture, names, path))
+    load_weights_(network, {k: v.float() for k, v in tensors.items() if not k.startswith(_AMAX)}, path)
     network.eval()
-    size = imgsz or int(header["imgsz"])
-    model = Model(network, names, size, path, header["stage"], provenance=header["provenance"])
-    if "placement" not in header:
+    check_runs(network, path)
+    amax = {k.removeprefix(_AMAX): v.float() for k, v in tensors.items() if k.startswith(_AMAX)}
+    model = Model(network, names, imgsz or header.imgsz, path, header.stage, provenance=header.provenance)
+    if header.placement is None:
+        _check_ranges(amax, {}, path)
         return model
-    adapter = toolkit_from_name(toolkit or header["toolkit"])
-    placement = _placement(header["placement"], path)
+    adapter = toolkit_from_name(toolkit or header.toolkit or "modelopt")
+    placement = _placement(header.placement, network, path)
+    _check_ranges(amax, _range_shapes(placement, network), path)
     insert_quantizers_(network, placement, adapter)
     quantized = QuantizedModel(network, names, placement, adapter)
-    quantized.load_amax_({k.removeprefix(_AMAX): v for k, v in tensors.items() if k.startswith(_AMAX)})
+    quantized.load_amax_(amax)
     return replace(model, quantized=quantized)
 
 
-def _placement(content: Any, path: Path) -> Placement:
+def _placement(content: Any, network: DetectionModel, path: Path) -> Placement:
+    """The header's placement, checked against the network that it is for.
+
+    Raises:
+        ArtifactError: it is none, or names a layer that is not there.
+    """
     try:
-        return Placement.from_dict(content)
+        placement = Placement.from_dict(content)
     except (KeyError, TypeError, ValueError) as exc:
-        raise ArtifactError(f"'{path}' holds a placement of another trt_qat version ({exc!r}). Make it again.") from exc
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtifactError(
+            f"'{path}' holds a placement of another trt_qat version ({type(exc).__name__}: {reason}). {_ADVICE}"
+        ) from exc
+    convs = convolutions(network)
+    modules = {name for name, _ in network.named_modules()}
+    owner: dict[str, str] = {}
+    for index, group in enumerate(placement.groups):
+        where = f"'{path}': placement.groups.{index}"
+        for conv in (*group.convs, *group.observed):
+            if conv not in convs:
+                raise ArtifactError(f"{where} = {shortened(conv)}: the network has no such convolution. {_ADVICE}")
+        for add in (*group.adds, *group.observed_adds):
+            if add.module not in modules or add.operand not in (0, 1) or add.call < 0:
+                raise ArtifactError(f"{where}.adds = {shortened(add.module)}: the network has no such add. {_ADVICE}")
+        for conv in group.convs:
+            if owner.setdefault(conv, group.name) != group.name:
+                raise ArtifactError(f"{where} = {shortened(conv)}: it is in group {owner[conv]!r} too. {_ADVICE}")
+        if not group.convs:
+            raise ArtifactError(f"{where}.convs = []: a group quantizes at least one convolution. {_ADVICE}")
+    if len({group.name for group in placement.groups}) != len(placement.groups):
+        raise ArtifactError(f"'{path}': placement.groups: two have one name. {_ADVICE}")
+    for conv in placement.float_convs:
+        if conv not in convs or conv in owner:
+            raise ArtifactError(f"'{path}': placement.float_convs = {shortened(conv)}: not a float layer. {_ADVICE}")
+    return placement
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _range_shapes(placement: Placement, network: DetectionModel) -> dict[str, list[int]]:
+    convs = convolutions(network)
+    activations: dict[str, list[int]] = {f"activation.{group.name}": [] for group in placement.groups}
+    weights = {f"weight.{c}": [convs[c].out_channels, 1, 1, 1] for group in placement.groups for c in group.convs}
+    return activations | weights
+
+
+def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
+    """Ranges are there for every quantizer and for no other, of its shape, finite and positive.
+
+    Raises:
+        ArtifactError: one is not.
+    """
+    for name in sorted(amax.keys() | shapes.keys()):
+        where = f"'{path}': {_AMAX}{name}"
+        if name not in amax:
+            raise ArtifactError(f"{where} is missing: the placement has a quantizer there. {_ADVICE}")
+        if name not in shapes:
+            raise ArtifactError(f"{where} is left over: the placement has no quantizer there. {_ADVICE}")
+        found = list(amax[name].shape)
+        if found != shapes[name] and not (name.startswith("activation.") and found == [1]):
+            raise ArtifactError(f"{where} has shape {found}, needs {shapes[name]}. {_ADVICE}")
+        if not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
+            raise ArtifactError(f"{where} = {float(amax[name].min()):g}: a range is finite and above 0. {_ADVICE}")
+
+
+def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Tensors of numbers, finite, and no more of them than a network may have.
+
+    Raises:
+        ArtifactError: one is not.
+    """
+    PARAMETERS.check(sum(tensor.numel() for tensor in tensors.values()), f"'{path}'", ArtifactError)
+    for name, tensor in tensors.items():
+        where = f"'{path}': {shortened(name)}"
+        if tensor.dtype not in _FLOATS and not (tensor.dtype == torch.int64 and tensor.dim() == 0):  # BatchNorm's count
+            raise ArtifactError(f"{where} holds values of type {tensor.dtype}, needs floating point. {_ADVICE}")
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{where} holds NaN or infinite values. {_ADVICE}")
+
+
+def _read(path: Path) -> tuple[CheckpointHeader, dict[str, Tensor]]:
     existing_file(path, "Checkpoint")
+    regular_file(path, "Checkpoint")
+    WEIGHTS_MEGABYTES.check(path.stat().st_size / 1e6, f"Checkpoint '{path}'", ArtifactError)
     try:
         with safe_open(path, framework="pt") as stream:
-            content = stream.metadata() or {}
-            header = json.loads(content.get("header", "{}"))
-            if FORMAT not in (header.get("format"), content.get("format")):  # the second in files up to 0.1
+            metadata = stream.metadata() or {}
+            text = metadata.get("header", "{}")
+            HEADER_MEGABYTES.check(len(text) / 1e6, f"'{path}'", ArtifactError)
+            content = parse_json(text, f"'{path}': the header")
+            said = content.get("format") if isinstance(content, dict) else None
+            if FORMAT not in (said, metadata.get("format")):  # the second in files up to 0.1
                 raise ArtifactError(f"'{path}' is a safetensors file, but not a trt_qat checkpoint ({FORMAT}).")
+            header = checked(CheckpointHeader, content, path, _ADVICE)
             return header, {key: stream.get_tensor(key) for key in list(stream.keys())}
-    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as exc:
-        raise ArtifactError(f"'{path}' is not a readable checkpoint ({exc}). Make it again.") from exc
+    except (SafetensorError, KeyError, OSError, RuntimeError) as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtifactError(f"'{path}' is not a readable checkpoint ({reason}). {_ADVICE}") from exc

@@ -23,6 +23,7 @@ from trt_qat.config import Config, ExportFormat, FlavorChoice, Precision, Sensit
 from trt_qat.errors import ArtifactError, TrtQatError
 from trt_qat.memory import is_out_of_memory
 from trt_qat.progress import Progress, Silent
+from trt_qat.reading import PICKLE_TRUSTED
 from trt_qat.registry import RUNTIMES, TARGETS
 
 if TYPE_CHECKING:
@@ -164,9 +165,24 @@ def _exit_at_end(code: int) -> None:
     click.get_current_context().call_on_close(lambda: sys.exit(code))
 
 
+def _trust_pickle(function: Command) -> Command:
+    text = "Unpickle *.pt, which runs any code that is in it; only for a file of somebody you trust."
+
+    @click.option("--trust-pickle", is_flag=True, help=text)
+    @functools.wraps(function)
+    def wrapped(trust_pickle: bool, **arguments: Any) -> Any:
+        before = PICKLE_TRUSTED.set(trust_pickle)
+        try:
+            return function(**arguments)
+        finally:
+            PICKLE_TRUSTED.reset(before)
+
+    return wrapped
+
+
 def _weights(function: Command) -> Command:
     text = "Ultralytics *.pt, architecture *.yaml (random weights) or trt_qat *.safetensors."
-    return click.option("--weights", type=FILE, required=True, help=text)(function)
+    return click.option("--weights", type=FILE, required=True, help=text)(_trust_pickle(function))
 
 
 def _data(function: Command) -> Command:
@@ -186,6 +202,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--weights", type=FILE, required=True, help="Ultralytics *.pt, or architecture *.yaml (random weights).")
+@_trust_pickle
 @_data
 @click.option("--out", type=FILE, required=True, help="Folder for the run.")
 @_command
@@ -290,6 +307,7 @@ def qat(
 
 @cli.command()
 @click.argument("checkpoint", type=FILE)
+@_trust_pickle
 @click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
 @click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
@@ -383,6 +401,7 @@ def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -
 
 @cli.command()
 @click.argument("models", nargs=-1, required=True, type=FILE)
+@_trust_pickle
 @_data
 @click.option(
     "--runtime",

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -27,6 +28,9 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+PICKLE_TRUSTED: ContextVar[bool] = ContextVar("PICKLE_TRUSTED", default=False)
+"""Whether the user of the running command trusts the pickles in its weights (``--trust-pickle``)."""
 
 ModelType = TypeVar("ModelType", bound="FileModel")
 

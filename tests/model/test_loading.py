@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from tiny_network import ARCHITECTURE
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
@@ -114,7 +117,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: st
 
 def test_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
-    assert_refused(tmp_path / "folder.pt", "is not a file")
+    assert_refused(tmp_path / "folder.pt", "is a folder, not a file")
 
 
 def test_torch_file_that_is_no_checkpoint(tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_other_tasks_are_refused(tmp_path: Path, task: str) -> None:
     assert_refused(Path(f"yolov8n-{task}.yaml"), "needs a detection model")
 
 
-@pytest.mark.parametrize("content", ["a: 1\n", "- 1\n- 2\n", "just text\n", "backbone: [\n", ""])
+@pytest.mark.parametrize("content", ["a: 1\n", "- 1\n- 2\n", "just text\n", ""])
 def test_yaml_that_is_no_architecture(tmp_path: Path, content: str) -> None:
     (tmp_path / "other.yaml").write_text(content)
     assert_refused(tmp_path / "other.yaml", "not an Ultralytics architecture")
@@ -151,8 +154,8 @@ def test_yaml_that_is_no_architecture(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "module"),
     [
-        ("yolov8n-world.yaml", "in module C2fAttn"),
-        ("yoloe-11n.yaml", "in module YOLOEDetect"),
+        ("yolov8n-world.yaml", "WorldDetect"),
+        ("yoloe-11n.yaml", "YOLOEDetect"),
         ("rtdetr-l.yaml", "RTDETRDecoder"),
     ],
 )
@@ -161,6 +164,13 @@ def test_networks_that_are_no_plain_detectors_are_named(name: str, module: str) 
     with pytest.raises(ArtifactError, match=module) as caught:
         load(Path(name))
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, unfolded: DetectionModel) -> None:
+    architecture = tmp_path / os.fsdecode(b"n\xff.yaml")
+    architecture.write_text(yaml.safe_dump(ARCHITECTURE))
+    assert len(load(architecture).names) == 2
+    assert load(save_pt(unfolded, tmp_path / os.fsdecode(b"n\xff.pt"))).names == unfolded.names
 
 
 def test_missing_yaml() -> None:

@@ -18,7 +18,8 @@ from torch import fx, nn
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.errors import QuantizationError
-from trt_qat.model.loading import export_mode, running_module
+from trt_qat.model.architecture import running_module
+from trt_qat.model.loading import export_mode
 from trt_qat.operators import ATEN_COPIES, Copy, pads_with_copies
 
 

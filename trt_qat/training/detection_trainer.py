@@ -18,6 +18,7 @@ from typing_extensions import override
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
+from ultralytics.utils.callbacks import default_callbacks
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from trt_qat import distributed
@@ -29,6 +30,8 @@ from trt_qat.model.cpu import tune_cpu
 from trt_qat.progress import SILENT, Progress
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
+
+_INTEGRATIONS = ("ultralytics.utils.callbacks.", "ultralytics.utils.events")
 
 
 class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
@@ -75,6 +78,13 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
             self._progress.note(f"{name}: {split.left_out}")
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         return GivenDataset(split.images, self.args, self.data, augment=mode == "train", batch=batch, stride=stride)
+
+    @override
+    def run_callbacks(self, event: str) -> None:
+        """Without Ultralytics' integrations, which send a run to a server where its settings say so."""
+        for callback in self.callbacks.get(event, ()):
+            if not callback.__module__.startswith(_INTEGRATIONS) or callback in default_callbacks.get(event, ()):
+                callback(self)
 
     @property
     def steps_done(self) -> int:

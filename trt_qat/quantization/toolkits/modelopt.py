@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trt_qat.config import ToolkitName
 from trt_qat.errors import MissingDependency
-from trt_qat.quantization.fake_quant import fake_quantize
+from trt_qat.quantization.fake_quant import fake_quantize, weight_range
 
 # its import warns, and torch logs, about a CUDA runtime and extensions that are not needed
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -60,7 +60,7 @@ class ModelOptToolkit:
         converted: nn.Module = QuantModuleRegistry.convert(conv)
         converted.input_quantizer = input_quantizer
         self.weight_quantizer(converted).backend = _BACKEND  # type: ignore[assignment]
-        self.set_amax(self.weight_quantizer(converted), conv.weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True))
+        self.set_amax(self.weight_quantizer(converted), weight_range(conv.weight))
         return converted
 
     def weight_quantizer(self, conv: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trt_qat.config import ToolkitName
 from trt_qat.errors import MissingDependency, QuantizationError
+from trt_qat.quantization.fake_quant import weight_range
 
 try:
     from pytorch_quantization.nn import QuantConv2d, TensorQuantizer
@@ -70,7 +71,7 @@ class PytorchQuantizationToolkit:
         """See the protocol. The package makes a new module, which takes over weights and settings."""
         converted = PaddedQuantConv2d(conv)
         converted._input_quantizer = input_quantizer
-        self.set_amax(self.weight_quantizer(converted), conv.weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True))
+        self.set_amax(self.weight_quantizer(converted), weight_range(conv.weight))
         return converted.train(conv.training)
 
     def weight_quantizer(self, conv: nn.Module) -> nn.Module:
