@@ -25,7 +25,7 @@ _DEEPEST: Final = 8  # graphs inside of a node's attribute, inside of another on
 _LONGEST_AXIS: Final = 1 << 31
 _ADVICE: Final = "Export or copy it again."
 _ATTRIBUTE_FIELDS: Final = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
-_POSITIVE: Final = frozenset({"kernel_shape", "strides", "dilations", "group"})
+_SMALLEST: Final = {"kernel_shape": 1, "strides": 1, "dilations": 1, "group": 1, "pads": 0}
 _INPUT_TYPES: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 
 
@@ -242,16 +242,12 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: st
         found = given.get(name)
         if found is None and wanted.required:
             raise ValueError(f"{what} is a {node.op_type} without {name}")
-        if found is not None and not found.ref_attr_name and found.type != int(wanted.type):
+        if found is not None and not found.ref_attr_name and found.type != wanted.type.value:
             raise ValueError(f"{what} is a {node.op_type} whose {name} has the wrong type")
-        if (
-            found is not None
-            and name in _POSITIVE
-            and not all(0 < number < _LONGEST_AXIS for number in _numbers(found))
-        ):
-            raise ValueError(f"{what} is a {node.op_type} with {name} = {shortened(list(_numbers(found)))}")
-        if found is not None and name == "pads" and not all(0 <= number < _LONGEST_AXIS for number in found.ints):
-            raise ValueError(f"{what} is a {node.op_type} with pads = {shortened(list(found.ints))}")
+        if found is not None and name in _SMALLEST:
+            numbers, least = list(_numbers(found)), _SMALLEST[name]
+            if not all(least <= number < _LONGEST_AXIS for number in numbers):
+                raise ValueError(f"{what} is a {node.op_type} with {name} = {shortened(numbers)}")
 
 
 def _numbers(attribute: AttributeProto) -> Iterable[int]:

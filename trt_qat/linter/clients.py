@@ -85,8 +85,9 @@ def ultralytics_dynamic(graph: QdqGraph) -> Iterator[Place]:
 
 def ultralytics_names(graph: QdqGraph) -> Iterator[Place]:
     """No class names in the metadata: YOLO(...) calls the classes class0, class1 ..."""
+    text = graph.metadata.get("names", "")
     try:
-        names = read_metadata({"names": graph.metadata.get("names", "{}")}).names
+        names = read_metadata({"names": text}).names if text.lstrip().startswith("{") else None
     except ArtifactError:  # what it does with such a text is not known
         names = None
     if not names:

@@ -173,7 +173,7 @@ class QdqGraph(OnnxView):
             return self.quantization(node)
         grids = [self._grids[name] for name in self._carried(tensor)]
         first = grids[0] if grids else None
-        return None if first is None or unlike([first, *grids]) or None in grids else first
+        return None if None in grids or unlike(grids) else first
 
     def copy(self, node: Node) -> Copy | None:
         """What ``node`` copies and how, if it leaves the grid of its input as it is."""
