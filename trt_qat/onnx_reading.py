@@ -13,15 +13,17 @@ from typing import Any, Final
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, TensorProto, external_data_helper, helper
+from onnx import AttributeProto, TensorProto, external_data_helper, helper, shape_inference
 
 from trt_qat.artifacts import existing_file
 from trt_qat.errors import ArtifactError
-from trt_qat.limits import ONNX_MEGABYTES, ONNX_NODES
+from trt_qat.limits import ONNX_MEGABYTES, ONNX_NODES, ONNX_ROW, ONNX_VALUES
 from trt_qat.metadata import LARGEST_SIDE, SMALLEST_SIDE, read_metadata
 from trt_qat.reading import read_bytes, regular_file, shortened
 
 _DEEPEST: Final = 8  # graphs inside of a node's attribute, inside of another one's
+_SMALL: Final = 256  # values of a tensor that may be a shape
+_BREAKS_ROWS: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 _LONGEST_AXIS: Final = 1 << 31
 _ADVICE: Final = "Export or copy it again."
 _ATTRIBUTE_FIELDS: Final = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
@@ -67,6 +69,11 @@ def read_detector(path: Path) -> onnx.ModelProto:
     """
     model = read_onnx(path)
     _check_input(model.graph, path)
+    try:
+        _check_rows(model.graph, path)
+        _check_shapes(model)
+    except ValueError as exc:
+        raise ArtifactError(f"'{path}' is not a sound ONNX file: {exc}. {_ADVICE}") from exc
     read_metadata(metadata_texts(model), f"'{path}'")
     return model
 
@@ -124,6 +131,8 @@ def _check_model(model: onnx.ModelProto, path: Path) -> None:
     """
     if not model.opset_import or not all(0 < entry.version < 1000 for entry in model.opset_import):
         raise ValueError("it names no operator set, or one that cannot be")
+    if not 1 <= model.ir_version < 1000:
+        raise ValueError(f"its IR version is {model.ir_version}")
     versions = {entry.domain: entry.version for entry in model.opset_import}
     graphs = list(_graphs(model))
     nodes = sum(len(graph.node) for graph, _ in graphs)
@@ -148,6 +157,69 @@ def _check_model(model: onnx.ModelProto, path: Path) -> None:
     for graph, _ in graphs:
         if isinstance(graph, onnx.GraphProto) and graph.sparse_initializer:
             raise ValueError("it holds sparse weights, which no runtime here takes")
+
+
+def _check_rows(graph: onnx.GraphProto, path: Path) -> None:
+    """OpenVINO's time grows with the cube of how many operators follow each other without a convolution between."""
+    behind: dict[str, int] = {}
+    longest = 0
+    for node in graph.node:
+        length = 0 if node.op_type in _BREAKS_ROWS else 1 + max((behind.get(name, 0) for name in node.input), default=0)
+        longest = max(longest, length)
+        behind |= dict.fromkeys(node.output, length)
+    ONNX_ROW.check(longest, f"'{path}'", ArtifactError)
+
+
+def _check_shapes(model: onnx.ModelProto) -> None:
+    """Operators and the shapes that they get fit each other, and no tensor is larger than memory.
+
+    Raises:
+        ValueError: they do not; runtimes crash on some such files.
+    """
+    try:
+        inferred = shape_inference.infer_shapes(_without_weights(model), strict_mode=True, data_prop=True)
+    except (shape_inference.InferenceError, RuntimeError) as exc:
+        raise ValueError(f"its shapes do not fit: {' '.join(str(exc).split())[:300]}") from exc
+    infos = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
+    counts = {info.name: _count(info) for info in infos}
+    for name, count in counts.items():
+        ONNX_VALUES.check(count or 0, f"Tensor {shortened(name)} of the model", ArtifactError)
+    for info in inferred.graph.output:
+        if counts[info.name] == 0:
+            raise ValueError(f"its output {shortened(info.name)} is empty")
+    for node in inferred.graph.node:
+        if node.op_type == "Reshape":
+            given, made = counts.get(node.input[0]), counts.get(node.output[0])
+            if given is not None and made is not None and given != made:
+                raise ValueError(f"node {shortened(node.name)} reshapes {given} values to {made}")
+
+
+def _count(info: onnx.ValueInfoProto) -> int | None:
+    """How many values a tensor has; None if a size is not known."""
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape") or not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+        return None
+    return math.prod(int(dim.dim_value) for dim in tensor.shape.dim)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with small tensors only, the others as inputs of the same shape; shapes inside it are left out."""
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    bare.graph.name = "graph"
+    bare.graph.node.extend(model.graph.node)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    bare.graph.input.extend(info for info in model.graph.input if info.name not in stored)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL and not external_data_helper.uses_external_data(tensor):
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for info in model.graph.output:
+        bare.graph.output.append(onnx.ValueInfoProto(name=info.name))
+        bare.graph.output[-1].type.tensor_type.elem_type = info.type.tensor_type.elem_type
+    return bare
 
 
 _Graph = Any  # GraphProto or FunctionProto: both have nodes
@@ -242,7 +314,7 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: st
         found = given.get(name)
         if found is None and wanted.required:
             raise ValueError(f"{what} is a {node.op_type} without {name}")
-        if found is not None and not found.ref_attr_name and found.type != wanted.type.value:
+        if found is not None and not found.ref_attr_name and found.type != int(wanted.type):  # type: ignore[call-overload]
             raise ValueError(f"{what} is a {node.op_type} whose {name} has the wrong type")
         if found is not None and name in _SMALLEST:
             numbers, least = list(_numbers(found)), _SMALLEST[name]
