@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat import api, distributed
-from trt_qat.artifacts import CheckpointArtifact, EngineArtifact, ResultRow, writable_folder, write_json
+from trt_qat.artifacts import CheckpointArtifact, EngineArtifact, ResultRow, writable_folder, write_rows
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, load_dataset
@@ -118,7 +118,7 @@ def run(weights: Path, data: Path, out: Path, config: Config, progress: Progress
     engine = api.build(exported["qat_tensorrt"], out / "qat.plan", config.engine, progress=progress)
     rows = api.evaluate(list(exported.values()), dataset, config.evaluation, progress=progress)
     result, report, picture = out / "result.json", out / "report.md", out / "picture.jpg"
-    write_json(result, [row.as_dict() for row in rows])
+    write_rows(result, rows)
     report.write_text(markdown_report(rows, model.provenance), encoding="utf-8")
     with open_runner(exported["fp32"], "openvino") as first, open_runner(exported["qat"], "openvino") as second:
         comparison_picture([("FP32", first), ("QAT INT8", second)], dataset.val, config.infer, picture)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from trt_qat.quantization.calibrators.base import Calibrator, calibrator_from_dict
@@ -75,9 +75,21 @@ class Calibration:
         groups = {group: entry.calibrator_value() for group, entry in content.groups.items()}
         return cls(content.calibrator_value(), candidates, groups, content.groups_error)
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Calibration:
+        """Read what :meth:`as_dict` wrote.
+
+        Raises:
+            ConfigError: see :meth:`from_content`.
+            ValueError: it is something else.
+        """
+        return cls.from_content(CalibrationContent.model_validate_json(json.dumps(content)))
+
 
 class CalibratorContent(FileModel):
-    """A calibrator in a file."""
+    """A calibrator in a file; one that is registered from elsewhere may have settings of its own."""
+
+    model_config = ConfigDict(extra="allow")
 
     calibrator: str
     percentile: float | None
@@ -88,8 +100,7 @@ class CalibratorContent(FileModel):
         Raises:
             ConfigError: no such one, or not such a percentile.
         """
-        settings = {} if self.percentile is None else {"percentile": self.percentile}
-        return calibrator_from_dict({"calibrator": self.calibrator, **settings})
+        return calibrator_from_dict(self.model_dump(exclude_none=True))
 
 
 class CandidateContent(CalibratorContent):

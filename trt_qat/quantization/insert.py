@@ -114,9 +114,8 @@ def _check_range(value: Tensor, count: int, name: str) -> None:
     if value.numel() != count:
         raise QuantizationError(f"The range '{name}' has shape {tuple(value.shape)}, {count} values are needed.")
     if not bool(torch.isfinite(value).all()) or bool((value < 0).any()) or not bool((value > 0).any()):
-        raise QuantizationError(
-            f"The range '{name}' is not finite and positive: {float(value.min())}. Calibrate again."
-        )
+        low = float(value.min())
+        raise QuantizationError(f"The range '{name}' is not finite and positive: {low}. Calibrate again.")
 
 
 def _check_groups(groups: Collection[str], placement: Placement) -> None:
