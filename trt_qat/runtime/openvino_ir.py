@@ -17,6 +17,7 @@ from trt_qat.metadata import read_metadata
 from trt_qat.reading import read_bytes, read_yaml, regular_file, shortened
 
 _DEEPEST = 40
+_VERSIONS = ("10", "11")  # with another one OpenVINO asks TensorFlow's reader, which writes to the terminal
 _OUTER = 3  # net, layers, layer; those of a loop's body lie deeper
 _ADVICE = "Export the model again."
 _BITS = {"f64": 64, "i64": 64, "u64": 64, "f32": 32, "i32": 32, "u32": 32, "f16": 16, "bf16": 16, "i16": 16, "u16": 16}
@@ -60,6 +61,8 @@ def _check_layers(content: bytes, weights: int, source: str) -> None:
     edges: list[tuple[str, str]] = []
     element: str | None = None
     for depth, name, attributes in _elements(content):
+        if depth == 1 and (name != "net" or attributes.get("version") not in _VERSIONS):
+            raise ValueError(f"it is <{name[:40]}> of version {shortened(attributes.get('version'))}, not of an IR")
         if name == "layer":
             element = attributes.get("type")
         if name == "layer" and depth == _OUTER:
