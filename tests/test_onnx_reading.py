@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_onnx import write_tiny_detector
 
 from trt_qat.cli import cli
-from trt_qat.errors import ArtifactError
+from trt_qat.errors import ArtifactError, RunnerError
 from trt_qat.linter.report import lint
 from trt_qat.onnx_reading import read_detector, read_onnx
+from trt_qat.runtime.detector import Detector
 
 Change = Callable[[onnx.ModelProto], object]
 
@@ -164,6 +165,20 @@ def _nested(model: onnx.ModelProto) -> None:
     _instead("If", "yes", then_branch=inner, else_branch=inner)(model)
 
 
+def _cast_output(model: onnx.ModelProto, kind: int) -> None:
+    model.graph.node.append(helper.make_node("Cast", ["output0"], ["x"], to=kind))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("x", kind, None))
+
+
+def _fill(name: str, value: float) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        array = numpy_helper.to_array(_stored(model, name)).copy()
+        array.flat[-1] = value
+        _stored(model, name).CopyFrom(numpy_helper.from_array(array, name))
+
+    return change
+
+
 def _without(field: str, node: int) -> Change:
     return lambda model: model.graph.node[node].ClearField(field)
 
@@ -211,6 +226,8 @@ NO_DETECTOR: dict[str, tuple[Change, str]] = {
     ),
     "uint8 input": (_input([1, 3, 64, 64], TensorProto.UINT8), "found images: uint8"),
     "two inputs": (lambda m: m.graph.input.append(helper.make_tensor_value_info("b", 1, [1])), "has 2 inputs"),
+    "text output": (lambda m: _cast_output(m, TensorProto.STRING), "must have numbers as output; found x: string"),
+    "complex output": (lambda m: _cast_output(m, TensorProto.COMPLEX64), "found x: complex64"),
     "rank": (_input([1, 3, 64]), "must be (batch, 3, height, width), found (1, 3, 64)"),
     "grey": (_input([1, 1, 64, 64]), "it has 1 channel."),
     "huge input": (_input([1, 3, 10**9, 10**9]), "32 to 8192 are allowed"),
@@ -273,6 +290,25 @@ def test_infer_says_it_in_one_line(name: str, runtime: str, folder: Path) -> Non
     done = CliRunner().invoke(cli, ["infer", str(folder / "none.png"), "--model", str(file), "--runtime", runtime])
     assert done.exit_code == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_no_number_is_not_no_detection(value: float, runtime: str, tmp_path: Path) -> None:
+    file = changed(tmp_path / "x.onnx", _fill("grid", value))
+    with Detector(file, runtime=runtime) as detect, pytest.raises(RunnerError, match="holds NaN or infinity"):
+        detect(np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_an_output_of_another_rank_is_refused(runtime: str, tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        del model.graph.node[-1]
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("maps", TensorProto.FLOAT, None))
+
+    file = changed(tmp_path / "x.onnx", change)
+    with Detector(file, runtime=runtime) as detect, pytest.raises(RunnerError, match=r"has shape \(1, 7, 8, 8\)"):
+        detect(np.zeros((64, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])

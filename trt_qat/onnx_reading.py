@@ -29,6 +29,15 @@ _ADVICE: Final = "Export or copy it again."
 _ATTRIBUTE_FIELDS: Final = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
 _SMALLEST: Final = {"kernel_shape": 1, "strides": 1, "dilations": 1, "group": 1, "pads": 0}
 _INPUT_TYPES: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
+_OUTPUT_TYPES: Final = _INPUT_TYPES | {
+    TensorProto.DOUBLE,
+    TensorProto.BFLOAT16,
+    TensorProto.INT64,
+    TensorProto.INT32,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+    TensorProto.BOOL,
+}
 
 
 def read_onnx(path: Path, *, external_data: bool = False) -> onnx.ModelProto:
@@ -94,6 +103,9 @@ def _check_input(graph: onnx.GraphProto, path: Path) -> None:
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type not in _INPUT_TYPES:
         raise ArtifactError(f"'{path}' must have one float input, the images in [0, 1]; found {found}.")
+    for info in graph.output:
+        if info.type.WhichOneof("value") != "tensor_type" or info.type.tensor_type.elem_type not in _OUTPUT_TYPES:
+            raise ArtifactError(f"'{path}' must have numbers as output; found {info.name}: {_type_name(info)}.")
     sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     if len(sizes) != 4 or sizes[0] == 0:
         shown = ", ".join("any" if size is None else str(size) for size in sizes[:8])
