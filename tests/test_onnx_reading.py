@@ -319,6 +319,15 @@ def test_a_truncated_file_is_refused(share: float, tmp_path: Path) -> None:
         read_detector(tmp_path / "x.onnx")
 
 
+@pytest.mark.parametrize("name", [b"images", b"conv", b"colours", b"weights", b"kernel_shape", b"imgsz"])
+def test_a_name_that_is_not_utf8_is_refused(name: bytes, tmp_path: Path) -> None:
+    content = write_tiny_detector(tmp_path / "x.onnx").read_bytes()
+    (tmp_path / "x.onnx").write_bytes(content.replace(name, b"\xff" + name[1:]))
+    for read in (read_detector, lint):
+        with pytest.raises(ArtifactError, match="is not UTF-8"):
+            read(tmp_path / "x.onnx")
+
+
 def test_weights_beside_the_file_are_read_by_the_lint_only(folder: Path) -> None:
     value = np.arange(21, dtype=np.float32)
     (folder / "w.bin").write_bytes(bytes(4) + value.tobytes())

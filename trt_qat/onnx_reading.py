@@ -143,6 +143,9 @@ def _check_model(model: onnx.ModelProto, path: Path) -> None:
     """
     if not model.opset_import or not all(0 < entry.version < 1000 for entry in model.opset_import):
         raise ValueError("it names no operator set, or one that cannot be")
+    for text in _texts(model):
+        if not isinstance(text, str):  # protobuf gives bytes where a text is not UTF-8
+            raise ValueError(f"the name {shortened(text)} is not UTF-8")
     if not 1 <= model.ir_version < 1000:
         raise ValueError(f"its IR version is {model.ir_version}")
     versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -232,6 +235,32 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         bare.graph.output.append(onnx.ValueInfoProto(name=info.name))
         bare.graph.output[-1].type.tensor_type.elem_type = info.type.tensor_type.elem_type
     return bare
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[Any]:
+    for entry in (*model.metadata_props, *(prop for graph, _ in _graphs(model) for prop in _node_metadata(graph))):
+        yield from (entry.key, entry.value)
+    for opset in model.opset_import:
+        yield opset.domain
+    for function in model.functions:
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
+    for graph, _ in _graphs(model):
+        for node in graph.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            for attribute in node.attribute:
+                yield from (attribute.name, attribute.ref_attr_name)
+        if isinstance(graph, onnx.GraphProto):
+            for info in (*graph.input, *graph.output, *graph.value_info):
+                yield from (info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim))
+    for tensor in _tensors(model):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+
+
+def _node_metadata(graph: _Graph) -> Iterator[Any]:
+    for node in graph.node:
+        yield from node.metadata_props
 
 
 _Graph = Any  # GraphProto or FunctionProto: both have nodes
