@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, TensorProto, external_data_helper, helper, shape_inference
+from onnx import AttributeProto, TensorProto, external_data_helper, helper, numpy_helper, shape_inference
 
 from trt_qat.artifacts import existing_file
 from trt_qat.errors import ArtifactError
@@ -81,6 +82,8 @@ def read_detector(path: Path) -> onnx.ModelProto:
     try:
         _check_rows(model.graph, path)
         _check_shapes(model)
+        for tensor in _tensors(model):
+            _check_finite(tensor, path.parent)
     except ValueError as exc:
         raise ArtifactError(f"'{path}' is not a sound ONNX file: {exc}. {_ADVICE}") from exc
     read_metadata(metadata_texts(model), f"'{path}'")
@@ -438,6 +441,21 @@ def _check_external(tensor: TensorProto, size: int, folder: Path) -> None:
         raise ValueError(f"tensor {name} takes {size} bytes at {offset}; '{location}' has {file.stat().st_size}")
 
 
+def _check_finite(tensor: TensorProto, folder: Path) -> None:
+    """No weight is NaN, and none of several is infinite (the single edge of a Clip may be)."""
+    if tensor.data_type not in _NUMPY_FLOATS:
+        return
+    if external_data_helper.uses_external_data(tensor):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        dtype, count = _NUMPY_FLOATS[tensor.data_type], math.prod(tensor.dims)
+        offset = int(entries.get("offset", "0"))
+        values = np.fromfile(folder / entries["location"], dtype, count, offset=offset)
+    else:
+        values = numpy_helper.to_array(tensor)
+    if np.isnan(values).any() or (values.size > 1 and not np.isfinite(values).all()):
+        raise ValueError(f"tensor {shortened(tensor.name)} holds NaN or infinity, its weights are broken")
+
+
 def _bits() -> dict[int, int]:
     """Bits of one value by type; those of less than a byte are packed."""
     known: dict[int, int] = {}
@@ -454,3 +472,4 @@ def _bits() -> dict[int, int]:
 
 
 _BITS: Final = _bits()
+_NUMPY_FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "<f4", TensorProto.FLOAT16: "<f2", TensorProto.DOUBLE: "<f8"}
