@@ -110,7 +110,7 @@ def _check_input(graph: onnx.GraphProto, path: Path) -> None:
         if info.type.WhichOneof("value") != "tensor_type" or info.type.tensor_type.elem_type not in _OUTPUT_TYPES:
             raise ArtifactError(f"'{path}' must have numbers as output; found {info.name}: {_type_name(info)}.")
     sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-    if len(sizes) != 4 or sizes[0] == 0:
+    if len(sizes) != 4 or sizes[0] == 0 or sizes[1] not in (1, 2, 3, 4, None):
         shown = ", ".join("any" if size is None else str(size) for size in sizes[:8])
         raise ArtifactError(f"'{path}': the model's input must be (batch, 3, height, width), found ({shown}).")
     if sizes[1] not in (3, None):
