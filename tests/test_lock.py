@@ -35,6 +35,22 @@ def test_the_second_process_gets_one_line_and_a_dead_one_lets_go(tmp_path: Path)
     assert list(folder.iterdir()) == []
 
 
+def test_a_worker_that_outlives_its_process_does_not_hold_the_lock(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from trt_qat.lock import locked
+with locked(Path(sys.argv[1])):
+    if os.fork() == 0:
+        os.close(1)
+        time.sleep(30)
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=-1, check=False).returncode == 9
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+
+
 def test_a_file_has_a_lock_of_its_own(tmp_path: Path) -> None:
     with locked(tmp_path, "a.json"), locked(tmp_path, "b.json"):
         with pytest.raises(ArtifactError, match=r"a\.json' is in use"), locked(tmp_path, "a.json"):

@@ -9,13 +9,15 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
+
+from pydantic import ConfigDict, Field
 
 from trt_qat.errors import ArtifactError
-from trt_qat.reading import kind_of_file, printable, regular_file
+from trt_qat.reading import FileModel, checked, kind_of_file, printable, read_json, regular_file
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # the names that tempfile.mkdtemp gives in atomic_path
 
@@ -44,13 +46,21 @@ class EngineArtifact:
     flavor: str
 
 
+_STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # these classes are their files' schema
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds per forward pass, warm-up apart."""
 
-    median: float
-    p90: float
-    p99: float
+    __pydantic_config__ = _STRICT
+
+    median: Milliseconds
+    p90: Milliseconds
+    p99: Milliseconds
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,10 @@ class LeftOut:
         reason: why the first of them.
     """
 
-    images: int
-    of: int
+    __pydantic_config__ = _STRICT
+
+    images: Annotated[int, Field(ge=0)]
+    of: Annotated[int, Field(ge=0)]
     reason: str
 
     def __str__(self) -> str:
@@ -75,13 +87,15 @@ class LeftOut:
 class ResultRow:
     """One measured model. mAP as fractions (0.418), never percent; ``images`` counts those that were measured."""
 
-    model: str
-    precision: str
-    runtime: str
-    map50_95: float
-    map50: float
-    images: int
-    size_bytes: int
+    __pydantic_config__ = _STRICT
+
+    model: Text
+    precision: Text
+    runtime: Text
+    map50_95: Fraction
+    map50: Fraction
+    images: Annotated[int, Field(ge=1)]
+    size_bytes: Annotated[int, Field(ge=0)]
     latency_ms: Latency
     left_out: LeftOut | None = None
 
@@ -89,6 +103,33 @@ class ResultRow:
         """The JSON object of the documented ``--json`` contract; ``left_out`` is there where images were left out."""
         content = asdict(self)
         return content if self.left_out else {key: value for key, value in content.items() if key != "left_out"}
+
+
+class ResultRows(FileModel):
+    """The rows of a result file."""
+
+    rows: tuple[ResultRow, ...]
+
+
+def read_rows(path: Path) -> tuple[ResultRow, ...]:
+    """The rows of a ``result.json``, or of what ``evaluate --json`` wrote.
+
+    Raises:
+        ArtifactError: missing, not JSON, or a row is something else; the line names the row and the field.
+    """
+    content = read_json(path, "Result file")
+    return checked(ResultRows, {"rows": content}, path, "Evaluate again.").rows
+
+
+def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
+    """Write what :func:`read_rows` reads, whole or not at all.
+
+    Raises:
+        ArtifactError: a figure is not finite or out of its range, or the file cannot be written.
+    """
+    content = [row.as_dict() for row in rows]
+    checked(ResultRows, {"rows": content}, path, "Nothing was written.")
+    write_json(path, content)
 
 
 @contextlib.contextmanager

@@ -115,9 +115,10 @@ def read_bytes(path: Path, what: str, limit: Limit, error: type[TrtQatError] = A
     """
     regular_file(path, what, error)
     try:
-        limit.check(path.stat().st_size / 1e6, f"{what} '{path}'", error)
+        size = path.stat().st_size
+        limit.check(size / 1e6, f"{what} '{path}'", error)
         with path.open("rb") as stream:
-            return stream.read(limit.value * 1_000_000 + 1)
+            return stream.read(size + 1)  # a number: memory is taken for it, and a file that grows is not followed
     except OSError as exc:
         raise error(f"{what} '{path}' cannot be read: {_short(exc)}.") from exc
 

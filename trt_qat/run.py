@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from trt_qat import api, pipeline
-from trt_qat.artifacts import EngineArtifact, ResultRow, file_sha256, writable_folder, write_json, write_text
+from trt_qat.artifacts import EngineArtifact, ResultRow, file_sha256, read_rows, writable_folder, write_rows, write_text
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, calibration_images
@@ -21,10 +21,10 @@ from trt_qat.engine.engine_file import read_sidecar, sidecar_path
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ArtifactError
 from trt_qat.evaluation.picture import comparison_picture
-from trt_qat.evaluation.report import markdown_report, read_rows
+from trt_qat.evaluation.report import markdown_report
 from trt_qat.lock import locked
 from trt_qat.manifest import Manifest
-from trt_qat.mixed_precision.files import BEST, REPORT, read_budget
+from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import data_fingerprint, machine, package_versions, provenance_of
@@ -88,7 +88,7 @@ class _Run:
         engine = self.engine(exported["qat_tensorrt"])
         result = self.evaluated(exported)
         report, picture = self.report(result, exported)
-        return RunResult(read_rows(result), self.checkpoints, exported, engine, result, report, picture, budget)
+        return RunResult(list(read_rows(result)), self.checkpoints, exported, engine, result, report, picture, budget)
 
     @property
     def checkpoints(self) -> dict[str, Path]:
@@ -162,7 +162,7 @@ class _Run:
             ),
         )
         tuned = load(folder / BEST)
-        return tuned, None if config.qat.max_drop is None else read_budget(folder, tuned)
+        return tuned, None if config.qat.max_drop is None else kept_budget(folder, tuned)
 
     def resumable(self, folder: Path) -> bool:
         """Whether fine-tuning goes on with what is in ``folder``; it begins anew where that is of another run."""
@@ -209,7 +209,7 @@ class _Run:
             (plan, sidecar),
             lambda: api.build(onnx, plan, section, progress=self.progress),
         )
-        return EngineArtifact(plan, sidecar, read_sidecar(plan)["flavor"])
+        return EngineArtifact(plan, sidecar, read_sidecar(plan).flavor)
 
     def evaluated(self, exported: Mapping[str, Path]) -> Path:
         """mAP, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
@@ -217,7 +217,7 @@ class _Run:
 
         def measure() -> None:
             rows = api.evaluate(list(exported.values()), self.dataset, section, progress=self.progress)
-            write_json(file, [row.as_dict() for row in rows])
+            write_rows(file, rows)
 
         self.stage(
             "the evaluation",

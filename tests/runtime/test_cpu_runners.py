@@ -117,7 +117,7 @@ def test_an_input_that_is_no_float_is_refused(tmp_path: Path, opener: Callable[[
     node = helper.make_node("Cast", ["images"], ["out"], to=TensorProto.FLOAT)
     graph = helper.make_graph([node], "g", values[:1], values[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), tmp_path / "u8.onnx")
-    with pytest.raises(RunnerError, match=r"u8.onnx' must have (a|one) float input, the images"):
+    with pytest.raises(ArtifactError, match=r"u8.onnx' must have (a|one) float input, the images"):
         opener(tmp_path / "u8.onnx")
 
 
@@ -142,7 +142,7 @@ def test_openvino_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not a mapping"):
         OpenVinoRunner(xml)
     (xml.parent / "metadata.yaml").write_text("a: [", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="not valid YAML"):
         OpenVinoRunner(xml)
     (xml.parent / "metadata.yaml").unlink()
     xml.with_suffix(".bin").unlink()

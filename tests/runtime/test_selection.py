@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,32 @@ def test_a_stale_plan_is_not_chosen(monkeypatch: pytest.MonkeyPatch, plan: Path,
     runner, reason = choose_runner(onnx)
     assert runner.name == "openvino"
     assert "built from another version" in reason
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"flavor": "other"}', "pipe", "folder"])
+def test_a_broken_sidecar_does_not_stop_its_onnx(plan: Path, onnx: Path, text: str) -> None:
+    plan.with_suffix(".json").unlink()
+    if text == "pipe":
+        os.mkfifo(plan.with_suffix(".json"))
+    elif text == "folder":
+        plan.with_suffix(".json").mkdir()
+    else:
+        plan.with_suffix(".json").write_text(text)
+    runner, reason = choose_runner(onnx)
+    assert runner.name == "openvino"
+    assert "'tiny.plan' does not run here: " in reason
+    assert "tiny.json'" in reason
+    assert "\n" not in reason
+    with pytest.raises(ArtifactError, match=r"tiny\.json'"):
+        choose_runner(plan)
+
+
+def test_another_plan_behind_the_sidecar_is_said(plan: Path, onnx: Path) -> None:
+    described = json.loads(plan.with_suffix(".json").read_text())
+    plan.with_suffix(".json").write_text(json.dumps(described | {"plan_sha256": "0" * 64}))
+    runner, reason = choose_runner(onnx)
+    assert runner.name == "openvino"
+    assert "is not the plan that" in reason
 
 
 def test_lone_onnx_and_other_files(onnx: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat import errors
-from trt_qat.artifacts import EngineArtifact, atomic_path, existing_file, file_sha256, writable_folder, write_json
+from trt_qat.artifacts import EngineArtifact, atomic_path, existing_file, file_sha256, writable_folder
 from trt_qat.config import EngineSection, Flavor, FlavorChoice
-from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path
+from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path, write_sidecar
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
@@ -70,13 +70,13 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
             "flavor": flavor,
             **described,
             "size_bytes": plan_part.stat().st_size,
+            "plan_sha256": file_sha256(plan_part),
             "build_seconds": round(time.perf_counter() - started, 3),
         }
-        content["metadata"] = content.pop("metadata")  # the longest value stands last
         if out.suffix == ".engine":
             prepend_header(plan_part, content["metadata"], flavor)
         else:
-            write_json(files.enter_context(atomic_path(sidecar)), content)
+            write_sidecar(files.enter_context(atomic_path(sidecar)), content)
     return EngineArtifact(path=out, sidecar=sidecar if out.suffix == ".plan" else None, flavor=flavor)
 
 

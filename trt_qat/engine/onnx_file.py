@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
-from trt_qat.artifacts import existing_file
-from trt_qat.errors import ArtifactError
+from trt_qat.onnx_reading import metadata_texts, read_detector
 
 _FLOATS: Final[dict[int, str]] = {
     TensorProto.FLOAT: "fp32",
@@ -44,16 +42,11 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     """The file's ``metadata_props`` (Ultralytics: names, imgsz, stride, task ...), and ``precision`` in any case.
 
     Raises:
-        ArtifactError: the file is missing, empty, truncated or not ONNX.
+        ArtifactError: the file is missing, empty, truncated, not sound ONNX, or its input or metadata are not a
+            detector's.
     """
-    existing_file(path, "ONNX file")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError) as exc:
-        raise ArtifactError(f"'{path}' is not an ONNX file, or it is truncated. Export it again.") from exc
-    if not model.graph.node:  # some other bytes decode as a message without a graph
-        raise ArtifactError(f"'{path}' is not an ONNX file: it holds no graph. Export it again.")
-    said = {entry.key: entry.value for entry in model.metadata_props}
+    model = read_detector(path)
+    said = metadata_texts(model)
     return said if "precision" in said else {**said, "precision": graph_precision(model)}
 
 

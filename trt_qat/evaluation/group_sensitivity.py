@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,11 @@ class GroupSensitivity:
         map50_95_drop: float mAP50-95 less that with this group in INT8, a fraction; None if it was not measured.
     """
 
-    group: str
-    convs: tuple[str, ...]
-    error: float | None = None
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # it is its file's schema
+
+    group: Annotated[str, Field(min_length=1)]
+    convs: Annotated[tuple[str, ...], Field(min_length=1)]
+    error: Annotated[float, Field(ge=0)] | None = None
     map50_95_drop: float | None = None
 
     @property

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from trt_qat.artifacts import Latency, LeftOut, ResultRow
-from trt_qat.reading import read_json
+from trt_qat.artifacts import ResultRow
 
 HEADER = (
     "model",
@@ -58,12 +56,3 @@ def markdown_report(rows: Sequence[ResultRow], provenance: Mapping[str, Any]) ->
         + f"data `{provenance['data']}`; {versions}.\n"
         + "\nThe TensorRT plan was built, not run: running it needs an NVIDIA GPU.\n"
     )
-
-
-def read_rows(path: Path) -> list[ResultRow]:
-    """The rows of a ``result.json``."""
-    rows = []
-    for row in read_json(path, "Result"):
-        left_out = LeftOut(**row.pop("left_out")) if "left_out" in row else None
-        rows.append(ResultRow(**{**row, "latency_ms": Latency(**row["latency_ms"]), "left_out": left_out}))
-    return rows

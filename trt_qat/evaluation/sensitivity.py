@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from trt_qat.artifacts import write_json
 from trt_qat.checkpoint import Model
-from trt_qat.config import EvaluationSection, SensitivitySection
+from trt_qat.config import EvaluationSection, SensitivityMetric, SensitivitySection
 from trt_qat.data.dataset import Dataset, calibration_images, label_path
 from trt_qat.data.images import images_sha256
+from trt_qat.errors import ArtifactError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
 from trt_qat.evaluation.torch_runner import TorchRunner
@@ -27,6 +30,7 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.calibrate import batches
 from trt_qat.quantization.divergence import OutputDivergence
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.reading import FileModel, checked, read_json, shortened
 
 Measure = Callable[[], float]
 
@@ -118,6 +122,36 @@ def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+class SensitivityContent(FileModel):
+    """The JSON file of a ranking.
+
+    Args:
+        key: see :func:`sensitivity_key`.
+        groups: how many there are; ``layers`` has those that are measured.
+        float_figures: the float model's accuracy, under the name ``float``; empty where mAP was not measured.
+    """
+
+    key: dict[str, Any]
+    metric: SensitivityMetric
+    groups: Annotated[int, Field(ge=1)]
+    float_figures: Annotated[dict[str, Any], Field(alias="float")]
+    layers: tuple[GroupSensitivity, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> SensitivityContent:
+        names = [row.group for row in self.layers]
+        if len(set(names)) != len(names) or len(names) > self.groups:
+            raise ValueError(f"layers has {len(names)} groups of {self.groups}, or one twice")
+        drop = self.float_figures.get("map50_95")
+        if self.float_figures and not (isinstance(drop, float | int) and 0 <= drop <= 1):
+            raise ValueError(f"float.map50_95 = {shortened(drop)} is no fraction")
+        for row in self.layers:
+            for measured, value in (("error", row.error), ("map", row.map50_95_drop)):
+                if (value is not None) != (self.metric in (measured, "both")):
+                    raise ValueError(f"group {shortened(row.group)} does not hold what metric {self.metric!r} measures")
+        return self
+
+
 @dataclass(frozen=True)
 class SensitivityFile:
     """The JSON file of a ranking, rewritten after each group so that an interrupted run can go on."""
@@ -135,6 +169,7 @@ class SensitivityFile:
             "float": dict(ranking.float_figures),
             "layers": [row.as_dict() for row in ranking.rows],
         }
+        checked(SensitivityContent, content, self.path, "Nothing was written.")
         write_json(self.path, content)
         return content
 
@@ -143,15 +178,13 @@ class SensitivityFile:
 
         Another key, or another file altogether, gives nothing but the line that says why.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None, ""
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            found = dict(content["key"])
-            rows = [GroupSensitivity.from_dict(row) for row in content["layers"]]
-            figures = dict(content["float"])
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
-            return None, f"Starting anew: '{self.path}' is not a readable sensitivity file."
+            content = checked(SensitivityContent, read_json(self.path, "Sensitivity file"), self.path, "")
+        except ArtifactError as exc:
+            return None, f"Starting anew: '{self.path}' is not a readable sensitivity file. {exc}".rstrip()
+        found, rows, figures = content.key, list(content.layers), content.float_figures
         wanted = dict(self.key)
         other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if other:

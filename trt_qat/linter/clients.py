@@ -5,14 +5,15 @@ Tried with OpenVINO 2026.4, ONNX Runtime 1.32 and Ultralytics 8.4.190.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 
 from onnx import TensorProto
 
+from trt_qat.errors import ArtifactError
 from trt_qat.linter.finding import Place
 from trt_qat.linter.graph import QdqGraph
 from trt_qat.linter.view import DEQUANTIZE, QUANTIZE, Node
+from trt_qat.metadata import read_metadata
 
 # ONNX Runtime's QDQPropagationTransformer moves a DQ behind these, and writes a Q before it.
 _ORT_MOVES_DQ_BEHIND = frozenset({"MaxPool", "Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze"})
@@ -84,9 +85,10 @@ def ultralytics_dynamic(graph: QdqGraph) -> Iterator[Place]:
 
 def ultralytics_names(graph: QdqGraph) -> Iterator[Place]:
     """No class names in the metadata: YOLO(...) calls the classes class0, class1 ..."""
+    text = graph.metadata.get("names", "")
     try:
-        names = ast.literal_eval(graph.metadata.get("names", ""))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        names = read_metadata({"names": text}).names if text.lstrip().startswith("{") else None
+    except ArtifactError:  # what it does with such a text is not known
         names = None
-    if not isinstance(names, dict) or not names:
+    if not names:
         yield Place(graph.nodes[0], "no class names in the file's metadata", "Write 'names' into metadata_props.")

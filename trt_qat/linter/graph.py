@@ -49,6 +49,8 @@ class Quantization:
 
     def same_as(self, other: Quantization) -> bool:
         """Equal scale, zero point and type, so that going from one to the other changes nothing."""
+        if self.node is other.node:
+            return True
         if self.scale is None or other.scale is None:
             return self.node.inputs[1] == other.node.inputs[1]
         if self.dtype != other.dtype or self.scale.size != other.scale.size:
@@ -120,6 +122,17 @@ class QdqGraph(OnnxView):
 
     def quantization(self, node: Node) -> Quantization:
         """The numbers of a Q or DQ node. Without a zero point ONNX means uint8 for Q, zero for both."""
+        if node not in self._quantizations:
+            self._quantizations[node] = self._find_quantization(node)
+        found = self._quantizations[node]
+        self.step(0 if found.scale is None else found.scale.size // 1024)
+        return found
+
+    @cached_property
+    def _quantizations(self) -> dict[Node, Quantization]:
+        return {}
+
+    def _find_quantization(self, node: Node) -> Quantization:
         has_zero = len(node.inputs) > 2 and bool(node.inputs[2])
         zero_point = self.constant(node.inputs[2]) if has_zero else np.zeros((), np.uint8)
         if node.op == DEQUANTIZE:
@@ -132,31 +145,47 @@ class QdqGraph(OnnxView):
 
     def grid(self, tensor: str) -> Quantization | None:
         """The quantization on whose grid the values of ``tensor`` lie, or None for free float values."""
-        if tensor not in self._grids:
-            self._grids[tensor] = self._find_grid(tensor)
+        left = [tensor]
+        while left:  # not by recursion: copies come in chains of any length
+            name = left[-1]
+            missing = [entry for entry in self._carried(name) if entry not in self._grids]
+            if name not in self._grids and not missing:
+                self._grids[name] = self._find_grid(name)
+            if name in self._grids:
+                left.pop()
+            left += missing
         return self._grids[tensor]
 
     @cached_property
     def _grids(self) -> dict[str, Quantization | None]:
         return {}
 
-    def _find_grid(self, tensor: str) -> Quantization | None:
+    def _carried(self, tensor: str) -> tuple[str, ...]:
+        """The tensors whose values ``tensor`` holds, if a copy makes it."""
         node = self.producer(tensor)
-        if node is None:
-            return None
-        if node.is_qdq:
+        copy = self.copy(node) if node is not None and not node.is_qdq else None
+        return tuple(copy.carried(node.inputs)) if node is not None and copy is not None else ()
+
+    def _find_grid(self, tensor: str) -> Quantization | None:
+        """The grid of ``tensor``; those of what it copies are known."""
+        node = self.producer(tensor)
+        if node is not None and node.is_qdq:
             return self.quantization(node)
-        copy = self.copy(node)
-        if copy is None:
-            return None
-        grids = [self.grid(name) for name in copy.carried(node.inputs)]
-        first = grids[0]
-        if first is None or not all(grid is not None and grid.same_as(first) for grid in grids):
-            return None
-        return first
+        grids = [self._grids[name] for name in self._carried(tensor)]
+        first = grids[0] if grids else None
+        return None if None in grids or unlike(grids) else first
 
     def copy(self, node: Node) -> Copy | None:
         """What ``node`` copies and how, if it leaves the grid of its input as it is."""
+        if node not in self._copies:
+            self._copies[node] = self._find_copy(node)
+        return self._copies[node]
+
+    @cached_property
+    def _copies(self) -> dict[Node, Copy | None]:
+        return {}
+
+    def _find_copy(self, node: Node) -> Copy | None:
         found = onnx_copy(node.op, node.attributes, lambda: self._filling(node))
         if found is None or not self.is_data(node):
             return None
@@ -184,7 +213,8 @@ class QdqGraph(OnnxView):
             if name in seen:
                 continue
             seen.add(name)
-            if name in self.outputs:
+            self.step()
+            if name in self._output_names:
                 found[None] = None
             for node in self.consumers(name):
                 if through(node):
@@ -192,6 +222,10 @@ class QdqGraph(OnnxView):
                 else:
                     found[node] = None
         return tuple(found)
+
+    @cached_property
+    def _output_names(self) -> frozenset[str]:
+        return frozenset(self.outputs)
 
     def sources(self, tensor: str, through: Callable[[Node], bool]) -> tuple[Node, ...]:
         """The first nodes met going back from ``tensor`` that are not ``through``."""
@@ -203,6 +237,7 @@ class QdqGraph(OnnxView):
             if node is None or name in seen:
                 continue
             seen.add(name)
+            self.step()
             if through(node):
                 names += [entry for entry in node.inputs if entry and not self.is_constant(entry)]
             else:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from trt_qat.artifacts import atomic_path
-from trt_qat.errors import MissingDependency
+from trt_qat.errors import ArtifactError, MissingDependency
+from trt_qat.limits import PICTURE_BOXES
 from trt_qat.linter.finding import ERRORS, Finding
 from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, QdqGraph
 from trt_qat.linter.view import UNKNOWN_MODULE, Node
@@ -66,6 +67,7 @@ def _drawing(graph: QdqGraph, findings: tuple[Finding, ...]) -> Any:
     )
     drawing.edge_attr.update(fontname=_FONT, fontsize="10", arrowsize="0.7")
     blocks = _blocks(graph)
+    PICTURE_BOXES.check(len(_unique(blocks)), "The picture", ArtifactError)
     _add_boxes(drawing, graph, blocks, findings)
     _add_edges(drawing, graph, blocks)
     _add_legend(drawing)

@@ -184,6 +184,7 @@ def _mover(graph: QdqGraph, quantizer: Node) -> Node | None:
     """The moving copy right before a Q, over free copies."""
     node = graph.producer(quantizer.inputs[0])
     while node is not None and (copy := graph.copy(node)) is not None:
+        graph.step()
         if copy.moves:
             return node
         node = graph.producer(node.inputs[0])

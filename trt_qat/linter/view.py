@@ -7,6 +7,7 @@ Two kinds of nodes of an exported network carry no image data and would drown ev
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,17 +18,25 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from trt_qat.artifacts import existing_file
 from trt_qat.errors import ArtifactError
+from trt_qat.limits import CONSTANT_VALUES, LINT_STEPS
+from trt_qat.onnx_reading import read_onnx
 
 QUANTIZE: Final = "QuantizeLinear"
 DEQUANTIZE: Final = "DequantizeLinear"
 FLOAT_TYPES: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 UNKNOWN_MODULE: Final = "?"
+
+# Operators that exporters leave on constants and whose result is bounded by their inputs.
+_SPREADING: Final = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod"})
+_FOLDED: Final = _SPREADING | {
+    "Constant", "Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Slice",
+    "Split", "Neg", "Abs", "Sqrt", "Reciprocal", "Exp", "Log", "Floor", "Ceil", "Round", "Clip", "Shape", "Size",
+    "ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceProd",
+}  # fmt: skip
 
 Shape = tuple[int | None, ...]
 
@@ -65,6 +74,7 @@ class OnnxView:
         self._infos = {info.name: info for info in (*graph.input, *graph.output, *graph.value_info)}
         self._producers = {name: node for node in self.nodes for name in node.outputs if name}
         self._values: dict[str, np.ndarray[Any, Any] | None] = {}
+        self._steps = 0
         self.inputs = tuple(info.name for info in graph.input if info.name not in self._initializers)
         self.outputs = tuple(info.name for info in graph.output)
 
@@ -90,24 +100,35 @@ class OnnxView:
 
     def constant(self, tensor: str) -> np.ndarray[Any, Any] | None:
         """The array of a constant, or None if it is not one or cannot be evaluated."""
-        if tensor not in self._values:
-            self._values[tensor] = self._evaluate(tensor) if self.is_constant(tensor) else None
+        if not self.is_constant(tensor):
+            return None
+        left = [tensor]
+        while left:  # not by recursion: a constant may be the end of a long chain
+            name = left[-1]
+            node = self.producer(name)
+            missing = [entry for entry in node.inputs if entry and entry not in self._values] if node else []
+            if name not in self._values and not missing:
+                self._values[name] = self._evaluate(name)
+            if name in self._values:
+                left.pop()
+            left += missing
         return self._values[tensor]
 
     def dtype(self, tensor: str) -> int | None:
         """The ``onnx.TensorProto`` element type, or None if inference could not tell."""
-        if tensor in self._initializers:
-            return int(self._initializers[tensor].data_type)
-        info = self._infos.get(tensor)
-        if info is not None and info.type.tensor_type.elem_type:
-            return int(info.type.tensor_type.elem_type)
-        node = self.producer(tensor)
-        if node is not None and node.op == DEQUANTIZE:
-            return self.dtype(node.inputs[1])
-        if node is not None and node.op == QUANTIZE and len(node.inputs) > 2:
-            return self.dtype(node.inputs[2])
-        value = self.constant(tensor)
-        return None if value is None else int(helper.np_dtype_to_tensor_dtype(value.dtype))
+        while tensor not in self._initializers:
+            info = self._infos.get(tensor)
+            if info is not None and info.type.tensor_type.elem_type:
+                return int(info.type.tensor_type.elem_type)
+            node = self.producer(tensor)
+            if node is not None and node.op == DEQUANTIZE:
+                tensor = node.inputs[1]
+            elif node is not None and node.op == QUANTIZE and len(node.inputs) > 2:
+                tensor = node.inputs[2]
+            else:
+                value = self.constant(tensor)
+                return None if value is None else int(helper.np_dtype_to_tensor_dtype(value.dtype))
+        return int(self._initializers[tensor].data_type)
 
     def shape(self, tensor: str) -> Shape | None:
         """Sizes, None for a free dimension; None as a whole if unknown."""
@@ -122,11 +143,24 @@ class OnnxView:
 
     def root(self, tensor: str) -> str:
         """``tensor`` before any quantization: walks back over Q and DQ nodes only."""
-        node = self.producer(tensor)
-        while node is not None and node.is_qdq:
-            tensor = node.inputs[0]
-            node = self.producer(tensor)
-        return tensor
+        return self._roots.get(tensor, tensor)
+
+    @cached_property
+    def _roots(self) -> dict[str, str]:
+        roots: dict[str, str] = {}
+        for node in self.nodes:  # in order, so that what a node reads is known
+            if node.is_qdq:
+                roots |= {name: roots.get(node.inputs[0], node.inputs[0]) for name in node.outputs}
+        return roots
+
+    def step(self, steps: int = 1) -> None:
+        """Count the work of a walk through the graph: a file made for it could take hours.
+
+        Raises:
+            ArtifactError: the lint has walked further than the limit.
+        """
+        self._steps += steps
+        LINT_STEPS.check(self._steps, "This lint", ArtifactError)
 
     def module_of(self, node: Node) -> str:
         """The PyTorch module a node came from, such as ``model.2.m.0.cv1.conv``; ``?`` if the file does not say.
@@ -197,34 +231,39 @@ class OnnxView:
         return readers
 
     def _evaluate(self, tensor: str) -> np.ndarray[Any, Any] | None:
+        """The value of an initializer, or of a node whose inputs are known."""
         if tensor in self._initializers:
             return numpy_helper.to_array(self._initializers[tensor])
         node = self._producers[tensor]
-        feeds = {name: self.constant(name) for name in node.inputs if name}
-        if any(value is None for value in feeds.values()):
+        feeds = {name: self._values[name] for name in node.inputs if name}
+        if node.op not in _FOLDED or any(value is None for value in feeds.values()):
             return None
         try:
+            _check_size(node.op, [np.asarray(value) for value in feeds.values()])
             results: Any = ReferenceEvaluator(node.proto, opsets=dict(self.opsets)).run(None, feeds)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):
-            return None  # an operator the reference evaluator lacks: the value is constant but unknown
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, AttributeError, KeyError):
+            return None  # an operator the reference evaluator lacks, or values that do not fit: constant but unknown
         return np.asarray(results[node.outputs.index(tensor)])
+
+
+def _check_size(op: str, values: list[np.ndarray[Any, Any]]) -> None:
+    """The result of an operator of :data:`_FOLDED` is no larger than its inputs together, spread over each other.
+
+    Raises:
+        ValueError: their sizes do not fit.
+        ArtifactError: the result would be larger than the limit.
+    """
+    shape = np.broadcast_shapes(*(value.shape for value in values)) if op in _SPREADING else ()
+    CONSTANT_VALUES.check(max(math.prod(shape), sum(value.size for value in values)), "The file", ArtifactError)
 
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Load an ONNX file with its external data.
 
     Raises:
-        ArtifactError: missing, empty, truncated, or not an ONNX graph.
+        ArtifactError: missing, empty, truncated, or not a sound ONNX graph.
     """
-    existing_file(path, "ONNX file")
-    try:
-        model = onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as exc:
-        reason = " ".join(str(exc).split()) or type(exc).__name__
-        raise ArtifactError(f"'{path}' is not a readable ONNX file ({reason}). Export or copy it again.") from exc
-    if not model.graph.node:
-        raise ArtifactError(f"'{path}' holds no ONNX graph (0 nodes). Export it again.")
-    return model
+    return read_onnx(path, external_data=True)
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -235,7 +274,7 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _node(proto: onnx.NodeProto) -> Node:
-    name = proto.name or (proto.output[0] if proto.output else proto.op_type)
+    name = proto.name or proto.output[0]
     attributes = {entry.name: _text(helper.get_attribute_value(entry)) for entry in proto.attribute}
     return Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, proto)
 

@@ -3,13 +3,83 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from trt_qat.artifacts import write_json
+from pydantic import Field, model_validator
+
+from trt_qat.artifacts import Fraction, Milliseconds, Text, write_json
 from trt_qat.checkpoint import Model, save
+from trt_qat.mixed_precision.budget_search import Weights
 from trt_qat.mixed_precision.mixes import Budget
-from trt_qat.reading import read_json
+from trt_qat.reading import FileModel, checked, read_json
 
 BEST, ALL_INT8, REPORT = "best.safetensors", "best_int8.safetensors", "mixed_precision.json"
+
+
+class FloatFigures(FileModel):
+    """The float model."""
+
+    map50_95: Fraction
+    latency_ms: Milliseconds
+
+
+class StepContent(FileModel):
+    """A mix that was measured, see :class:`~trt_qat.mixed_precision.budget_search.Step`."""
+
+    k: Annotated[int, Field(ge=0)]
+    weights: Weights
+    order: str
+    groups: tuple[str, ...]
+    drop_points: Annotated[float, Field(ge=-100, le=100)]
+    map50_95: Fraction
+    latency_ms: Milliseconds
+    int8_latency_ms: Milliseconds
+
+    @model_validator(mode="after")
+    def _counts(self) -> StepContent:
+        if len(set(self.groups)) != self.k or len(self.groups) != self.k:
+            raise ValueError(f"k = {self.k}, but {len(self.groups)} groups")
+        return self
+
+
+class CandidateContent(FileModel):
+    """A group in the ranking, see :class:`~trt_qat.mixed_precision.mixes.Candidate`."""
+
+    group: Text
+    convs: Annotated[tuple[str, ...], Field(min_length=1)]
+    error: Annotated[float, Field(ge=0)] | None = None
+    map50_95_drop: float | None = None
+    macs_share: Annotated[float, Field(gt=0, le=1)]
+    error_per_share: float
+
+
+class ChosenContent(StepContent):
+    """The mix that is kept, with what is known about each group that it leaves float."""
+
+    why: tuple[CandidateContent, ...]
+
+
+class BudgetContent(FileModel):
+    """The file ``mixed_precision.json``."""
+
+    max_drop_points: Annotated[float, Field(ge=0)]
+    met: bool
+    orders: str
+    weights: str
+    of_float: Annotated[FloatFigures, Field(alias="float")]
+    int8: StepContent
+    steps: Annotated[tuple[StepContent, ...], Field(min_length=1)]
+    chosen: ChosenContent
+    ranking: tuple[CandidateContent, ...]
+
+
+def read_budget(path: Path) -> BudgetContent:
+    """A report that :func:`write_budget` wrote.
+
+    Raises:
+        ArtifactError: missing, not JSON, or something else; the line names the field.
+    """
+    return checked(BudgetContent, read_json(path, "Mixed-precision report"), path, "Run qat with --max-drop again.")
 
 
 def write_budget(folder: Path, tuned: Model, budget: Budget) -> None:
@@ -21,6 +91,7 @@ def write_budget(folder: Path, tuned: Model, budget: Budget) -> None:
     if budget.model is not tuned:
         (folder / BEST).replace(folder / ALL_INT8)
         save(folder / BEST, budget.model)
+    checked(BudgetContent, dict(budget.report), folder / REPORT, "Nothing was written.")
     write_json(folder / REPORT, budget.report)
 
 
@@ -32,7 +103,11 @@ def undo_budget(folder: Path, resume: bool) -> None:
         (folder / stale).unlink(missing_ok=True)
 
 
-def read_budget(folder: Path, model: Model) -> Budget:
-    """What :func:`write_budget` left; ``model`` is its ``best``."""
-    report = read_json(folder / REPORT, "Mixed-precision report")
-    return Budget(model, bool(report["met"]), report)
+def kept_budget(folder: Path, model: Model) -> Budget:
+    """What :func:`write_budget` left; ``model`` is its ``best``.
+
+    Raises:
+        ArtifactError: as :func:`read_budget`.
+    """
+    content = read_budget(folder / REPORT)
+    return Budget(model, content.met, content.model_dump(mode="json", by_alias=True, exclude_none=True))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from trt_qat.quantization.calibrators.base import Calibrator, calibrator_from_dict
 from trt_qat.quantization.histogram import Histograms
+from trt_qat.reading import FileModel
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Calibration:
         return ranges
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON form; :meth:`from_dict` is its inverse."""
+        """A JSON form for the checkpoint's provenance."""
         return {
             **self.calibrator.as_dict(),
             "candidates": [
@@ -55,17 +58,61 @@ class Calibration:
             "groups_error": self.groups_error,
         }
 
+    def content(self) -> CalibrationContent:
+        """What a file holds; :meth:`from_content` is its inverse."""
+        return CalibrationContent.model_validate_json(json.dumps(self.as_dict()))
+
+    @classmethod
+    def from_content(cls, content: CalibrationContent) -> Calibration:
+        """Read what :meth:`content` made.
+
+        Raises:
+            ConfigError: a calibrator of no known name, or a setting that it does not take.
+        """
+        candidates = tuple(
+            Candidate(entry.calibrator_value(), entry.error, entry.chosen) for entry in content.candidates
+        )
+        groups = {group: entry.calibrator_value() for group, entry in content.groups.items()}
+        return cls(content.calibrator_value(), candidates, groups, content.groups_error)
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Calibration:
         """Read what :meth:`as_dict` wrote.
 
         Raises:
-            ConfigError, KeyError, TypeError, ValueError, AttributeError: it is something else.
+            ConfigError: see :meth:`from_content`.
+            ValueError: it is something else.
         """
-        candidates = tuple(
-            Candidate(calibrator_from_dict(entry), float(entry["error"]), bool(entry["chosen"]))
-            for entry in content["candidates"]
-        )
-        groups = {str(group): calibrator_from_dict(entry) for group, entry in content["groups"].items()}
-        error = content["groups_error"]
-        return cls(calibrator_from_dict(content), candidates, groups, None if error is None else float(error))
+        return cls.from_content(CalibrationContent.model_validate_json(json.dumps(content)))
+
+
+class CalibratorContent(FileModel):
+    """A calibrator in a file; one that is registered from elsewhere may have settings of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    calibrator: str
+    percentile: float | None
+
+    def calibrator_value(self) -> Calibrator:
+        """The calibrator itself.
+
+        Raises:
+            ConfigError: no such one, or not such a percentile.
+        """
+        return calibrator_from_dict(self.model_dump(exclude_none=True))
+
+
+class CandidateContent(CalibratorContent):
+    """A calibrator that was tried."""
+
+    error: Annotated[float, Field(ge=0)]
+    chosen: bool
+
+
+class CalibrationContent(CalibratorContent):
+    """The file of the answer of ``auto``; :class:`Calibration` in memory."""
+
+    candidates: tuple[CandidateContent, ...]
+    groups: dict[str, CalibratorContent]
+    groups_error: Annotated[float, Field(ge=0)] | None

@@ -6,24 +6,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+import math
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from trt_qat import distributed
-from trt_qat.artifacts import atomic_path, write_json
+from trt_qat.artifacts import atomic_path, existing_file, write_json
 from trt_qat.config import QuantizationSection
 from trt_qat.data.images import Image, images_sha256
-from trt_qat.errors import ConfigError
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.model.output_error import MEASURE
 from trt_qat.quantization.auto import CANDIDATES
-from trt_qat.quantization.calibration import Calibration
+from trt_qat.quantization.calibration import Calibration, CalibrationContent
 from trt_qat.quantization.histogram import SAMPLES_PER_IMAGE, ActivationHistogram, Histograms
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.reading import FileModel, checked, parse_json, read_json, shortened
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,21 +53,29 @@ class CalibrationCache:
         """The files of this calibration, whether they are there or not."""
         key = cache_key(model, images_sha256(images), imgsz, section.histogram_bins)
         histograms = self.folder / f"{self.stem}-{key}.safetensors"
-        return CachedCalibration(
-            histograms, histograms.with_name(f"{histograms.stem}-auto-{choice_key(key, section)}.json")
-        )
+        choice = histograms.with_name(f"{histograms.stem}-auto-{choice_key(key, section)}.json")
+        groups = tuple(group.name for group in model.placement.groups)
+        return CachedCalibration(groups, section.histogram_bins, histograms, choice)
 
 
 @dataclass(frozen=True)
 class CachedCalibration:
-    """The files of one calibration. In a job of several processes the main one reads and writes them."""
+    """The files of one calibration. In a job of several processes the main one reads and writes them.
 
+    Args:
+        groups: the scale groups of the placement.
+        bins: of each histogram.
+    """
+
+    groups: tuple[str, ...]
+    bins: int
     histograms_file: Path
     choice_file: Path
 
     def histograms(self, make: Callable[[], Histograms]) -> Histograms:
         """See :class:`~trt_qat.quantization.calibrate.CalibrationMemory`."""
-        found = distributed.broadcast(load_histograms(self.histograms_file))  # all agree on whether there is a pass
+        # all agree on whether there is a pass
+        found = distributed.broadcast(load_histograms(self.histograms_file, self.groups, self.bins))
         if found is not None:
             return found
         made = make()
@@ -68,12 +85,12 @@ class CachedCalibration:
 
     def choice(self, make: Callable[[], Calibration]) -> Calibration:
         """See :class:`~trt_qat.quantization.calibrate.CalibrationMemory`."""
-        found = distributed.broadcast(load_choice(self.choice_file))
+        found = distributed.broadcast(load_choice(self.choice_file, self.groups))
         if found is not None:
             return found
         made = make()
         if distributed.is_main():
-            write_json(self.choice_file, made.as_dict())
+            write_json(self.choice_file, made.content().model_dump(mode="json"))
         return made
 
 
@@ -105,36 +122,115 @@ def choice_key(histograms_key: str, section: QuantizationSection) -> str:
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
-def load_choice(path: Path) -> Calibration | None:
-    """Read a choice; None if there is none or it is damaged (it is then made anew)."""
-    try:
-        found = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+def load_choice(path: Path, groups: Collection[str] | None = None) -> Calibration | None:
+    """Read a choice; None if there is none, or it is damaged: it is then made anew, and a line says so.
+
+    Args:
+        groups: the scale groups that there are; None leaves them unchecked.
+    """
+    if not os.path.lexists(path):
         return None
-    tried = tuple(candidate.calibrator for candidate in found.candidates)
-    chosen = [candidate.calibrator for candidate in found.candidates if candidate.chosen]
-    known = tried == CANDIDATES and set(found.groups.values()) <= set(CANDIDATES)
-    return found if known and chosen == [found.calibrator] else None
+    try:
+        content = checked(CalibrationContent, read_json(path, "Answer of 'auto'"), path, "It is made anew.")
+        found = Calibration.from_content(content)
+        tried = tuple(candidate.calibrator for candidate in found.candidates)
+        chosen = [candidate.calibrator for candidate in found.candidates if candidate.chosen]
+        if tried != CANDIDATES or not set(found.groups.values()) <= set(CANDIDATES) or chosen != [found.calibrator]:
+            raise ArtifactError(f"'{path}' is the answer among other calibrators. It is made anew.")
+        if groups is not None and not set(found.groups) <= set(groups):
+            raise ArtifactError(f"'{path}' names a scale group that the network does not have. It is made anew.")
+    except (ArtifactError, ConfigError) as exc:
+        _note(exc)
+        return None
+    return found
+
+
+class Span(FileModel):
+    """Edge and largest value of a histogram, as :class:`ActivationHistogram` has them; both 0 if nothing was seen."""
+
+    limit: Annotated[float, Field(ge=0)]
+    maximum: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Span:
+        smallest = 2.0 ** math.frexp(self.maximum)[1] if self.maximum else 0.0
+        if self.limit != smallest:
+            raise ValueError(f"limit must be {smallest:g}, the smallest power of two above the maximum")
+        return self
+
+
+class CacheHeader(FileModel):
+    """What a calibration cache says beside its counts, which are one float64 tensor ``<group>.counts`` each."""
+
+    limits: dict[str, Span]
 
 
 def save_histograms(path: Path, histograms: Histograms) -> None:
-    """Write a calibration cache, whole or not at all."""
+    """Write a calibration cache, whole or not at all.
+
+    Raises:
+        ArtifactError: the histograms are not what :func:`load_histograms` would take.
+    """
     tensors = {f"{name}.counts": histogram.counts for name, histogram in histograms.items()}
-    limits = {name: [histogram.limit, histogram.maximum] for name, histogram in histograms.items()}
+    limits = {name: {"limit": entry.limit, "maximum": entry.maximum} for name, entry in histograms.items()}
+    header = checked(CacheHeader, {"limits": limits}, path, "This is a fault of trt_qat.")
+    for name, counts in tensors.items():
+        _check_counts(counts, name, path)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"limits": json.dumps(limits)})
+        save_file(tensors, temporary, metadata={"limits": json.dumps(header.model_dump()["limits"])})
 
 
-def load_histograms(path: Path) -> Histograms | None:
-    """Read a calibration cache; None if there is none or it is damaged (it is then made anew)."""
-    if not path.is_file():
+def load_histograms(path: Path, groups: Collection[str] | None = None, bins: int | None = None) -> Histograms | None:
+    """Read a calibration cache; None if there is none, or it is damaged: it is then made anew, and a line says so.
+
+    Args:
+        groups: the scale groups that must be there, and no others; None leaves them unchecked.
+        bins: of each histogram; None leaves them unchecked.
+    """
+    if not os.path.lexists(path):
         return None
     try:
-        with safe_open(path, framework="np") as stream:
-            limits = json.loads(stream.metadata()["limits"])
-            return {
-                name: ActivationHistogram(stream.get_tensor(f"{name}.counts"), float(limit), float(maximum))
-                for name, (limit, maximum) in limits.items()
-            }
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+        return _read_histograms(path, groups, bins)
+    except ArtifactError as exc:
+        _note(exc)
         return None
+
+
+def _read_histograms(path: Path, groups: Collection[str] | None, bins: int | None) -> Histograms:
+    existing_file(path, "Calibration cache")
+    try:
+        with safe_open(path, framework="np") as stream:
+            text = (stream.metadata() or {}).get("limits", "null")
+            content = {"limits": parse_json(text, f"The header of calibration cache '{path}'")}
+            limits = checked(CacheHeader, content, path, "It is made anew.").limits
+            if groups is not None and set(groups) != set(limits):
+                odd = sorted(set(groups) ^ set(limits))[0]
+                raise ArtifactError(f"'{path}' is of other scale groups, e.g. {shortened(odd)}. It is made anew.")
+            if {f"{name}.counts" for name in limits} != set(stream.keys()):
+                raise ArtifactError(f"'{path}' has other tensors than its header says. It is made anew.")
+            return {
+                name: ActivationHistogram(_counts(stream, f"{name}.counts", bins, path), span.limit, span.maximum)
+                for name, span in limits.items()
+            }
+    except (SafetensorError, OSError) as exc:
+        raise ArtifactError(f"'{path}' is not a readable calibration cache ({exc}). It is made anew.") from exc
+
+
+def _counts(stream: Any, name: str, bins: int | None, path: Path) -> NDArray[np.float64]:
+    kind, shape = stream.get_slice(name).get_dtype(), list(stream.get_slice(name).get_shape())
+    if kind != "F64" or len(shape) != 1 or (bins is not None and shape != [bins]):
+        wanted = "one axis" if bins is None else f"shape [{bins}]"
+        raise ArtifactError(f"'{path}': {shortened(name)} is {kind} {shape}, not float64 of {wanted}. It is made anew.")
+    counts: NDArray[np.float64] = stream.get_tensor(name)
+    _check_counts(counts, name, path)
+    return counts
+
+
+def _check_counts(counts: NDArray[np.float64], name: str, path: Path) -> None:
+    if not (np.isfinite(counts).all() and (counts >= 0).all()):
+        raise ArtifactError(f"'{path}': {shortened(name)} has a count that is negative or not finite. It is made anew.")
+
+
+def _note(exc: Exception) -> None:
+    if distributed.is_main():
+        LOG.warning("%s", exc)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
@@ -52,11 +53,17 @@ class QuantizedModel:
         return activations | {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
 
     def load_amax_(self, amax: Mapping[str, Tensor]) -> None:
-        """Set every range that is given, in place, and switch those quantizers on."""
+        """Set every range that is given, in place, and switch those quantizers on.
+
+        Raises:
+            QuantizationError: one is not finite or negative, or has another shape than :meth:`amax` gives.
+        """
         for kind, quantizers in (("activation", self.activation_quantizers()), ("weight", self.weight_quantizers())):
             for name, quantizer in quantizers.items():
                 value = amax.get(f"{kind}.{name}")
                 if value is not None:
+                    channels = 1 if kind == "activation" else self.network.get_submodule(name).weight.shape[0]
+                    _check_range(value, channels, f"{kind}.{name}")
                     self.toolkit.set_amax(quantizer, value.float())
                     self.toolkit.set_enabled(quantizer, True)
 
@@ -103,6 +110,14 @@ class QuantizedModel:
         return replace(copied, placement=self.placement.without(groups, reason))
 
 
+def _check_range(value: Tensor, count: int, name: str) -> None:
+    if value.numel() != count:
+        raise QuantizationError(f"The range '{name}' has shape {tuple(value.shape)}, {count} values are needed.")
+    if not bool(torch.isfinite(value).all()) or bool((value < 0).any()) or not bool((value > 0).any()):
+        low = float(value.min())
+        raise QuantizationError(f"The range '{name}' is not finite and positive: {low}. Calibrate again.")
+
+
 def _check_groups(groups: Collection[str], placement: Placement) -> None:
     unknown = sorted(set(groups) - {group.name for group in placement.groups})
     if unknown:
@@ -135,7 +150,7 @@ def insert_quantizers_(network: nn.Module, placement: Placement, toolkit: Toolki
     for group in placement.groups:
         quantizer = toolkit.activation_quantizer()
         for name in group.convs:
-            conv = network.get_submodule(name)
+            conv = _layer(network, name)
             if not isinstance(conv, nn.Conv2d):
                 raise QuantizationError(f"'{name}' is a {type(conv).__name__}, the placement expects a convolution.")
             parent, _, leaf = name.rpartition(".")
@@ -143,4 +158,11 @@ def insert_quantizers_(network: nn.Module, placement: Placement, toolkit: Toolki
         for add in group.adds:
             adds.setdefault(add.module, {})[add.call, add.operand] = quantizer
     for name, quantizers in adds.items():
-        quantize_adds_(network.get_submodule(name), quantizers, name)
+        quantize_adds_(_layer(network, name), quantizers, name)
+
+
+def _layer(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError as exc:
+        raise QuantizationError(f"The placement names '{name}', which the network does not have.") from exc

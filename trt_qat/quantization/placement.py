@@ -12,10 +12,13 @@ No rule names a class of module. Source of the rules: NVIDIA's "Working with qua
 from __future__ import annotations
 
 import fnmatch
+import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from trt_qat.config import QuantizationSection, Residual
@@ -23,6 +26,7 @@ from trt_qat.disjoint_sets import DisjointSets
 from trt_qat.errors import QuantizationError
 from trt_qat.model.graph import Operation, TensorGraph, convolutions
 from trt_qat.model.roles import roles
+from trt_qat.reading import FileModel, explain, shortened
 
 
 @dataclass(frozen=True)
@@ -89,19 +93,68 @@ class Placement:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Placement:
-        """Read what :meth:`as_dict` wrote."""
+    def from_dict(cls, content: Any) -> Placement:
+        """Read what :meth:`as_dict` wrote.
+
+        Raises:
+            ValueError: it is something else; one line that names the field.
+        """
+        try:
+            found = PlacementContent.model_validate_json(json.dumps(content))
+        except ValidationError as exc:
+            raise ValueError(explain(exc)) from exc
+        except (TypeError, RecursionError) as exc:
+            raise ValueError("it is no JSON value") from exc
         groups = tuple(
             ScaleGroup(
-                name=str(group["name"]),
-                convs=tuple(group["convs"]),
-                adds=tuple(AddOperand(str(m), int(c), int(o)) for m, c, o in group["adds"]),
-                observed=tuple(group["observed"]),
-                observed_adds=tuple(AddOperand(str(m), int(c), int(o)) for m, c, o in group["observed_adds"]),
+                name=group.name,
+                convs=group.convs,
+                adds=tuple(AddOperand(*add) for add in group.adds),
+                observed=group.observed,
+                observed_adds=tuple(AddOperand(*add) for add in group.observed_adds),
             )
-            for group in content["groups"]
+            for group in found.groups
         )
-        return cls(groups, dict(content["float_convs"]))
+        return cls(groups, found.float_convs)
+
+
+Name = Annotated[str, Field(min_length=1, max_length=500)]
+AddContent = tuple[Name, Annotated[int, Field(ge=0, le=10_000)], Annotated[int, Field(ge=0, le=1)]]
+
+
+class GroupContent(FileModel):
+    """A :class:`ScaleGroup` in a file; an add is ``[module, call, operand]``."""
+
+    name: Name
+    convs: Annotated[tuple[Name, ...], Field(min_length=1)]
+    adds: tuple[AddContent, ...]
+    observed: tuple[Name, ...]
+    observed_adds: tuple[AddContent, ...]
+
+    @model_validator(mode="after")
+    def _observes_members(self) -> GroupContent:
+        if not (set(self.observed) <= set(self.convs) and set(self.observed_adds) <= set(self.adds)):
+            raise ValueError(f"group {shortened(self.name)} observes what is not in it")
+        return self
+
+
+class PlacementContent(FileModel):
+    """A :class:`Placement` in a file."""
+
+    groups: tuple[GroupContent, ...]
+    float_convs: dict[Name, str]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> PlacementContent:
+        for what, names in (
+            ("group", [group.name for group in self.groups]),
+            ("convolution", [conv for group in self.groups for conv in group.convs] + list(self.float_convs)),
+            ("operand", [add for group in self.groups for add in group.adds]),
+        ):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"{what} {shortened(twice[0])} is there twice")
+        return self
 
 
 def place(network: nn.Module, graph: TensorGraph, section: QuantizationSection) -> Placement:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.engine.onnx_file import onnx_metadata
-from trt_qat.errors import MissingDependency, RunnerError
+from trt_qat.errors import RunnerError
+from trt_qat.runtime.packages import import_onnxruntime
 from trt_qat.runtime.runner import check_batch, closed_error
 
 _INPUT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -44,12 +45,7 @@ class OnnxRuntimeRunner:
     def __init__(self, onnx: Path, threads: int = 0, optimize: bool = True) -> None:
         self.metadata: Mapping[str, str] = onnx_metadata(onnx)
         self.device: str = "CPU"
-        try:
-            import onnxruntime
-        except ImportError as exc:
-            raise MissingDependency(
-                f"Runtime 'onnxruntime' cannot be imported ({exc}): pip install onnxruntime."
-            ) from exc
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY  # failures arrive as exceptions
         options.intra_op_num_threads = threads

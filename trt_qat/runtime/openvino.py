@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from trt_qat.artifacts import existing_file
 from trt_qat.engine.onnx_file import onnx_metadata
-from trt_qat.errors import ArtifactError, MissingDependency, RunnerError
+from trt_qat.errors import ArtifactError, RunnerError
+from trt_qat.runtime.openvino_ir import check_ir
+from trt_qat.runtime.packages import import_openvino
 from trt_qat.runtime.runner import check_batch, closed_error
 
 
@@ -39,11 +40,8 @@ class OpenVinoRunner:
 
     def __init__(self, model: Path, threads: int = 0) -> None:
         file = _model_file(model)
-        self.metadata: Mapping[str, str] = onnx_metadata(file) if file.suffix.lower() == ".onnx" else _ir_metadata(file)
-        try:
-            import openvino
-        except ImportError as exc:
-            raise MissingDependency(f"Runtime 'openvino' cannot be imported ({exc}): pip install openvino.") from exc
+        self.metadata: Mapping[str, str] = onnx_metadata(file) if file.suffix.lower() == ".onnx" else check_ir(file)
+        openvino = import_openvino()
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads > 0:
             options["INFERENCE_NUM_THREADS"] = threads
@@ -157,21 +155,6 @@ def _model_file(model: Path) -> Path:
     return found[0]
 
 
-def _ir_metadata(xml: Path) -> dict[str, str]:
-    """The content of ``metadata.yaml``, each value as the text that an ONNX file would hold; empty without the file."""
-    existing_file(xml.with_suffix(".bin"), "Weights file of the OpenVINO IR")
-    path = xml.parent / "metadata.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ArtifactError(f"'{path}' cannot be read: {' '.join(str(exc).split())}. Export the model again.") from exc
-    if not isinstance(content, dict):
-        raise ArtifactError(f"'{path}' does not describe a model: it is not a mapping. Export the model again.")
-    return {str(key): str(value) for key, value in content.items()}
-
-
 def _check_one_input(count: int, file: Path) -> None:
     if count != 1:
         raise RunnerError(f"'{file}' has {count} inputs; a detector has one, the images.")
@@ -181,4 +164,4 @@ def _first_reason(exc: Exception) -> str:
     # OpenVINO's messages are C++ traces: the last line that is not a location says why
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     reasons = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (reasons or lines or ["no reason given"])[-1]
+    return " ".join((reasons or lines or ["no reason given"])[-1].split())

@@ -6,7 +6,6 @@ Every runner takes and returns float32, whatever the file computes in.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.errors import RunnerError
+from trt_qat.metadata import LARGEST_SIDE, SMALLEST_SIDE, read_metadata
 
 DEFAULT_IMAGE_SIZE = 640
 
@@ -112,15 +112,7 @@ def class_names(metadata: Mapping[str, str]) -> dict[int, str]:
     Raises:
         RunnerError: ``names`` is there but is neither.
     """
-    text = metadata.get("names")
-    if text is None:
-        return {}
-    try:
-        names = ast.literal_eval(text)
-        pairs = enumerate(names) if isinstance(names, list | tuple) else names.items()
-        return {int(class_id): str(name) for class_id, name in pairs}
-    except (ValueError, SyntaxError, TypeError, AttributeError) as exc:
-        raise RunnerError(f"The model's metadata 'names' is not a dict of class names: {text[:80]!r}.") from exc
+    return read_metadata(metadata, error=RunnerError).names or {}
 
 
 def image_size(metadata: Mapping[str, str], input_shape: Sequence[int | None]) -> int:
@@ -139,19 +131,12 @@ def image_size(metadata: Mapping[str, str], input_shape: Sequence[int | None]) -
         )
     height, width = input_shape[2:]
     if height is None and width is None:
-        height, width = _metadata_size(metadata)
+        height, width = read_metadata(metadata, error=RunnerError).imgsz or (DEFAULT_IMAGE_SIZE,) * 2
     if height is None or height != width:
         raise RunnerError(f"The model's input must be square, found height {height} and width {width}. Export it so.")
+    if not SMALLEST_SIDE <= height <= LARGEST_SIDE:
+        raise RunnerError(
+            f"The model's input has sides of {height} pixels, {SMALLEST_SIDE} to {LARGEST_SIDE} are allowed. "
+            "Export it at another size."
+        )
     return height
-
-
-def _metadata_size(metadata: Mapping[str, str]) -> tuple[int, int]:
-    text = metadata.get("imgsz", str(DEFAULT_IMAGE_SIZE))
-    try:
-        size = ast.literal_eval(text)
-        sides = tuple(int(side) for side in size) if isinstance(size, list | tuple) else (int(size),)
-        if min(sides) < 1:
-            raise ValueError(f"side {min(sides)}")
-        return sides[0], sides[-1]
-    except (ValueError, SyntaxError, TypeError, IndexError) as exc:
-        raise RunnerError(f"The model's metadata 'imgsz' is not a size: {text[:80]!r}.") from exc

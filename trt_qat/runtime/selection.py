@@ -111,8 +111,11 @@ def _plan_or_its_onnx(plan: Path, onnx: Path, threads: int) -> tuple[Runner, str
     try:
         return _with_reason(open_runner(plan, "tensorrt", threads), plan, "it is the plan that was given")
     except (MissingDependency, RunnerError) as exc:
-        if not onnx.is_file() or not _built_from(plan, onnx):
+        if not onnx.is_file():
             raise
+        if not _built_from(plan, onnx):
+            note = f"'{onnx.name}' beside it cannot stand in, the side-car names another ONNX file as its source."
+            raise type(exc)(f"{exc} {note}") from exc
         return _first_that_works(onnx, f"'{plan.name}' does not run here: {_first_sentence(exc)}", threads)
 
 
@@ -147,7 +150,7 @@ def _check_exists(model: Path) -> None:
 
 
 def _built_from(plan: Path, onnx: Path) -> bool:
-    return bool(read_sidecar(plan).get("onnx_sha256") == file_sha256(onnx))
+    return read_sidecar(plan).onnx_sha256 == file_sha256(onnx)
 
 
 def _first_sentence(exc: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.engine.engine_file import read_engine
+from trt_qat.engine.engine_file import EngineDescription, read_engine
 from trt_qat.engine.flavor import import_tensorrt, tensorrt_logger
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import RunnerError
@@ -55,8 +55,8 @@ class TensorRtRunner:
             raise RunnerError(
                 "No NVIDIA GPU found: a TensorRT plan cannot run here. Use --runtime openvino on the ONNX file."
             )
-        self._trt: Any = import_tensorrt(description["flavor"])
-        self.metadata: Mapping[str, str] = description.get("metadata", {})
+        self._trt: Any = import_tensorrt(description.flavor)
+        self.metadata: Mapping[str, str] = description.metadata
         self.device: str = gpus[0]
         self._buffers: dict[str, _Buffer] = {}
         self._bound_shape: tuple[int, ...] | None = None
@@ -97,13 +97,13 @@ class TensorRtRunner:
         if resources is not None:
             resources.close()
 
-    def _load(self, plan: Path, content: bytes, description: Mapping[str, Any]) -> None:
+    def _load(self, plan: Path, content: bytes, description: EngineDescription) -> None:
         trt = self._trt
         self._logger, self._errors = tensorrt_logger(trt)
         self._runtime: Any = trt.Runtime(self._logger)
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            built = f"{description['flavor']} {description.get('tensorrt_version', 'of unknown version')}"
+            built = f"{description.flavor} {description.tensorrt_version}"
             raise RunnerError(
                 f"TensorRT {trt.__version__} on {self.device} cannot load '{plan}', "
                 f"built with {built}{self._reason()}. Build the engine again on this machine."

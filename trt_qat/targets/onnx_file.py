@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_qat.config import ExportSection
-from trt_qat.errors import MissingDependency
+from trt_qat.runtime.packages import import_onnxruntime, switch_telemetry_off
 from trt_qat.targets.base import Arrays
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ def write_unsigned(model: Model, out: Path, section: ExportSection) -> None:
 
 def compute_onnxruntime(file: Path, batches: Arrays) -> Arrays:
     """A plain ``onnxruntime.InferenceSession`` at its default optimization level."""
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise MissingDependency(f"ONNX Runtime cannot be imported ({exc}): pip install onnxruntime.") from exc
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures arrive as exceptions
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -49,6 +46,7 @@ def compute_ultralytics(model: Path, batches: Arrays) -> Arrays:
 
     from trt_qat.training.detection_trainer import quiet_ultralytics
 
+    switch_telemetry_off()
     with quiet_ultralytics():
         backend = AutoBackend(str(model), device=torch.device("cpu"))
         # an engine's device is the GPU; it writes its next result into the same memory

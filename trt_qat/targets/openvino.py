@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
 
 from trt_qat.config import ExportSection
-from trt_qat.errors import MissingDependency
+from trt_qat.runtime.packages import import_openvino
 from trt_qat.targets.base import Arrays, Form, Target
 from trt_qat.targets.onnx_file import compute_ultralytics, write_unsigned
 
@@ -25,7 +25,7 @@ def write_ir(model: Model, out: Path, section: ExportSection) -> None:
     from trt_qat.exporter.onnx_export import file_metadata  # loads torch
     from trt_qat.runtime.openvino import fuse_quantize_dequantize_
 
-    openvino = _openvino()
+    openvino = import_openvino()
     out.mkdir()
     with tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
@@ -41,17 +41,9 @@ def write_ir(model: Model, out: Path, section: ExportSection) -> None:
 
 def compute(file: Path, batches: Arrays) -> Arrays:
     """A plain ``openvino.Core().read_model(file)`` on the CPU, no option set."""
-    core = _openvino().Core()
+    core = import_openvino().Core()
     compiled = core.compile_model(core.read_model(file), "CPU")
     return [np.array(compiled(batch)[0], dtype=np.float32) for batch in batches]  # copies: it reuses the memory
-
-
-def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as exc:
-        raise MissingDependency(f"OpenVINO cannot be imported ({exc}): pip install openvino.") from exc
-    return openvino
 
 
 TARGET = Target(

@@ -32,7 +32,7 @@ from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
 from trt_qat.training.features.choose import features_from_section
-from trt_qat.training.resume import FILE, load_state, run_fingerprint, save_state
+from trt_qat.training.resume import FILE, fitting, load_state, run_fingerprint, save_state
 
 LOG = logging.getLogger(__name__)
 _GRADIENT_NORM = 10.0  # Ultralytics' own limit
@@ -159,7 +159,10 @@ class QATTrainer(DatasetTrainer):
         del ckpt  # Ultralytics' own kind of checkpoint
         if self._state is None:
             return
-        state = self._state
+        with fitting(self._out):
+            self._restore(self._state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self._quantized.network.load_state_dict(state["model"])
         self.ema.ema.load_state_dict(state["ema"])
         self.ema.updates = state["updates"]

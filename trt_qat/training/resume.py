@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from trt_qat.artifacts import atomic_path
 from trt_qat.errors import ArtifactError
+from trt_qat.reading import FileModel, explain, regular_file, shortened
 
 FILE = "resume.pt"
 _FORMAT = "trt_qat-resume-2"
@@ -37,8 +40,13 @@ def run_fingerprint(provenance: Mapping[str, Any]) -> str:
 
 def save_state(folder: Path, fingerprint: str, state: Mapping[str, Any]) -> None:
     """Write ``folder/resume.pt``, whole or not at all. Tensors and plain values only, so loading it runs no code."""
+    content = {"format": _FORMAT, "fingerprint": fingerprint, **state}
+    _check(content, folder / FILE)
     with atomic_path(folder / FILE) as temporary:
-        torch.save({"format": _FORMAT, "fingerprint": fingerprint, **state}, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as exc:  # its writer's word for a full disk
+            raise ArtifactError(f"Cannot write '{folder / FILE}': {' '.join(str(exc).split())[:200]}.") from exc
 
 
 def check_resumable(folder: Path, provenance: Mapping[str, Any]) -> None:
@@ -57,17 +65,98 @@ def load_state(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         ArtifactError: damaged, or the run had other weights, data, versions or settings.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    regular_file(path, "State of the run")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as exc:
+    except Exception as exc:  # whatever a restricted unpickler does with damaged bytes: its errors share no base class
         raise ArtifactError(
             f"'{path}' is damaged ({' '.join(str(exc).split())[:100]}). Start without --resume."
         ) from exc
+    if not isinstance(state, dict):
+        raise ArtifactError(f"'{path}' is damaged (it holds a {type(state).__name__}). Start without --resume.")
     if state.get("format") != _FORMAT or state.get("fingerprint") != fingerprint:
         raise ArtifactError(
             f"'{path}' belongs to a run with other weights, data, versions or settings. "
             "Resume with the same ones, or start without --resume."
         )
+    _check(state, path)
     return state
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Within: a state is put back into networks, optimizer and features.
+
+    Raises:
+        ArtifactError: one of them does not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtifactError(f"'{folder / FILE}' does not fit this run ({reason}). Start without --resume.") from exc
+
+
+class FinishedState(FileModel):
+    """The state of a run that has nothing left to do."""
+
+    format: str
+    fingerprint: str
+    finished: Literal[True]
+
+
+class RunningState(FileModel):
+    """The state after an epoch.
+
+    Args:
+        epoch: from 0, or -1 before the first.
+        stopper: best fitness and epoch of the early stopping.
+        features: what each feature's ``state()`` returned, by name.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    format: str
+    fingerprint: str
+    finished: Literal[False]
+    epoch: Annotated[int, Field(ge=-1, lt=1_000_000)]
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    updates: Annotated[int, Field(ge=0)]
+    optimizer: dict[str, Any]
+    best_fitness: float
+    start_fitness: float
+    stopper: tuple[float, int]
+    results_csv: str
+    features: dict[str, dict[str, Any]]
+
+    @field_validator("model", "ema")
+    @classmethod
+    def _finite(cls, weights: dict[str, Any]) -> dict[str, Any]:
+        for name, value in weights.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"{shortened(name)} is no tensor")
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{shortened(name)} holds NaN or infinity")
+        return weights
+
+    @field_validator("results_csv")
+    @classmethod
+    def _table(cls, text: str) -> str:
+        rows = [line.split(",") for line in text.splitlines() if line.strip()]
+        for row in rows[1:]:
+            if len(row) != len(rows[0]):
+                raise ValueError(f"a row has {len(row)} values, the header {len(rows[0])}")
+            for cell in row:
+                float(cell)  # says itself which text is no number
+        return text
+
+
+def _check(state: Mapping[str, Any], path: Path) -> None:
+    kind: type[FileModel] = FinishedState if state.get("finished") is True else RunningState
+    try:
+        kind.model_validate(state)
+    except ValidationError as exc:
+        raise ArtifactError(f"'{path}' is damaged: {explain(exc)}. Start without --resume.") from exc

@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from typing_extensions import override
 
 from trt_qat.config import QatSection
+from trt_qat.errors import ArtifactError
+from trt_qat.limits import JSON_MEGABYTES
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.reading import FileModel, explain, read_text, shortened
 from trt_qat.training.features.base import Epoch, Feature, Start
 
 LOG = logging.getLogger(__name__)
@@ -184,8 +189,8 @@ class QuantizationErrorMonitor(Feature):
     def _drop_rows_after(self, epochs: int) -> None:
         """A killed run may have measured an epoch that its last state does not know: it will be done again."""
         file = self._folder / FILE
-        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
-        self._write_rows([row for row in rows[1:] if int(row[0]) <= epochs], "w")
+        rows = read_rows(file) if os.path.lexists(file) else []
+        self._write_rows([row for row in rows if int(row[0]) <= epochs], "w")
 
     def _write_rows(self, rows: list[list[str]], mode: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -194,6 +199,43 @@ class QuantizationErrorMonitor(Feature):
             if mode == "w":
                 writer.writerow(HEADER)
             writer.writerows(rows)
+
+
+class NoiseRow(FileModel):
+    """One row of the CSV file; figures may be infinite (no noise), texts otherwise."""
+
+    model_config = ConfigDict(strict=False, allow_inf_nan=True)
+
+    epoch: Annotated[int, Field(ge=0, lt=1_000_000)]
+    kind: Literal["activation", "weight"]
+    layer: Annotated[str, Field(min_length=1)]
+    sqnr_db: float
+    amax: Annotated[float, Field(ge=0)]
+    drift: float
+
+
+def read_rows(file: Path) -> list[list[str]]:
+    """The rows of a CSV file that a run left, without the header and without a last line that was not ended.
+
+    Raises:
+        ArtifactError: unreadable, or a row is something else; the line names it.
+    """
+    lines = read_text(file, "Table of the monitor", JSON_MEGABYTES).splitlines(keepends=True)
+    complete = [line for line in lines if line.endswith("\n")]
+    try:
+        rows = list(csv.reader(complete, strict=True))
+        if rows and tuple(rows[0]) != HEADER:
+            raise ValueError(f"line 1: the columns are {shortened(rows[0])}")
+        for number, row in enumerate(rows[1:], 2):
+            if len(row) != len(HEADER):
+                raise ValueError(f"line {number}: {len(row)} values, {len(HEADER)} are needed")
+            try:
+                NoiseRow.model_validate(dict(zip(HEADER, row, strict=True)))
+            except ValidationError as exc:
+                raise ValueError(f"line {number}: {explain(exc)}") from exc
+    except (csv.Error, ValueError) as exc:
+        raise ArtifactError(f"'{file}', {exc}. Start without --resume.") from exc
+    return rows[1:]
 
 
 def _key(entry: QuantizationNoise) -> str:
