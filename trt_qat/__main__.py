@@ -9,9 +9,9 @@ def main() -> None:
 
 
 def _command() -> None:
-    from trt_qat.cli import cli  # within: a signal while it loads is answered
+    from trt_qat.cli import call, cli  # within: a signal while it loads is answered
 
-    cli(prog_name="trt-qat")
+    call(cli, "trt-qat")
 
 
 if __name__ == "__main__":

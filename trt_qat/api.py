@@ -27,9 +27,10 @@ from trt_qat.config import (
     SensitivitySection,
     TrainSection,
 )
-from trt_qat.data.dataset import Dataset, calibration_images, check_class_count, load_dataset
+from trt_qat.data.dataset import Dataset, calibration_images, check_classes, load_dataset
 from trt_qat.data.images import Image, evenly_spaced
 from trt_qat.data.labelled import labelled_split
+from trt_qat.data.leaks import note_leaks
 from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
@@ -347,9 +348,11 @@ def evaluate(
     with ExitStack() as stack:
         runners = [stack.enter_context(_open(model, section, runtime)) for model in models]
         labels = [str(model.source if isinstance(model, Model) else model) for model in models]
-        accuracies = []
+        accuracies: list[Accuracy] = []
         for label, runner in zip(labels, runners, strict=True):
             dataset = _loaded(data, class_names(runner.metadata) or None)
+            if not accuracies:
+                note_leaks(dataset, progress)
             measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name)
             accuracies.append(halving(measured, section.batch, "evaluation.batch", progress))
         for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
@@ -384,12 +387,14 @@ def dataset_for(model: Model, data: Data) -> Dataset:
         DatasetError: it cannot be read, or has another number of classes.
     """
     dataset = _loaded(data, model.names)
-    check_class_count(dataset, model.names)
+    check_classes(dataset, model.names)
     return dataset
 
 
-def trainable_dataset(model: Model, data: Data) -> Dataset:
+def trainable_dataset(model: Model, data: Data, progress: Progress = SILENT) -> Dataset:
     """The same, with a usable image and a box in both splits, asked before calibration takes its time.
+
+    Val images that are in train as well are noted.
 
     Raises:
         DatasetError: see :func:`dataset_for`; or no label of a split is usable.
@@ -397,6 +402,7 @@ def trainable_dataset(model: Model, data: Data) -> Dataset:
     dataset = dataset_for(model, data)
     labelled_split(dataset, "train")
     labelled_split(dataset, "val")
+    note_leaks(dataset, progress)
     return dataset
 
 

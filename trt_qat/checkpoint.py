@@ -7,6 +7,7 @@ class names, the placement and the provenance.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ class CheckpointHeader(FileModel):
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
     toolkit: ToolkitName | None = None
     placement: dict[str, JsonValue] | None = None
+    tensors_sha256: str | None = None  # files up to 0.1 do not say it
 
     @model_validator(mode="after")
     def _complete(self) -> CheckpointHeader:
@@ -221,11 +223,12 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
         _check_ranges(ranges, _range_shapes(model.quantized.placement, model.network), path)
         tensors |= {f"{_AMAX}{name}": amax for name, amax in ranges.items()}
         header |= {"toolkit": model.quantized.toolkit.name, "placement": model.quantized.placement.as_dict()}
+    contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    header["tensors_sha256"] = _sha256(contiguous)
     checked(CheckpointHeader, header, path, _ADVICE)
     checked_names(header["names"], path)
     text = json.dumps(header)
     parse_json(text, f"'{path}': the header")  # a NaN among the provenance
-    contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     _check_values(contiguous, path)
     with atomic_path(path) as temporary:
         try:
@@ -248,6 +251,8 @@ def _load_checkpoint(path: Path, imgsz: int | None, toolkit: ToolkitName | None)
     network.eval()
     check_runs(network, path)
     amax = {k.removeprefix(_AMAX): v.float() for k, v in tensors.items() if k.startswith(_AMAX)}
+    if header.tensors_sha256 not in (None, _sha256(tensors)):
+        raise ArtifactError(f"'{path}': weights or ranges are not those that were saved with its header. {_ADVICE}")
     model = Model(network, names, imgsz or header.imgsz, path, header.stage, provenance=header.provenance)
     if header.placement is None:
         _check_ranges(amax, {}, path)
@@ -337,6 +342,15 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise ArtifactError(f"{where} holds values of type {tensor.dtype}, needs floating point. {_ADVICE}")
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{where} holds NaN or infinite values. {_ADVICE}")
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[CheckpointHeader, dict[str, Tensor]]:

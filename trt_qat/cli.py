@@ -7,6 +7,7 @@ but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug
 from __future__ import annotations
 
 import functools
+import io
 import subprocess
 import sys
 import warnings
@@ -24,6 +25,7 @@ from trt_qat.errors import ArtifactError, TrtQatError
 from trt_qat.memory import is_out_of_memory
 from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
+from trt_qat.redact import redacted_message
 from trt_qat.registry import RUNTIMES, TARGETS
 
 if TYPE_CHECKING:
@@ -714,3 +716,21 @@ def _print(table: Table) -> None:
     if not console.is_terminal:
         console.width = 200  # a piped table must stay readable
     console.print(table)
+
+
+def call(command: click.Command, name: str) -> None:
+    """Run a command and exit. Wrong usage is said as click says it, but for passwords in what was typed.
+
+    Args:
+        name: of the program, for its help.
+    """
+    try:
+        code = command.main(prog_name=name, standalone_mode=False)
+    except click.ClickException as exc:
+        said = io.StringIO()
+        exc.show(file=said)
+        click.echo(redacted_message(said.getvalue()), err=True, nl=False)
+        sys.exit(exc.exit_code)
+    except click.Abort:  # the end of an input that was asked for; signals do not come this far, see entry.py
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -9,9 +9,9 @@ def main() -> None:
 
 
 def _command() -> None:
-    from trt_qat.cli import infer
+    from trt_qat.cli import call, infer
 
-    infer(prog_name="python -m trt_qat.infer")
+    call(infer, "python -m trt_qat.infer")
 
 
 if __name__ == "__main__":

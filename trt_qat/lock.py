@@ -13,7 +13,6 @@ from trt_qat import distributed
 from trt_qat.artifacts import remove_abandoned, writable_folder
 from trt_qat.errors import ArtifactError
 
-
 _HELD: set[Path] = set()  # by this process, which the kernel would let in again
 
 
@@ -21,8 +20,8 @@ _HELD: set[Path] = set()  # by this process, which the kernel would let in again
 def locked(folder: Path, file: str = "") -> Iterator[None]:
     """Within: no other process writes into this folder, which is made if it is not there, or this file in it.
 
-    The kernel lets go of a lock when its process ends, however it ends, so that a dead process's lock is simply taken. It
-    is a lock of the process (POSIX), not of the open file (``flock``), which workers that outlive it would go on holding.
+    The kernel lets go of a lock when its process ends, however it ends, so that a dead process's lock is simply taken.
+    It is a lock of the process (POSIX), not of the open file (flock), which workers that outlive it would still hold.
     In a job of several processes the main one holds it for all.
 
     Raises:

@@ -77,7 +77,7 @@ def qat(
     check_qat_settings(config)
     with locked(out):
         model = load(weights, config.model.imgsz)
-        dataset = api.trainable_dataset(model, data)
+        dataset = api.trainable_dataset(model, data, progress)
         check_features(config.qat, model)  # before the time that calibration takes, like the next check
         if resume:
             check_resumable(out, _provenance(weights, dataset, config))

@@ -63,7 +63,7 @@ def run(
     with locked(out):
         model = load(weights, config.model.imgsz)
         check_features(config.qat, model)
-        dataset = api.trainable_dataset(model, data)
+        dataset = api.trainable_dataset(model, data, progress)
         return _Run(model, weights, dataset, out, config, Manifest(out, progress, anew=anew), progress, anew).result()
 
 

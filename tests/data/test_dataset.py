@@ -12,7 +12,7 @@ import yaml
 from trt_qat.data.dataset import (
     Dataset,
     calibration_images,
-    check_class_count,
+    check_classes,
     label_path,
     load_dataset,
 )
@@ -280,13 +280,13 @@ def test_label_path_is_that_of_ultralytics() -> None:
     assert [str(label_path(Path(image))) for image in images] == img2label_paths(images)
 
 
-def test_check_class_count() -> None:
-    check_class_count(fake(1), {0: "a", 1: "b"})
+def test_check_classes() -> None:
+    check_classes(fake(1), {0: "a", 1: "b"})
     message = r"'/x/data.yaml' has 2 classes \(car, sign\), the model 80 classes \(c0, c1, c2, ...\)"
     with pytest.raises(DatasetError, match=message):
-        check_class_count(fake(1), {index: f"c{index}" for index in range(80)})
+        check_classes(fake(1), {index: f"c{index}" for index in range(80)})
     with pytest.raises(DatasetError, match=r"the model 1 class \(a\)"):
-        check_class_count(fake(1), {0: "a"})
+        check_classes(fake(1), {0: "a"})
 
 
 @pytest.mark.parametrize(

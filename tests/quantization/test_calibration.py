@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from recording import Recording
 from torch import Tensor, nn
 
+from trt_qat.api import quantize
 from trt_qat.checkpoint import save
 from trt_qat.config import Config, QuantizationSection, Residual
 from trt_qat.data.dataset import Dataset
@@ -21,7 +23,7 @@ from trt_qat.model.loading import raw_output
 from trt_qat.pipeline import calibrate
 from trt_qat.quantization.calibrate import calibrate_
 from trt_qat.quantization.calibration import Calibration
-from trt_qat.quantization.calibration_cache import cache_key, load_histograms, save_histograms
+from trt_qat.quantization.calibration_cache import CalibrationCache, cache_key, load_histograms, save_histograms
 from trt_qat.quantization.calibrators.max import Max
 from trt_qat.quantization.calibrators.percentile import Percentile
 from trt_qat.quantization.insert import QuantizedModel, quantize_model
@@ -208,3 +210,63 @@ def test_both_operands_of_an_add_are_seen(calibrated: Calibrated, batches: tuple
                 model.network(batch)
         handle.remove()
         assert histograms[group.name].maximum >= max(seen)
+
+
+def test_an_interrupted_pass_goes_on_after_its_batches(
+    detector: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trt_qat.quantization.partial_pass.EVERY_SECONDS", 0.0)
+    section = QuantizationSection(calibrator="mse", batch=3)
+    whole = quantize(detector, demo, section, remember=CalibrationCache(tmp_path / "whole", "x"))
+    files = list((tmp_path / "whole").iterdir())
+    assert len(files) == 1  # nothing partial is left
+
+    class Killed(Recording):
+        def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+            super().over(items, description)
+            yield from items[:3]
+            raise KeyboardInterrupt
+
+    broken, cache = Killed(), CalibrationCache(tmp_path / "broken", "x")
+    with pytest.raises(KeyboardInterrupt):
+        quantize(detector, demo, section, remember=cache, progress=broken)
+    (part,) = (tmp_path / "broken").iterdir()
+    assert ".part-3-0of1." in part.name
+
+    going_on = Recording()
+    found = quantize(detector, demo, section, remember=cache, progress=going_on)
+    assert going_on.notes == ["Calibration goes on after 3 of 4 batches."]
+    assert going_on.seen["calibrating"] == 1
+    assert [file.name for file in (tmp_path / "broken").iterdir()] == [files[0].name]
+    assert next((tmp_path / "broken").iterdir()).read_bytes() == files[0].read_bytes()
+    expected = whole.require_quantized().amax()
+    assert all(torch.equal(value, expected[name]) for name, value in found.require_quantized().amax().items())
+
+    quantize(detector, demo, section.replace(batch=2), remember=cache, progress=going_on)  # whole: no pass at all
+    assert len(going_on.seen) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "no count of batches", "another group"])
+def test_a_damaged_partial_pass_begins_anew(
+    damage: str, detector: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trt_qat.quantization.partial_pass.EVERY_SECONDS", 0.0)
+    section, cache = QuantizationSection(calibrator="mse", batch=3), CalibrationCache(tmp_path, "x")
+    quantize(detector, demo, section, remember=cache)
+    (file,) = tmp_path.iterdir()
+    part = file.with_name(f"{file.stem}.part-3-0of1.safetensors")
+    histograms = load_histograms(file)
+    assert histograms is not None
+    expected = file.read_bytes()
+    if damage == "cut":
+        part.write_bytes(expected[:1000])
+    elif damage == "no count of batches":
+        part.write_bytes(expected)
+    else:
+        save_histograms(part, {"other": next(iter(histograms.values()))}, batches=2)
+    file.unlink()
+    progress = Recording()
+    quantize(detector, demo, section, remember=cache, progress=progress)
+    assert progress.notes == []
+    assert progress.seen["calibrating"] == 4
+    assert [left.read_bytes() for left in tmp_path.iterdir()] == [expected]

@@ -85,17 +85,27 @@ def label_path(image: Path) -> Path:
     return Path(moved).with_suffix(".txt")
 
 
-def check_class_count(dataset: Dataset, names: Mapping[int, str]) -> None:
-    """Refuse a dataset whose number of classes is not the model's.
+def check_classes(dataset: Dataset, names: Mapping[int, str]) -> None:
+    """Refuse a dataset whose classes are not the model's: another number of them, or one of them at another place.
+
+    Names that only one of them has may be translations and are let through.
 
     Raises:
-        DatasetError: the numbers differ.
+        DatasetError: the numbers differ, or the order does.
     """
     if len(dataset.names) != len(names):
         raise DatasetError(
             f"'{dataset.source}' has {_count(dataset.names)}, the model {_count(names)}. "
             "Use weights trained on these classes, or the dataset the model was trained on."
         )
+    ours, theirs = ({name.strip().casefold(): index for index, name in each.items()} for each in (dataset.names, names))
+    for name in ours.keys() & theirs.keys() if len(ours) == len(theirs) == len(names) else ():
+        if ours[name] != theirs[name]:
+            raise DatasetError(
+                f"Class '{dataset.names[ours[name]]}' is number {ours[name]} in '{dataset.source}' and number "
+                f"{theirs[name]} in the model: the order of the classes differs. Put 'names' and the labels in the "
+                "model's order."
+            )
 
 
 def calibration_images(dataset: Dataset, count: int) -> list[Path]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset, label_path
 from trt_qat.data.labels import Severity, has_labels, label_defects
+from trt_qat.data.leaks import SAME_IMAGES, leaked_images
 from trt_qat.errors import DatasetError
 from trt_qat.limits import LABEL_MEGABYTES
 from trt_qat.progress import SILENT, Progress
@@ -138,20 +138,7 @@ def _orphans(images: Iterable[Path]) -> Iterator[Finding]:
 
 def _leaks(dataset: Dataset, progress: Progress) -> Iterator[Finding]:
     if dataset.train == dataset.val:
-        detail = "train and val are the same images: mAP is measured on what was trained on"
-        yield Finding("train-val-leak", dataset.source, detail, "warning")
+        yield Finding("train-val-leak", dataset.source, SAME_IMAGES, "warning")
         return
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for image in dataset.train:
-        if image.is_file():
-            by_size[image.stat().st_size].append(image)
-    # only files of equal length can be equal, so few are hashed
-    hashes: dict[int, dict[str, Path]] = {}
-    for image in progress.over(dataset.val, "train/val overlap"):
-        size = image.stat().st_size if image.is_file() else -1
-        if size not in by_size:
-            continue
-        if size not in hashes:
-            hashes[size] = {file_sha256(file): file for file in by_size[size]}
-        if twin := hashes[size].get(file_sha256(image)):
-            yield Finding("train-val-leak", image, f"the same image is in train: '{twin}'", "error")
+    for image, twin in leaked_images(dataset, progress):
+        yield Finding("train-val-leak", image, f"the same image is in train: '{twin}'", "error")

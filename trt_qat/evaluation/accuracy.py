@@ -20,7 +20,7 @@ from ultralytics.utils.metrics import ap_per_class, box_iou
 
 from trt_qat.artifacts import LeftOut
 from trt_qat.config import EvaluationSection
-from trt_qat.data.dataset import Dataset, check_class_count
+from trt_qat.data.dataset import Dataset, check_classes
 from trt_qat.data.labelled import LabelledImage, labelled_split
 from trt_qat.data.labels import Labels
 from trt_qat.errors import ConsistencyError, DatasetError
@@ -101,7 +101,7 @@ def match_images(
     check_preprocessing(network_input)
     imgsz = image_size(runner.metadata, runner.input_shape)
     names = class_names(runner.metadata) or dict(dataset.names)
-    check_class_count(dataset, names)
+    check_classes(dataset, names)
     fixed = runner.input_shape[0]
     split = labelled_split(dataset, "val")
     size = fixed or section.batch

@@ -24,6 +24,7 @@ from trt_qat.quantization.calibrators.base import calibrator_from_section
 from trt_qat.quantization.histogram import Histograms
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.quantization.observe import collect_histograms
+from trt_qat.quantization.partial_pass import NothingKept, PassMemory
 from trt_qat.vision.letterbox import LetterboxTransform, letterbox
 from trt_qat.vision.self_check import check_preprocessing
 
@@ -37,6 +38,9 @@ class CalibrationMemory(Protocol):
     def choice(self, make: Callable[[], Calibration]) -> Calibration:
         """The answer of calibrator ``auto``."""
 
+    def partial(self, batch: int) -> PassMemory:
+        """What an interrupted pass in batches of this size has counted."""
+
 
 class NoMemory:
     """Computes everything anew."""
@@ -48,6 +52,11 @@ class NoMemory:
     def choice(self, make: Callable[[], Calibration]) -> Calibration:
         """See :class:`CalibrationMemory`."""
         return make()
+
+    def partial(self, batch: int) -> PassMemory:
+        """See :class:`CalibrationMemory`."""
+        del batch
+        return NothingKept()
 
 
 # Finds the memory of one calibration: a network, its images, the image size, the settings.
@@ -86,7 +95,7 @@ def calibrate_(
     memory = remember(model, images, imgsz, section)
     smaller = partial(halving, batch=section.batch, key="quantization.batch", progress=progress)
     histograms = memory.histograms(
-        lambda: smaller(lambda batch: _histograms(model, images, imgsz, section.replace(batch=batch), progress))
+        lambda: smaller(lambda batch: _histograms(model, images, imgsz, section.replace(batch=batch), memory, progress))
     )
     if section.calibrator == "auto":
         calibration = memory.choice(
@@ -131,12 +140,20 @@ def _tensor(images: Sequence[Image], imgsz: int) -> Tensor:
 
 
 def _histograms(
-    model: QuantizedModel, images: Sequence[Image], imgsz: int, section: QuantizationSection, progress: Progress
+    model: QuantizedModel,
+    images: Sequence[Image],
+    imgsz: int,
+    section: QuantizationSection,
+    memory: CalibrationMemory,
+    progress: Progress,
 ) -> Histograms:
     # each process takes whole batches: a batch's size can move the last bit of a convolution
     mine = batches(images, imgsz, section.batch)[distributed.rank() :: distributed.world_size()]
-    inputs = (make() for make in progress.over(mine, "calibrating"))
-    return collect_histograms(model, inputs, section.histogram_bins)
+    kept = memory.partial(section.batch)
+    if kept.done:
+        progress.note(f"Calibration goes on after {kept.done} of {len(mine)} batches.")
+    inputs = (make() for make in progress.over(mine[kept.done :], "calibrating"))
+    return collect_histograms(model, inputs, section.histogram_bins, kept)
 
 
 def _choose(

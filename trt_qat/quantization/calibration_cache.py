@@ -4,11 +4,13 @@ answer of ``auto`` beside them.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from trt_qat.quantization.auto import CANDIDATES
 from trt_qat.quantization.calibration import Calibration, CalibrationContent
 from trt_qat.quantization.histogram import SAMPLES_PER_IMAGE, ActivationHistogram, Histograms
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.partial_pass import PartialPass
 from trt_qat.reading import FileModel, checked, parse_json, read_json, shortened
 
 LOG = logging.getLogger(__name__)
@@ -81,6 +84,8 @@ class CachedCalibration:
         made = make()
         if distributed.is_main():
             save_histograms(self.histograms_file, made)
+            for part in self.histograms_file.parent.glob(f"{glob.escape(self.histograms_file.stem)}.part-*"):
+                part.unlink(missing_ok=True)
         return made
 
     def choice(self, make: Callable[[], Calibration]) -> Calibration:
@@ -92,6 +97,15 @@ class CachedCalibration:
         if distributed.is_main():
             write_json(self.choice_file, made.content().model_dump(mode="json"))
         return made
+
+    def partial(self, batch: int) -> PartialPass:
+        """See :class:`~trt_qat.quantization.calibrate.CalibrationMemory`; each process of a job has its own file."""
+        name = f"{self.histograms_file.stem}.part-{batch}-{distributed.rank()}of{distributed.world_size()}.safetensors"
+        file = self.histograms_file.with_name(name)
+        found = load_histograms(file, self.groups, self.bins)
+        done = _batches_done(file) if found else 0
+        start = found if found and done else {}
+        return PartialPass(lambda batches, so_far: save_histograms(file, so_far, batches), done, start)
 
 
 def cache_key(model: QuantizedModel, data_sha256: str, imgsz: int, bins: int) -> str:
@@ -165,8 +179,11 @@ class CacheHeader(FileModel):
     limits: dict[str, Span]
 
 
-def save_histograms(path: Path, histograms: Histograms) -> None:
+def save_histograms(path: Path, histograms: Histograms, batches: int | None = None) -> None:
     """Write a calibration cache, whole or not at all.
+
+    Args:
+        batches: how many were counted, where more are to come.
 
     Raises:
         ArtifactError: the histograms are not what :func:`load_histograms` would take.
@@ -176,8 +193,9 @@ def save_histograms(path: Path, histograms: Histograms) -> None:
     header = checked(CacheHeader, {"limits": limits}, path, "This is a fault of trt_qat.")
     for name, counts in tensors.items():
         _check_counts(counts, name, path)
+    counted = {} if batches is None else {"batches": str(batches)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"limits": json.dumps(header.model_dump()["limits"])})
+        save_file(tensors, temporary, metadata={"limits": json.dumps(header.model_dump()["limits"])} | counted)
 
 
 def load_histograms(path: Path, groups: Collection[str] | None = None, bins: int | None = None) -> Histograms | None:
@@ -194,6 +212,13 @@ def load_histograms(path: Path, groups: Collection[str] | None = None, bins: int
     except ArtifactError as exc:
         _note(exc)
         return None
+
+
+def _batches_done(path: Path) -> int:
+    """How many batches a file that :func:`load_histograms` has read counts; 0 if it does not say."""
+    with safe_open(path, framework="np") as stream:
+        said = (stream.metadata() or {}).get("batches", "")
+    return int(said) if re.fullmatch("[0-9]{1,9}", said) else 0
 
 
 def _read_histograms(path: Path, groups: Collection[str] | None, bins: int | None) -> Histograms:

@@ -43,14 +43,20 @@ class HistogramCollector:
 
     When a value reaches the limit, the limit doubles and neighbouring bins merge, so that nothing already counted is
     lost and the bin count stays.
+
+    Args:
+        bins: how many, even.
+        start: what was counted before, with as many bins.
     """
 
-    def __init__(self, bins: int) -> None:
+    def __init__(self, bins: int, start: ActivationHistogram | None = None) -> None:
         if bins % 2:
             raise ValueError(f"bins={bins} must be even: neighbouring bins are merged in pairs")
-        self._counts = torch.zeros(bins, dtype=torch.float64)
-        self._limit = 0.0
-        self._maximum = 0.0
+        self._counts = (
+            torch.zeros(bins, dtype=torch.float64) if start is None else torch.from_numpy(start.counts.copy())
+        )
+        self._limit = start.limit if start else 0.0
+        self._maximum = start.maximum if start else 0.0
 
     @torch.no_grad()
     def add(self, values: Tensor) -> None:

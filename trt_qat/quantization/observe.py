@@ -13,23 +13,30 @@ from trt_qat.errors import QuantizationError
 from trt_qat.model.output_error import raw_predictions
 from trt_qat.quantization.histogram import HistogramCollector, Histograms, reduce_over_processes_
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.partial_pass import NothingKept, PassMemory
 from trt_qat.quantization.placement import AddOperand
 from trt_qat.quantization.residual import OperandQuantizers
 
 
 @torch.no_grad()
-def collect_histograms(model: QuantizedModel, batches: Iterable[Tensor], bins: int) -> Histograms:
+def collect_histograms(
+    model: QuantizedModel, batches: Iterable[Tensor], bins: int, kept: PassMemory | None = None
+) -> Histograms:
     """Run the float network over the batches and collect one histogram per scale group.
 
     Several processes (see :mod:`trt_qat.distributed`) each give their own batches and all get the histograms of all.
 
     Args:
-        batches: float32 tensors of shape (n, 3, h, w) in [0, 1].
+        batches: float32 tensors of shape (n, 3, h, w) in [0, 1]; those that ``kept`` has counted are not among them.
+        kept: told after each batch.
 
     Raises:
         QuantizationError: no batch was given.
     """
-    collectors = {group.name: HistogramCollector(bins) for group in model.placement.groups}
+    kept = kept or NothingKept()
+    collectors = {
+        group.name: HistogramCollector(bins, kept.histograms.get(group.name)) for group in model.placement.groups
+    }
     handles = [
         model.network.get_submodule(conv).register_forward_pre_hook(_observer(collectors[group.name]))
         for group in model.placement.groups
@@ -40,13 +47,14 @@ def collect_histograms(model: QuantizedModel, batches: Iterable[Tensor], bins: i
         _operand_quantizers(model, add).observers[add.call, add.operand] = collectors[name].add
     was_training = model.network.training
     model.network.eval()
-    count = 0
+    count = kept.done
     device = next(model.network.parameters()).device
     try:
         with model.quantizers_off():
             for batch in batches:
                 raw_predictions(model.network, batch.to(device))  # decoded boxes are not needed
                 count += 1
+                kept.after_batch(lambda: {name: collector.result() for name, collector in collectors.items()})
     finally:
         for handle in handles:
             handle.remove()
