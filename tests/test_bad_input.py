@@ -119,7 +119,7 @@ CASES = {
     "other module": ("export linear.pt --precision fp32 --out a.onnx", "'linear.pt'"),
     "data.yaml as weights": ("qat --weights good/data.yaml --data good --out a", "not an Ultralytics architecture"),
     "list as weights": ("qat --weights list.yaml --data good --out a", "not an Ultralytics architecture"),
-    "broken yaml as weights": ("train --weights broken.yaml --data good --out a", "not an Ultralytics architecture"),
+    "broken yaml as weights": ("train --weights broken.yaml --data good --out a", "is not valid YAML"),
     "truncated safetensors": ("export truncated.safetensors --out a.onnx", "is not a readable checkpoint"),
     "text safetensors": ("qat --weights text.safetensors --data good --out a", "is not a readable checkpoint"),
     "foreign safetensors": ("evaluate foreign.safetensors --data good", "not a trt_qat checkpoint"),

@@ -51,8 +51,8 @@ def without(key: str) -> Change:
     return lambda header, _: header.pop(key)
 
 
-def group(key: str, value: Any) -> Change:
-    return lambda header, _: header["placement"]["groups"][1].update({key: value})
+def group(key: str, value: Any, **more: Any) -> Change:
+    return lambda header, _: header["placement"]["groups"][1].update({key: value, **more})
 
 
 def first(tensors: Tensors, kind: str) -> str:
@@ -98,17 +98,19 @@ HEADERS: dict[str, tuple[Change, str]] = {
     "placement is a list": (header("placement", []), "placement = "),
     "placement is empty": (header("placement", {}), "placement"),
     "group without convolutions": (group("convs", []), "convs"),
-    "unknown convolution": (group("convs", ["model.99.conv"]), r"groups\.1.*no such convolution"),
-    "a convolution that is none": (group("convs", ["model.3.m"]), "no such convolution"),
+    "unknown convolution": (group("convs", ["model.99.conv"], observed=[]), r"groups\.1.*no such convolution"),
+    "a convolution that is none": (group("convs", ["model.3.m"], observed=[]), "no such convolution"),
     "a convolution twice": (
-        lambda header, _: header["placement"]["groups"][1].update(convs=header["placement"]["groups"][0]["convs"]),
-        r"groups\.1.*is in group",
+        lambda header, _: header["placement"]["groups"][1].update(
+            convs=header["placement"]["groups"][0]["convs"], observed=[]
+        ),
+        r"convolution '.*' is there twice",
     ),
     "two groups of one name": (
         lambda header, _: header["placement"]["groups"][1].update(name=header["placement"]["groups"][0]["name"]),
-        "two have one name|is in group|groups",
+        "group '.*' is there twice",
     ),
-    "unknown observed": (group("observed", ["__class__"]), "no such convolution"),
+    "unknown observed": (group("observed", ["__class__"]), "observes what is not in it|observes what is not"),
     "unknown add": (group("adds", [["model.99", 0, 0]]), "adds"),
     "an add of a third operand": (group("adds", [["model.2.m.0", 0, 2]]), "adds"),
     "an add that is text": (group("adds", ["abc"]), "adds|another trt_qat version"),

@@ -16,9 +16,9 @@ from tiny_onnx import Recorded, colour_image, write_colour_set, write_tiny_detec
 
 import trt_qat
 from trt_qat.cli import cli
+from trt_qat.cli import infer as command
 from trt_qat.demo.generate import DEMO_NAMES, generate_demo_set
 from trt_qat.errors import ArtifactError
-from trt_qat.infer import command
 from trt_qat.runtime.annotate import annotate_files, default_model
 
 
@@ -191,7 +191,7 @@ def test_video(place: Path, out: str, written: str) -> None:
         (["one.png", "--runtime", "tensorrt"], r"'tensorrt' needs \*.plan or \*.engine"),
         (["rtsp://me:geheim@10.0.0.2/cam"], r"Source 'rtsp://\*\*\*@10.0.0.2/cam' cannot be read: streams and cam"),
         (["0"], "Source '0' cannot be read: streams and cameras are not supported"),
-        (["one.png", "--out", "one.png"], "is the source itself"),
+        (["one.png", "--out", "one.png"], "is a file that this command reads"),
         (["one.png", "--out", "x.foo"], "must be a folder or end in"),
         (["photos", "--out", "one.png"], "is a file"),
         (["photos", "--out", "photos"], "is the source itself"),
@@ -293,7 +293,7 @@ def test_without_any_model_the_demo_detector_is_made_first(tmp_path: Path, monke
 
 
 def test_only_the_command_line_prints_and_exits() -> None:
-    """But for the child process of a build, which answers on its own streams."""
+    """And what stands around it; the child process of a build answers on its own streams."""
     said = re.compile(r"\bprint\(|\bclick\b|\bsys\.(exit|stdout|stderr)\b|\bSystemExit\b")
     package = Path(trt_qat.__file__).parent
-    assert [path.name for path in package.rglob("*.py") if said.search(path.read_text())] == ["cli.py"]
+    assert [path.name for path in package.rglob("*.py") if said.search(path.read_text())] == ["cli.py", "entry.py"]

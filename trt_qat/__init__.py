@@ -47,7 +47,11 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
 
-# `import openvino` reports to its maker from a process of its own, unless it finds no package to do it with.
+# `import onnxruntime` writes a device id and a database of events to ~/.cache/Microsoft/DeveloperTools/.onnxruntime;
+# its disable_telemetry_events() comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# `import openvino` reports to its maker from a process of its own and writes ~/intel, unless it finds no package to do
+# it with; then it uses a stand-in of its own.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
 
 __version__ = "0.1.0"

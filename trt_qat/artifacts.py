@@ -49,6 +49,7 @@ class EngineArtifact:
 _STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # these classes are their files' schema
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[float, Field(ge=0)]
+OutputError = Annotated[float, Field(ge=-1e-3)]  # rounding takes a zero slightly below it
 Text = Annotated[str, Field(min_length=1)]
 
 

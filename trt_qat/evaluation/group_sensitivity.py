@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from trt_qat.artifacts import OutputError
+
 
 @dataclass(frozen=True)
 class GroupSensitivity:
@@ -24,7 +26,7 @@ class GroupSensitivity:
 
     group: Annotated[str, Field(min_length=1)]
     convs: Annotated[tuple[str, ...], Field(min_length=1)]
-    error: Annotated[float, Field(ge=0)] | None = None
+    error: OutputError | None = None
     map50_95_drop: float | None = None
 
     @property

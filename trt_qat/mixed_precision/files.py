@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from trt_qat.artifacts import Fraction, Milliseconds, Text, write_json
+from trt_qat.artifacts import Fraction, Milliseconds, OutputError, Text, write_json
 from trt_qat.checkpoint import Model, save
 from trt_qat.mixed_precision.budget_search import Weights
 from trt_qat.mixed_precision.mixes import Budget
@@ -47,7 +47,7 @@ class CandidateContent(FileModel):
 
     group: Text
     convs: Annotated[tuple[str, ...], Field(min_length=1)]
-    error: Annotated[float, Field(ge=0)] | None = None
+    error: OutputError | None = None
     map50_95_drop: float | None = None
     macs_share: Annotated[float, Field(gt=0, le=1)]
     error_per_share: float

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from torch import Tensor
 
+from trt_qat.artifacts import OutputError
 from trt_qat.quantization.calibrators.base import Calibrator, calibrator_from_dict
 from trt_qat.quantization.histogram import Histograms
 from trt_qat.reading import FileModel
@@ -20,7 +21,7 @@ class Candidate:
     """A calibrator that ``auto`` tried, the output error with it, and whether it was taken."""
 
     calibrator: Calibrator
-    error: float
+    error: OutputError
     chosen: bool
 
 
@@ -106,7 +107,7 @@ class CalibratorContent(FileModel):
 class CandidateContent(CalibratorContent):
     """A calibrator that was tried."""
 
-    error: Annotated[float, Field(ge=0)]
+    error: OutputError
     chosen: bool
 
 
@@ -115,4 +116,4 @@ class CalibrationContent(CalibratorContent):
 
     candidates: tuple[CandidateContent, ...]
     groups: dict[str, CalibratorContent]
-    groups_error: Annotated[float, Field(ge=0)] | None
+    groups_error: OutputError | None

@@ -4,6 +4,7 @@ answer of ``auto`` beside them.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -11,6 +12,7 @@ import logging
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,7 @@ class CachedCalibration:
             return found
         made = make()
         if distributed.is_main():
+            _make_way(self.histograms_file)
             save_histograms(self.histograms_file, made)
             for part in self.histograms_file.parent.glob(f"{glob.escape(self.histograms_file.stem)}.part-*"):
                 part.unlink(missing_ok=True)
@@ -95,6 +98,7 @@ class CachedCalibration:
             return found
         made = make()
         if distributed.is_main():
+            _make_way(self.choice_file)
             write_json(self.choice_file, made.content().model_dump(mode="json"))
         return made
 
@@ -212,6 +216,14 @@ def load_histograms(path: Path, groups: Collection[str] | None = None, bins: int
     except ArtifactError as exc:
         _note(exc)
         return None
+
+
+def _make_way(path: Path) -> None:
+    """Remove a pipe or a socket that has the cache's name, which nothing else is given."""
+    with contextlib.suppress(OSError):
+        mode = path.lstat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            path.unlink()
 
 
 def _batches_done(path: Path) -> int:
