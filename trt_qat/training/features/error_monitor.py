@@ -83,6 +83,7 @@ def _noise(
 ) -> QuantizationNoise:
     kind, _, layer = name.partition(".")
     amax = model.toolkit.amax(quantizer).detach()
+    start = start.to(amax.device)  # a resumed run has read it from a file
     drift = amax / start - 1
     # a weight's range that nobody moves says nothing: how far the weights outgrew it, or shrank away from it, does
     if kind == "weight" and torch.equal(amax, start):
