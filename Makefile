@@ -27,7 +27,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow hostile fuzz lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
+.PHONY: help install demo test test-slow hostile fuzz killed starved lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -55,6 +55,12 @@ hostile: $(READY) ## Meet every hostile input of tests/hostile with its command;
 
 fuzz: $(READY) ## Fuzz every parser, FUZZ_SECONDS=600 in all; a table, exit 1 on a finding
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+killed: $(READY) ## Kill `run` at 40 moments in all its stages and compare what it leaves; a table
+	$(BIN)/python tests/reliability/killed_runs.py
+
+starved: $(READY) ## The verbs without disk, memory, home or streams; a table
+	$(BIN)/python tests/reliability/starved.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

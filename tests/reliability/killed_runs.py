@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
 model: {imgsz: 64}
 quantization: {batch: 4, auto_images: 4}
-qat: {epochs: 3, batch: 4, lr0: 1.0e-3}
+qat: {epochs: 3, batch: 4}
 evaluation: {latency_iterations: 3, latency_warmup: 1}
 """
 _TIMES = {"latency_ms", "build_seconds", "time"}  # what no two runs have in common

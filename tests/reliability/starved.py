@@ -109,8 +109,7 @@ def prepare_checkpoint(place: Path) -> None:
 def meet(place: Path, verb: str, name: str) -> Outcome:
     """Run a verb with a fault."""
     fault, out = FAULTS[name], place / "out"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+    empty(out)
     done = _run(place, VERBS[verb], fault)
     left = tuple(sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()))
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -131,6 +130,12 @@ def meet(place: Path, verb: str, name: str) -> Outcome:
     if any(Path(file).name.startswith(".") for file in left):
         faults.append("left temporary files")
     return Outcome(done.returncode, done.stderr, left, tuple(faults))
+
+
+def empty(folder: Path) -> None:
+    """Make the folder, with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 def can_mount() -> bool:
