@@ -149,7 +149,9 @@ def _start(place: Path) -> subprocess.Popen[bytes]:
 
 def _command(place: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """The command in a process group of its own, so that its children are killed with it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(place), "OMP_NUM_THREADS": "1"}
+    # threads that wait by spinning would slow a machine that does something else besides
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(place), **threads}
     with (place / "log").open("wb") as log:
         command = [sys.executable, "-m", "trt_qat", *arguments]
         return subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -26,6 +26,7 @@ quantization: {batch: 4, auto_images: 4}
 qat: {epochs: 1, batch: 4}
 evaluation: {latency_iterations: 3, latency_warmup: 1}
 """
+_QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin would slow whatever else runs
 _COMMON = ("--data", "data/data.yaml", "--config", "settings.yaml")
 VERBS: Mapping[str, tuple[str, ...]] = {
     "infer": ("infer", "data/images/val", "--model", "tiny.onnx", "--out", "out/annotated"),
@@ -151,7 +152,7 @@ def _run(place: Path, verb: Sequence[str], fault: Fault | None = None) -> subpro
     fault = fault or Fault(False)
     if fault.shell:
         command = ["unshare", "-rm", "sh", "-c", f'{fault.shell} && exec "$@"', str(place / "out"), *command]
-    changed = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(place), **fault.environment}
+    changed = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(place), **_QUIET, **fault.environment}
     environment = {key: value for key, value in changed.items() if value is not None}
     stdout = subprocess.PIPE if fault.stdout == "pipe" else os.open(fault.stdout, os.O_WRONLY)
     return subprocess.run(
