@@ -37,7 +37,7 @@ from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
-from trt_qat.memory import halving
+from trt_qat.halving import halving
 from trt_qat.mixed_precision.exported import ExportedMeasure
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by

@@ -22,7 +22,7 @@ from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
 from trt_qat.config import Config, ExportFormat, FlavorChoice, Precision, SensitivityMetric, choices
 from trt_qat.errors import ArtifactError, TrtQatError
-from trt_qat.memory import is_out_of_memory
+from trt_qat.memory import MEMORY_RAN_OUT, is_out_of_memory
 from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
 from trt_qat.redact import redacted_message
@@ -130,7 +130,14 @@ def _one_line_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as exc:
         if not is_out_of_memory(exc):
             raise
-        _say_error("Memory ran out. Lower the batch or model.imgsz, or raise the limit of this process's memory.")
+        _say_error(MEMORY_RAN_OUT)
+        sys.exit(1)
+    except ModuleNotFoundError as exc:
+        if str(exc.name).startswith("trt_qat"):
+            raise
+        _say_error(
+            f"The package '{exc.name}' is not installed. Install trt_qat with what it needs: pip install trt_qat."
+        )
         sys.exit(1)
 
 

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ quantization: {batch: 4, auto_images: 4}
 qat: {epochs: 1, batch: 4}
 evaluation: {latency_iterations: 3, latency_warmup: 1}
 """
+_LIMITED_MEMORY = str(Path(__file__).with_name("limited_memory.py"))
 _QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin would slow whatever else runs
 _COMMON = ("--data", "data/data.yaml", "--config", "settings.yaml")
 VERBS: Mapping[str, tuple[str, ...]] = {
@@ -47,7 +48,8 @@ class Fault:
         environment: variables, None removes one.
         before: called in the process before the command starts.
         said: what the one line must hold, a regular expression; "" is no line at all.
-        streams: what standard output is.
+            stdout: what standard output is.
+        memory: megabytes beyond what loading takes; None is as many as there are.
     """
 
     stops: bool
@@ -56,6 +58,7 @@ class Fault:
     environment: Mapping[str, str | None] = field(default_factory=dict)
     before: Callable[[], object] | None = None
     stdout: str = "pipe"
+    memory: int | None = None
 
 
 def _limited_file_size() -> None:
@@ -78,6 +81,7 @@ FAULTS: Mapping[str, Fault] = {
     "stdout closed": Fault(False, before=_closed_stdout),
     "stdout full": Fault(False, "Output cannot be written|output cannot be written", stdout="/dev/full"),
     "no terminal": Fault(False, before=os.setsid),
+    "little memory": Fault(False, memory=250),
 }
 
 
@@ -114,6 +118,8 @@ def meet(place: Path, verb: str, name: str) -> Outcome:
     done = _run(place, VERBS[verb], fault)
     left = tuple(sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()))
     lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if fault.memory is not None:
+        return Outcome(done.returncode, done.stderr, left, tuple(_faults_of_little_memory(done, lines, left)))
     faults = []
     if "Traceback" in done.stderr:
         faults.append("traceback")
@@ -133,6 +139,19 @@ def meet(place: Path, verb: str, name: str) -> Outcome:
     return Outcome(done.returncode, done.stderr, left, tuple(faults))
 
 
+def _faults_of_little_memory(
+    done: subprocess.CompletedProcess[str], lines: Sequence[str], left: Sequence[str]
+) -> Iterator[str]:
+    """It either does with it, or says in one line that it cannot and leaves nothing half-written."""
+    if done.returncode not in (0, 1) or "Traceback" in done.stderr:
+        yield f"exit code {done.returncode}, said {lines[-2:]}"
+    errors = [line for line in lines if line.startswith("Error: ")]
+    if len(errors) != done.returncode:
+        yield f"exit code {done.returncode}, errors {errors}"
+    if any(Path(file).name.startswith(".") for file in left):
+        yield "left temporary files"
+
+
 def empty(folder: Path) -> None:
     """Make the folder, with nothing in it."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -148,8 +167,9 @@ def can_mount() -> bool:
 
 
 def _run(place: Path, verb: Sequence[str], fault: Fault | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trt_qat", *verb]
     fault = fault or Fault(False)
+    program = ["-m", "trt_qat"] if fault.memory is None else [_LIMITED_MEMORY, str(fault.memory)]
+    command = [sys.executable, *program, *verb]
     if fault.shell:
         command = ["unshare", "-rm", "sh", "-c", f'{fault.shell} && exec "$@"', str(place / "out"), *command]
     changed = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(place), **_QUIET, **fault.environment}

@@ -33,6 +33,7 @@ from trt_qat.limits import (
     NETWORK_OPERATIONS,
     PARAMETERS,
 )
+from trt_qat.memory import check_memory
 from trt_qat.reading import FileModel, checked, shortened
 
 LAYERS = frozenset(
@@ -212,6 +213,26 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
             yield f"{where}.2 = '{module}'", f"the last row, and no other, is one of {', '.join(sorted(HEADS))}"
 
 
+@contextlib.contextmanager
+def building(source: Path) -> Iterator[None]:
+    """Within: Ultralytics builds a network.
+
+    Raises:
+        ArtifactError: a layer's code failed; the message names the layer.
+    """
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as exc:  # of any layer's code
+        check_memory(exc)
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtifactError(
+            f"'{source}': this architecture cannot be built as a detector of images: it fails in "
+            f"{running_module(exc)}. {type(exc).__name__}: {reason}"
+        ) from exc
+
+
 def _check_size(content: Mapping[str, Any], source: Path) -> None:
     """Build it on the meta device and run it there.
 
@@ -220,22 +241,19 @@ def _check_size(content: Mapping[str, Any], source: Path) -> None:
     """
     what = f"'{source}' describes a network that"
     size = _Size(what)
-    try:
-        with torch.device("meta"), default_activation_kept(), _built_modules(what), torch.no_grad():
-            layers, kept = parse_model(json.loads(json.dumps(content)), ch=3, verbose=False)
-            PARAMETERS.check(sum(parameter.numel() for parameter in layers.parameters()), what, ArtifactError)
-            layers.eval()
-            layers[-1].training = True  # raw predictions: decoding needs the strides, which are not known yet
-            with size:
-                _run(layers, kept, torch.zeros(1, 3, _PROBE, _PROBE))
-    except ArtifactError:
-        raise
-    except Exception as exc:  # of any layer's code
-        reason = " ".join(str(exc).split())[:200]
-        raise ArtifactError(
-            f"'{source}': this architecture cannot be built as a detector of images: it fails in "
-            f"{running_module(exc)}. {type(exc).__name__}: {reason}"
-        ) from exc
+    with (
+        building(source),
+        torch.device("meta"),
+        default_activation_kept(),
+        _built_modules(what),
+        torch.no_grad(),
+    ):
+        layers, kept = parse_model(json.loads(json.dumps(content)), ch=3, verbose=False)
+        PARAMETERS.check(sum(parameter.numel() for parameter in layers.parameters()), what, ArtifactError)
+        layers.eval()
+        layers[-1].training = True  # raw predictions: decoding needs the strides, which are not known yet
+        with size:
+            _run(layers, kept, torch.zeros(1, 3, _PROBE, _PROBE))
 
 
 def _run(layers: Any, kept: list[int], images: Tensor) -> None:

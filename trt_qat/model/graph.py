@@ -18,6 +18,7 @@ from torch import fx, nn
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.errors import QuantizationError
+from trt_qat.memory import check_memory
 from trt_qat.model.architecture import running_module
 from trt_qat.model.loading import export_mode
 from trt_qat.operators import ATEN_COPIES, Copy, pads_with_copies
@@ -88,6 +89,7 @@ def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
             copied(images)  # fills the head's anchor cache, which must not happen while tracing
             program = torch.export.export(copied, (images,), strict=False)
     except Exception as exc:
+        check_memory(exc)
         reason = " ".join(str(exc).split())[:300]
         raise QuantizationError(
             f"torch.export cannot trace {running_module(exc, copied)}, so trt_qat cannot place quantizers in this "

@@ -22,7 +22,8 @@ from ultralytics.utils import ROOT
 from trt_qat.artifacts import existing_file
 from trt_qat.errors import ArtifactError
 from trt_qat.limits import CLASSES, NETWORK_MODULES
-from trt_qat.model.architecture import HEADS, checked_architecture, default_activation_kept, running_module
+from trt_qat.memory import check_memory
+from trt_qat.model.architecture import HEADS, building, checked_architecture, default_activation_kept, running_module
 from trt_qat.model.torch_file import Instance, open_torch_file, plain
 from trt_qat.reading import read_yaml, shortened
 
@@ -238,6 +239,7 @@ def _unpickled(weights: Path) -> UltralyticsFile:
         checkpoint, _ = torch_safe_load(str(weights), safe_only=False)
         network = (checkpoint.get("ema") or checkpoint.get("model")).float().eval()
     except Exception as exc:  # of any code that the file names
+        check_memory(exc)
         reason = " ".join(str(exc).split())[:200]
         raise ArtifactError(f"'{weights}' is not an Ultralytics checkpoint: {reason}.") from exc
     if not isinstance(network, DetectionModel):
@@ -284,15 +286,8 @@ def network_from_architecture(
     content = checked_architecture({**architecture, "nc": len(names)}, source)
     if content.get("channels", content.get("ch", 3)) != 3:
         raise ArtifactError(_wrong_channels(content.get("channels", content.get("ch")), source))
-    try:
-        with default_activation_kept():
-            fresh = DetectionModel(content, verbose=False)  # runs once, to find its strides
-    except Exception as exc:  # of any module's code
-        reason = " ".join(str(exc).split())[:300]
-        raise ArtifactError(
-            f"'{source}': this architecture cannot be built as a detector of images: it fails in "
-            f"{running_module(exc)}. {type(exc).__name__}: {reason}"
-        ) from exc
+    with building(source), default_activation_kept():
+        fresh = DetectionModel(content, verbose=False)  # runs once, to find its strides
     fresh.names = dict(names)
     return fresh.float().eval()
 
@@ -430,6 +425,7 @@ def check_runs(network: DetectionModel, source: Path) -> None:
     try:
         output = raw_output(network, torch.full((1, 3, 64, 64), 0.5))
     except Exception as exc:  # of any layer's code
+        check_memory(exc)
         reason = " ".join(str(exc).split())[:200]
         raise ArtifactError(
             f"'{source}': the network cannot run: it fails in {running_module(exc, network)}. {reason}"

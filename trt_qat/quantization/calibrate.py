@@ -15,7 +15,7 @@ from trt_qat import distributed
 from trt_qat.config import QuantizationSection
 from trt_qat.data.images import Image, evenly_spaced, network_batch
 from trt_qat.errors import ConsistencyError
-from trt_qat.memory import halving
+from trt_qat.halving import halving
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.auto import choose_calibrator
 from trt_qat.quantization.auto_per_group import choose_per_group

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trt_qat.engine.onnx_file import onnx_metadata
 from trt_qat.errors import RunnerError
+from trt_qat.memory import check_memory
 from trt_qat.runtime.packages import import_onnxruntime
 from trt_qat.runtime.runner import check_batch, closed_error
 
@@ -54,6 +55,7 @@ class OnnxRuntimeRunner:
         try:
             self._session: Any = _open_session(onnxruntime, onnx, options)
         except Exception as exc:  # its exceptions share no base class below Exception
+            check_memory(exc)
             raise RunnerError(f"ONNX Runtime cannot run '{onnx}': {_one_line(exc)}") from exc
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in _INPUT_DTYPES:
@@ -74,6 +76,7 @@ class OnnxRuntimeRunner:
         try:
             outputs = self._session.run(None, feed)
         except Exception as exc:  # as above
+            check_memory(exc)
             raise RunnerError(f"ONNX Runtime failed to run the model: {_one_line(exc)}") from exc
         return [np.asarray(output, dtype=np.float32) for output in outputs]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trt_qat.artifacts import existing_file
 from trt_qat.engine.onnx_file import onnx_metadata
 from trt_qat.errors import ArtifactError, RunnerError
+from trt_qat.memory import check_memory
 from trt_qat.runtime.openvino_ir import check_ir
 from trt_qat.runtime.packages import import_openvino
 from trt_qat.runtime.runner import check_batch, closed_error
@@ -54,6 +55,7 @@ class OpenVinoRunner:
             self._request: Any = self._compiled.create_infer_request()
             self.device: str = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
         except RuntimeError as exc:
+            check_memory(exc)
             raise RunnerError(f"OpenVINO cannot run '{model}': {_first_reason(exc)}") from exc
         port = self._compiled.input(0)
         self._input_dtype = np.dtype(port.get_element_type().to_dtype())
@@ -71,6 +73,7 @@ class OpenVinoRunner:
         try:
             results = self._request.infer([batch.astype(self._input_dtype, copy=False)])
         except RuntimeError as exc:
+            check_memory(exc)
             raise RunnerError(f"OpenVINO failed to run the model: {_first_reason(exc)}") from exc
         # a copy: OpenVINO writes the next result into the same memory
         return [np.array(results[port], dtype=np.float32) for port in self._compiled.outputs]

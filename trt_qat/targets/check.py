@@ -24,6 +24,7 @@ from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection
 from trt_qat.data.images import Image, network_batch
 from trt_qat.errors import ExportError, MissingDependency
+from trt_qat.memory import check_memory
 from trt_qat.model.loading import raw_output
 from trt_qat.progress import Progress
 from trt_qat.targets.base import target_from_name
@@ -74,6 +75,7 @@ def check_computed_right(
         progress.note(f"'{file.name}' is not checked in {target.client}: {exc}")
         return
     except Exception as exc:  # a client's errors share no base class
+        check_memory(exc)
         raise ExportError(f"{target.client} does not run '{file.name}': {_one_line(exc)} {_ADVICE}") from exc
     for batch, found in zip(batches, outputs, strict=True):
         expected = _network_output(model, batch, section)

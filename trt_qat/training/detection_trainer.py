@@ -133,7 +133,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
 
     def _epoch_started(self) -> None:
         self._batches_done = 0
-        self._oom_retries = 3  # as if used up: Ultralytics' own halving says nothing and repeats no seed, see memory.py
+        self._oom_retries = 3  # as if used up: Ultralytics' own halving says nothing, see halving.py
 
     def _batch_done(self) -> None:
         self._batches_done += 1

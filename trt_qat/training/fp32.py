@@ -11,7 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 from trt_qat.checkpoint import Model
 from trt_qat.config import TrainSection
 from trt_qat.data.dataset import Dataset
-from trt_qat.memory import halving
+from trt_qat.halving import halving
 from trt_qat.model.loading import ARCHITECTURE_SUFFIXES, network_from_architecture
 from trt_qat.progress import SILENT, Progress
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics

@@ -25,7 +25,7 @@ from trt_qat.artifacts import CheckpointArtifact
 from trt_qat.checkpoint import Model, save
 from trt_qat.config import QatSection
 from trt_qat.data.dataset import Dataset
-from trt_qat.memory import halving
+from trt_qat.halving import halving
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.criterion import QATCriterion

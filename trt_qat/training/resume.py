@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from trt_qat.artifacts import atomic_path
 from trt_qat.errors import ArtifactError
+from trt_qat.memory import check_memory
 from trt_qat.reading import FileModel, explain, regular_file, shortened
 
 FILE = "resume.pt"
@@ -95,6 +96,7 @@ def fitting(folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as exc:
+        check_memory(exc)
         reason = " ".join(str(exc).split())[:200]
         raise ArtifactError(f"'{folder / FILE}' does not fit this run ({reason}). Start without --resume.") from exc
 

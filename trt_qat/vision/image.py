@@ -28,6 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from trt_qat.errors import DatasetError
 from trt_qat.limits import IMAGE_MEGABYTES, IMAGE_MEGAPIXELS
+from trt_qat.memory import check_memory
 from trt_qat.reading import read_bytes
 from trt_qat.vision.quiet import NO_STDERR, NO_WARNINGS
 
@@ -138,6 +139,7 @@ def _opened(path: Path, content: bytes) -> Iterator[ImageFile.ImageFile]:
     except DatasetError:
         raise
     except Exception as exc:  # what decoders raise for a damaged file is no closed list
+        check_memory(exc)
         reason = " ".join(str(exc).split())[:200].rstrip(".") or type(exc).__name__
         raise DatasetError(f"Image '{path}' cannot be read: {reason}. {_ADVICE}") from exc
 
