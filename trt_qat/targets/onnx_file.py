@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_qat.config import ExportSection
-from trt_qat.runtime.packages import import_onnxruntime, switch_telemetry_off
+from trt_qat.runtime.packages import import_onnxruntime
 from trt_qat.targets.base import Arrays
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ def compute_ultralytics(model: Path, batches: Arrays) -> Arrays:
 
     from trt_qat.training.detection_trainer import quiet_ultralytics
 
-    switch_telemetry_off()
     with quiet_ultralytics():
         backend = AutoBackend(str(model), device=torch.device("cpu"))
         # an engine's device is the GPU; it writes its next result into the same memory
