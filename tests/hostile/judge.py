@@ -313,11 +313,12 @@ def _judged_end(case: Case, code: int, said: str, printed: str) -> Iterator[tupl
         yield "crashes", f"killed by {signal.Signals(-code).name}"
         return
     errors = [line for line in lines if line.startswith("Error: ")]
+    has_report = bool(printed.strip()) or case.stdout == "closed"  # there it goes nowhere
     if "Traceback (most recent" in said:
         yield "tracebacks", "a traceback"
     elif code not in (0, 1, 2, 3):
         yield "tracebacks", f"exit code {code}"
-    elif code in (1, 2) and len(errors) != 1 and not (code == 1 and _is_report(case) and printed.strip()):
+    elif code in (1, 2) and len(errors) != 1 and not (code == 1 and _is_report(case) and has_report):
         yield "tracebacks", f"exit code {code} with {len(errors)} 'Error: ' lines"
     elif code == 0 and errors:
         yield "tracebacks", "exit code 0 with an 'Error: ' line"
