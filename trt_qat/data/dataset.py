@@ -161,12 +161,10 @@ def _root(path: Path, given: Any) -> Path:
 
 def _entries(path: Path, root: Path, key: str, value: Any) -> list[Path]:
     items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in items):
+        raise DatasetError(f"'{key}: {shortened(value)}' in '{path}' must be a folder, a .txt list, or a list of them.")
     resolved = []
-    for item in items:
-        if not isinstance(item, str):
-            raise DatasetError(
-                f"'{key}: {shortened(value)}' in '{path}' must be a folder, a .txt list, or a list of them."
-            )
+    for item in dict.fromkeys(items):  # a folder that stands there twice is walked once
         item = file_name(item)
         entry = (root / item).resolve()
         if not entry.exists() and item.startswith("../"):  # Roboflow writes '../train/images' for './train/images'
@@ -176,7 +174,7 @@ def _entries(path: Path, root: Path, key: str, value: Any) -> list[Path]:
         if entry == Path(entry.anchor):
             raise DatasetError(f"'{key}: {item}' in '{path}' is the whole file system. Give the folder of the images.")
         resolved.append(entry)
-    return resolved
+    return list(dict.fromkeys(resolved))
 
 
 def _yaml_names(path: Path, content: Mapping[str, Any], fallback: Mapping[int, str] | None) -> dict[int, str]:
