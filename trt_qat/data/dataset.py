@@ -166,9 +166,9 @@ def _entries(path: Path, root: Path, key: str, value: Any) -> list[Path]:
     resolved = []
     for item in dict.fromkeys(items):  # a folder that stands there twice is walked once
         item = file_name(item)
-        entry = (root / item).resolve()
+        entry = Path(os.path.realpath(root / item))  # unlike resolve(), it knows loops
         if not entry.exists() and item.startswith("../"):  # Roboflow writes '../train/images' for './train/images'
-            entry = (root / item[3:]).resolve()
+            entry = Path(os.path.realpath(root / item[3:]))
         if not entry.exists():
             raise DatasetError(f"'{key}: {item}' in '{path}' does not exist: '{entry}'. Correct 'path' or '{key}'.")
         if entry == Path(entry.anchor):
