@@ -120,6 +120,16 @@ def test_picture(broken: Path, tmp_path: Path) -> None:
     assert len(red) == 1
 
 
+def test_picture_of_an_empty_scale(tmp_path: Path) -> None:
+    pytest.importorskip("pygraphviz")
+    model = detector()
+    set_constant(model, "/model.1/m.0/Add_output_0.scale", np.zeros(0, np.float32))
+    onnx.save(model, tmp_path / "empty.onnx")
+    out = tmp_path / "net.svg"
+    draw(tmp_path / "empty.onnx", out, lint(tmp_path / "empty.onnx").findings)
+    assert "0 scales" in out.read_text(encoding="utf-8")
+
+
 def test_picture_without_graphviz(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
     with pytest.raises(MissingDependency, match="pip install"):
