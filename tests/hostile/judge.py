@@ -31,6 +31,7 @@ KINDS = (
 _MEMORY = 6 << 30  # bytes above what the loaded process maps
 _PROCESSOR_SECONDS = 100
 _IDLE_SECONDS = 4
+_TIMINGS = "home/.cache/trt_qat/timing"  # of TensorRT's kernels: the one thing that is kept in the user's cache
 # what libraries say by themselves; a user can do nothing with it
 _NOISE = (
     "Warning:", "libpng", "Corrupt JPEG", "Premature end", "TIFF", "[ WARN", "[ERROR:", "[W:", "[E:", "OpenCV",
@@ -112,6 +113,8 @@ class Running:
     def _judged_files(self, code: int) -> Iterator[tuple[str, str]]:
         place, after = self.folder / "place", snapshot(self.folder)
         touched = {path for path, state in after.items() if self.before.get(path) != state}
+        if self.case.command[0] in ("engine", "run"):
+            touched = {path for path in touched if not _inside(path, [_TIMINGS]) and not _inside(_TIMINGS, [path])}
         gone = self.before.keys() - after.keys()
         marks = [path for path in touched if Path(path).name.startswith(MARKER)]
         record = self.folder / "record/events"
@@ -172,6 +175,7 @@ class Running:
             HOME=str(self.folder / "home"),
             TMPDIR=str(self.folder / "tmp"),
             PYTHONPATH=str(Path(__file__).resolve().parents[2]),
+            XDG_CACHE_HOME=str(self.folder / "home/.cache"),
         )
         if self.case.alone:  # a fork has read these already
             for name in ("YOLO_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
