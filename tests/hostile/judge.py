@@ -35,7 +35,7 @@ _TIMINGS = "home/.cache/trt_qat/timing"  # of TensorRT's kernels: the one thing 
 # what libraries say by themselves; a user can do nothing with it
 _NOISE = (
     "Warning:", "libpng", "Corrupt JPEG", "Premature end", "TIFF", "[ WARN", "[ERROR:", "[W:", "[E:", "OpenCV",
-    "Exception ignored", "GStreamer", "mov,mp4", "moov", "onnxruntime:",
+    "Exception ignored", "Fontconfig", "GStreamer", "mov,mp4", "moov", "onnxruntime:",
 )  # fmt: skip
 _OWN = ("Error: ", "Warning: ", "Interrupted", "Usage: ", "Try '")
 

@@ -106,10 +106,11 @@ def test_the_file_is_not_changed(broken: Path) -> None:
     assert broken.read_bytes() == before
 
 
-def test_picture(broken: Path, tmp_path: Path) -> None:
+def test_picture(broken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pygraphviz")
     out = tmp_path / "out" / "net.svg"
     draw(broken, out, lint(broken).findings)
+    assert capfd.readouterr().err == ""
     drawing = ElementTree.fromstring(out.read_bytes())
     text = "\n".join(drawing.itertext())
     assert "Conv+SiLU 3x3, 3 → 16" in text
