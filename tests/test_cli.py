@@ -201,6 +201,17 @@ def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("out", ["/", "//", "root/."])
+def test_the_root_of_the_file_system_is_no_place_for_results(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root").symlink_to("/")
+    result = CliRunner().invoke(cli, ["data", "demo", "--out", out])
+    assert result.exit_code == 1
+    assert "is the root of the file system. Choose a place in it." in result.output
+
+
 def test_demo_and_validate(place: Path) -> None:
     said = _succeed("data", "validate", "demo/data.yaml", "--json", "out/findings.json")
     assert said.splitlines()[-1] == "4 train, 4 val images: 0 errors, 0 warnings"

@@ -130,6 +130,24 @@ def test_names_that_are_not_text_can_be_printed(locale: str, tmp_path: Path) -> 
     assert done.stdout in (b"bi\xe1\xbb\x83n \\udcff\n", b"bi\\u1ec3n \\udcff\n")
 
 
+def test_libraries_write_into_a_folder_that_goes(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    kept = {name: value for name, value in os.environ.items() if name != "YOLO_CONFIG_DIR"}
+    script = """
+import os
+def command():
+    with open(os.path.join(os.environ["YOLO_CONFIG_DIR"], "settings.json"), "w") as file:
+        print(file.name)
+entry.run(command)
+"""
+    done = _run(script, tmp_path, env={**kept, "TMPDIR": str(tmp_path / "temporary")})
+    assert Path(done.stdout).parent.parent == tmp_path / "temporary"
+    assert list((tmp_path / "temporary").iterdir()) == []
+    done = _run(script, tmp_path, env={**kept, "YOLO_CONFIG_DIR": str(tmp_path)})
+    assert Path(done.stdout.strip()) == tmp_path / "settings.json"
+    assert (tmp_path / "settings.json").exists()
+
+
 def test_a_failure_of_the_file_system_is_one_line(tmp_path: Path) -> None:
     done = _run("entry.run(lambda: open('/dev/full/x', 'w'))", tmp_path)
     assert (done.returncode, done.stderr) == (1, "Error: '/dev/full/x': Not a directory.\n")

@@ -213,6 +213,7 @@ UNSOUND: dict[str, tuple[Change, str]] = {
     "external on a drive": (_external("C:/w.bin"), "outside of the file's folder"),
     "external nowhere": (_external(""), "outside of the file's folder"),
     "external link": (_external("link.bin"), "a link out of the file's folder"),
+    "external loop": (_external("loop.bin"), "levels of symbolic links"),
     "external missing": (_external("none.bin"), "does not exist"),
     "external pipe": (_external("pipe.bin"), "is a pipe, not a file"),
     "external behind the end": (_external("w.bin", offset=50, length=84), "takes 84 bytes at 50"),
@@ -254,6 +255,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "in" / "w.bin").write_bytes(bytes(84))
     (tmp_path / "secret.bin").write_bytes(bytes(84))
     (tmp_path / "in" / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (tmp_path / "in" / "loop.bin").symlink_to("loop.bin")
     os.mkfifo(tmp_path / "in" / "pipe.bin")
     return tmp_path / "in"
 

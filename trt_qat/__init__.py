@@ -42,16 +42,16 @@ if TYPE_CHECKING:
     from trt_qat.vision.detections import Detections
 
 # Ultralytics, when a stage imports it, must neither install packages by itself nor look for a network (which is also
-# its telemetry), and must not evaluate what an architecture says. It reads these once, at its import.
+# its telemetry), must not evaluate what an architecture says, and not tell the terminal what it does, which is a
+# traceback where nothing can be written there. It reads these once, at its import.
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
+os.environ.setdefault("YOLO_VERBOSE", "false")
 
-# `import onnxruntime` writes a device id and a database of events to ~/.cache/Microsoft/DeveloperTools/.onnxruntime;
-# its disable_telemetry_events() comes too late.
+# Nor may the runtimes report: `import onnxruntime` (which other packages do as well) writes a device id and a database
+# of events into the home folder; `import openvino` starts a process that reports, unless it finds no package to do so.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-# `import openvino` reports to its maker from a process of its own and writes ~/intel, unless it finds no package to do
-# it with; then it uses a stand-in of its own.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -149,11 +150,13 @@ def _check_json_path(path: Path) -> None:
 
 
 def _check_inputs_stay(json_file: Path | None, arguments: Mapping[str, Any]) -> None:
-    """Refuse to write a result over a file that the command reads."""
+    """Refuse to write a result over a file that the command reads, or loose into the whole file system."""
     written = {"json": json_file, "out": arguments.get("out"), "svg": arguments.get("svg")}
     read = [value for name, value in arguments.items() if name not in written and isinstance(value, str | Path | tuple)]
     files = [Path(value) for entry in read for value in (entry if isinstance(entry, tuple) else (entry,))]
     for option, out in written.items():
+        if out is not None and os.path.realpath(out) == os.sep:
+            raise ArtifactError(f"--{option} '{out}' is the root of the file system. Choose a place in it.")
         if out is not None and any(_is_same_file(out, file) for file in files):
             raise ArtifactError(f"--{option} '{out}' is a file that this command reads. Choose another name.")
 

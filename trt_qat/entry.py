@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +20,8 @@ _SAID = {
     signal.SIGTERM: "Terminated.",
     signal.SIGHUP: "Terminated: the terminal is gone.",
 }
+# Ultralytics' settings; the folder that torch makes for what it compiles
+_LIBRARY_FOLDERS = ("YOLO_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
 class Stopped(BaseException):
@@ -38,7 +42,8 @@ def run(command: Callable[[], object]) -> NoReturn:
     code: object = 0
     with _signals():
         try:
-            command()
+            with _folder_of_libraries():
+                command()
         except SystemExit as exc:
             code = exc.code
         except Stopped as exc:
@@ -74,6 +79,24 @@ def _signals() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def _folder_of_libraries() -> Iterator[None]:
+    """Within: what libraries write as soon as they are imported is not in the home folder, and goes at the end."""
+    owner, unset = os.getpid(), [name for name in _LIBRARY_FOLDERS if name not in os.environ]
+    folder = ""
+    try:
+        if unset:
+            with contextlib.suppress(OSError):  # where nothing can be written, the libraries find that out as well
+                folder = tempfile.mkdtemp(prefix="trt-qat-")
+                os.environ.update(dict.fromkeys(unset, folder))
+        yield
+    finally:
+        if folder and os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+            for name in unset:
+                os.environ.pop(name, None)
 
 
 def _open_closed_streams() -> None:

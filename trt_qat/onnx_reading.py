@@ -7,6 +7,7 @@ the data, nodes in a circle, nesting without end or data outside of the folder e
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final
@@ -430,7 +431,7 @@ def _check_external(tensor: TensorProto, size: int, folder: Path) -> None:
     if not parts or outside or "\\" in location or "\0" in location:
         raise ValueError(f"tensor {name} wants its data from {shortened(location)}, outside of the file's folder")
     file = folder / location
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):  # unlike resolve(), it knows loops
         raise ValueError(f"tensor {name} wants its data from {shortened(location)}, a link out of the file's folder")
     regular_file(file, f"The data of tensor {name}")
     numbers = [entries.get(key, default) for key, default in (("offset", "0"), ("length", str(size)))]

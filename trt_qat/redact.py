@@ -12,7 +12,9 @@ _WHOLE_URL_USER = re.compile(rf"^({_SCHEME})(?:[^:@/]+@|[^:@/]*:.*@)", re.IGNORE
 _USER = re.compile(r"(?:(?<=^)|(?<=['\"(= ]))[^:@/=\s'\"]{2,256}:(?!/)[^'\"\s]{0,512}@")  # the scheme may be forgotten
 _WHOLE_USER = re.compile(r"^[^:@/]{2,}:(?!//).*@", re.DOTALL)
 _FIELD = re.compile(
-    r"([?&;][^=&;?]{0,64}(?:pass|pwd|token|secret|key|auth|sig)[^=&;?]{0,64})=[^&;#'\"\s]*", re.IGNORECASE
+    r"((?:[?&;#][^=&;?#]{0,64}(?:user|pass|pwd|token|secret|key|auth|sig)[^=&;?#]{0,64})"
+    r"|(?:(?<![^\s'\"])[\w-]{0,64}(?:user|pass|pw|token|secret)[\w-]{0,64}))=[^&;#'\"\s]*",  # GStreamer: a word apart
+    re.IGNORECASE,
 )
 _HIDDEN = "***"
 

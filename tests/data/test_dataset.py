@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ class TestYaml:
         (root / "more.txt").write_text("./images/val/0.png\n./images/train/0.png\n", encoding="utf-8")
         dataset = load_dataset(write_yaml(root / "data.yaml", train=["images/train", "more.txt"], nc=1))
         assert len(dataset.train) == 4
+
+    def test_a_folder_that_is_listed_again_and_again_is_walked_once(self, root: Path) -> None:
+        listed = "images/train, " * 100_000
+        (root / "data.yaml").write_text(f"train: [{listed}./images/train]\nval: images/val\nnames: [car]\n")
+        started = time.perf_counter()
+        dataset = load_dataset(root / "data.yaml")
+        assert len(dataset.train) == 3
+        assert time.perf_counter() - started < 10  # most of it reads the YAML
 
     @pytest.mark.parametrize(("given", "count"), [("train", 3), ("val", 2)])
     def test_missing_split_falls_back(self, root: Path, given: str, count: int) -> None:

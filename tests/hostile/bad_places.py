@@ -120,7 +120,11 @@ def _surroundings(inputs: Make) -> Iterator[Case]:
             f"surroundings/{name}: HOME is a file", command, inputs, environment={"HOME": "/dev/null"}, **settings
         )
         yield Case(
-            f"surroundings/{name}: HOME is missing", command, inputs, environment={"HOME": "/none/none"}, **settings
+            f"surroundings/{name}: HOME is missing",
+            command,
+            inputs,
+            environment={"HOME": "{home}/none/none"},
+            **settings,
         )
         yield Case(f"surroundings/{name}: HOME is read-only", command, _both(inputs, read_only_home), **settings)
         yield Case(f"surroundings/{name}: stdout closed", command, inputs, stdout="closed", **settings)

@@ -72,7 +72,6 @@ def _limit(value: Any) -> Change:
 
 CACHES: dict[str, Change] = {
     "empty": lambda content: b"",
-    "text": lambda content: b"hello",
     "cut": cut(0.5),
     "flipped": flipped(1, 20, 0, 0.05),
     "group missing": _cache(lambda tensors, limits: limits.pop(next(iter(limits)))),
@@ -80,47 +79,32 @@ CACHES: dict[str, Change] = {
     "group added": _cache(lambda tensors, limits: limits.update(more=[1.0, 0.5])),
     "limits empty": _metadata("[]"),
     "limits deep": _metadata(deep(100_000)),
-    "limits null": _metadata("null"),
     "limits no JSON": _metadata("{"),
     "counts NaN": _counts(NAN),
     "counts negative": _counts(-1.0),
     "counts infinite": _counts(INF),
     "counts 0": _counts(0.0),
     "counts of 3 bins": _counts(np.ones(3)),
-    "counts of no bins": _counts(np.zeros(0)),
     "counts two-dimensional": _counts(np.ones((64, 64))),
-    "counts integers": _counts(np.ones(4096, np.int64)),
     "limit NaN": _limit([NAN, NAN]),
-    "limit infinite": _limit([INF, INF]),
     "limit negative": _limit([-1.0, -1.0]),
     "limit 0": _limit([0.0, 0.0]),
     "limit 1e308": _limit([1e308, 1e308]),
     "limit below the maximum": _limit([1.0, 100.0]),
-    "limit null": _limit(None),
-    "limit text": _limit(["a", "b"]),
-    "limit alone": _limit([1.0]),
     "limit []": _limit([]),
     "limit no power of two": _limit([3.0, 2.5]),
 }
 CHOICES: dict[str, Change] = {
     "empty": lambda content: b"",
-    "list": lambda content: b"[]",
-    "null": lambda content: b"null",
     "deep": lambda content: deep(100_000).encode(),
     "long integer": lambda content: b'{"calibrator": ' + b"9" * 10_000 + b"}",
     "binary": lambda content: b"\xff\xfe\x80" * 100,
     "error NaN": json_with(setting("candidates.0.error", NAN)),
-    "error text": json_with(setting("candidates.0.error", "low")),
-    "error negative": json_with(setting("candidates.0.error", -1.0)),
     "none chosen": json_with(lambda choice: [row.update(chosen=False) for row in choice["candidates"]]),
     "all chosen": json_with(lambda choice: [row.update(chosen=True) for row in choice["candidates"]]),
     "candidates missing": json_with(without("candidates")),
-    "candidates null": json_with(setting("candidates", None)),
-    "candidates text": json_with(setting("candidates", "abc")),
     "candidate null": json_with(setting("candidates.0", None)),
     "calibrator code": json_with(setting("calibrator", "__import__('os')")),
-    "calibrator list": json_with(setting("calibrator", ["max"])),
-    "percentile 1e9": json_with(setting("candidates.1.percentile", 1e9)),
     "groups list": json_with(setting("groups", [])),
     "groups of unknown": json_with(setting("groups", {"model.99": {"calibrator": "max"}})),
     "unknown field": json_with(setting("more", 1)),
@@ -128,27 +112,20 @@ CHOICES: dict[str, Change] = {
 RANKINGS: dict[str, Change] = {
     "empty": lambda content: b"",
     "text": lambda content: b"my precious notes\n",
-    "list": lambda content: b"[]",
     "deep": lambda content: deep(100_000).encode(),
     "long integer": lambda content: b'{"key": ' + b"9" * 10_000 + b"}",
     "binary": lambda content: b"\xff\xfe\x80" * 100,
     "error NaN": json_with(setting("layers.0.error", NAN)),
-    "error text": json_with(setting("layers.0.error", "high")),
     "error negative": json_with(setting("layers.0.error", -5.0)),
-    "error null": json_with(setting("layers.0.error", None)),
-    "layer null": json_with(setting("layers.0", None)),
     "layer without error": json_with(without("layers.0.error")),
     "layer unknown": json_with(setting("layers.0.group", "model.99")),
     "layer twice": json_with(lambda ranking: ranking["layers"].append(ranking["layers"][0])),
     "layers mapping": json_with(setting("layers", {})),
-    "layers missing": json_with(without("layers")),
     "layers half": json_with(lambda ranking: ranking["layers"].__delitem__(slice(5, None))),
     "convs number": json_with(setting("layers.0.convs", 5)),
-    "key list": json_with(setting("key", [])),
     "key deep": json_with(setting("key.weights", json.loads(deep(500)))),
     "key missing": json_with(without("key")),
     "float text": json_with(setting("float", "abc")),
-    "metric list": json_with(setting("metric", [])),
     "groups 1e9": json_with(setting("groups", 10**9)),
 }
 
@@ -211,16 +188,11 @@ def _tensors_nan(state: Any, torch: Any) -> None:
 RESUMES: dict[str, Make] = {
     "payload": _resume(lambda state, torch: state.update(more=shell())),
     "payload alone": _resume_bytes(lambda content: pickle.dumps(shell())),
-    "empty": _resume_bytes(lambda content: b""),
     "text": _resume_bytes(lambda content: b"hello"),
     "cut": _resume_bytes(cut(0.5)),
     "flipped": _resume_bytes(flipped(0, 50, 0, 0.05)),
     "NaN everywhere": _resume(_tensors_nan),
     "list": _resume(lambda state, torch: [1, 2]),
-    "number": _resume(lambda state, torch: 5),
-    "only format": _resume(
-        lambda state, torch: {"format": state.get("format"), "fingerprint": state.get("fingerprint")}
-    ),
     "values null": _resume(
         lambda state, torch: {k: v if k in ("format", "fingerprint") else None for k, v in state.items()}
     ),
@@ -230,7 +202,6 @@ RESUMES: dict[str, Make] = {
     "epoch 1e9": _resume(lambda state, torch: state.update(epoch=10**9)),
     "epoch -5": _resume(lambda state, torch: state.update(epoch=-5)),
     "epoch text": _resume(lambda state, torch: state.update(epoch="last")),
-    "format list": _resume(lambda state, torch: state.update(format=[])),
 }
 
 
@@ -278,8 +249,8 @@ def cases() -> Iterator[Case]:
         full = with_set(demo, data("out/resume.pt", content))
         yield Case(f"resume/float: {name}", of_float, full, leaves=("calib", "out"))
     early = words("sensitivity --weights demo.safetensors --data set --out out.json")
-    for name, put in odd.items():
-        yield Case(f"rankings/refused before the work: {name}", early, with_set(demo, _put("out.json", put)))
+    for name in ("pipe", "folder"):  # a link is replaced, whatever it names
+        yield Case(f"rankings/refused before the work: {name}", early, with_set(demo, _put("out.json", odd[name])))
     demo_set = words("data demo --train 1 --val 1 --out out")
     for name, content in {"empty": "", "list": "[]", "deep": deep(100_000), "null": "null", "binary": "\udcff\udcfe",
                           "numbers": '{"images": 5, "train": "x"}'}.items():  # fmt: skip

@@ -31,10 +31,11 @@ KINDS = (
 _MEMORY = 6 << 30  # bytes above what the loaded process maps
 _PROCESSOR_SECONDS = 100
 _IDLE_SECONDS = 4
+_TIMINGS = "home/.cache/trt_qat/timing"  # of TensorRT's kernels: the one thing that is kept in the user's cache
 # what libraries say by themselves; a user can do nothing with it
 _NOISE = (
     "Warning:", "libpng", "Corrupt JPEG", "Premature end", "TIFF", "[ WARN", "[ERROR:", "[W:", "[E:", "OpenCV",
-    "Exception ignored", "GStreamer", "mov,mp4", "moov", "onnxruntime:",
+    "Exception ignored", "Fontconfig", "GStreamer", "mov,mp4", "moov", "onnxruntime:",
 )  # fmt: skip
 _OWN = ("Error: ", "Warning: ", "Interrupted", "Usage: ", "Try '")
 
@@ -112,6 +113,8 @@ class Running:
     def _judged_files(self, code: int) -> Iterator[tuple[str, str]]:
         place, after = self.folder / "place", snapshot(self.folder)
         touched = {path for path, state in after.items() if self.before.get(path) != state}
+        if self.case.command[0] in ("engine", "run"):
+            touched = {path for path in touched if not _inside(path, [_TIMINGS]) and not _inside(_TIMINGS, [path])}
         gone = self.before.keys() - after.keys()
         marks = [path for path in touched if Path(path).name.startswith(MARKER)]
         record = self.folder / "record/events"
@@ -172,6 +175,7 @@ class Running:
             HOME=str(self.folder / "home"),
             TMPDIR=str(self.folder / "tmp"),
             PYTHONPATH=str(Path(__file__).resolve().parents[2]),
+            XDG_CACHE_HOME=str(self.folder / "home/.cache"),
         )
         if self.case.alone:  # a fork has read these already
             for name in ("YOLO_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
@@ -313,11 +317,12 @@ def _judged_end(case: Case, code: int, said: str, printed: str) -> Iterator[tupl
         yield "crashes", f"killed by {signal.Signals(-code).name}"
         return
     errors = [line for line in lines if line.startswith("Error: ")]
+    has_report = bool(printed.strip()) or case.stdout == "closed"  # there it goes nowhere
     if "Traceback (most recent" in said:
         yield "tracebacks", "a traceback"
     elif code not in (0, 1, 2, 3):
         yield "tracebacks", f"exit code {code}"
-    elif code in (1, 2) and len(errors) != 1 and not (code == 1 and _is_report(case) and printed.strip()):
+    elif code in (1, 2) and len(errors) != 1 and not (code == 1 and _is_report(case) and has_report):
         yield "tracebacks", f"exit code {code} with {len(errors)} 'Error: ' lines"
     elif code == 0 and errors:
         yield "tracebacks", "exit code 0 with an 'Error: ' line"

@@ -76,12 +76,13 @@ def _met(cases: Sequence, folder: Path, given: argparse.Namespace) -> int:
     kit.mkdir()
     for piece in in_order({need for case in cases for need in case.needs}):
         wait(forked(lambda make=PIECES[piece]: _quietly(make, kit)), f"making {piece}")
-    before = snapshot(folder / "home")
+    before, root = snapshot(folder / "home"), set(os.listdir("/"))
     verdicts = _run(cases, given.keep or folder / "cases", kit, given.jobs, bool(given.keep))
-    strays = sorted(snapshot(folder / "home").keys() - before.keys())
+    strays = [f"/{name}" for name in sorted(set(os.listdir("/")) - root)]
+    strays += [f"~/{name}" for name in sorted(snapshot(folder / "home").keys() - before.keys())]
     _print_table(verdicts)
     if strays:
-        print(f"\nfiles in the home folder of the loaded process: {', '.join(strays[:10])}")
+        print(f"\nfiles in no case's folder: {', '.join(strays[:10])}")
     if given.json:
         given.json.write_text(json.dumps([_as_dict(verdict) for verdict in verdicts], indent=1) + "\n")
     return int(bool(strays) or any(verdict.findings for verdict in verdicts))

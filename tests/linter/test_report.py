@@ -106,10 +106,11 @@ def test_the_file_is_not_changed(broken: Path) -> None:
     assert broken.read_bytes() == before
 
 
-def test_picture(broken: Path, tmp_path: Path) -> None:
+def test_picture(broken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pygraphviz")
     out = tmp_path / "out" / "net.svg"
     draw(broken, out, lint(broken).findings)
+    assert capfd.readouterr().err == ""
     drawing = ElementTree.fromstring(out.read_bytes())
     text = "\n".join(drawing.itertext())
     assert "Conv+SiLU 3x3, 3 → 16" in text
@@ -118,6 +119,16 @@ def test_picture(broken: Path, tmp_path: Path) -> None:
     assert "QuantizeLinear" not in text
     red = [group for group in drawing.iter() if group.get("stroke") == "#d00000"]
     assert len(red) == 1
+
+
+def test_picture_of_an_empty_scale(tmp_path: Path) -> None:
+    pytest.importorskip("pygraphviz")
+    model = detector()
+    set_constant(model, "/model.1/m.0/Add_output_0.scale", np.zeros(0, np.float32))
+    onnx.save(model, tmp_path / "empty.onnx")
+    out = tmp_path / "net.svg"
+    draw(tmp_path / "empty.onnx", out, lint(tmp_path / "empty.onnx").findings)
+    assert "0 scales" in out.read_text(encoding="utf-8")
 
 
 def test_picture_without_graphviz(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

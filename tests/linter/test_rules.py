@@ -81,6 +81,10 @@ def negative_scale(model: onnx.ModelProto) -> None:
     set_constant(model, f"{STEM}.scale", np.float32(-0.1))
 
 
+def empty_scale(model: onnx.ModelProto) -> None:
+    set_constant(model, f"{STEM}.scale", np.zeros(0, np.float32))
+
+
 def zero_weight_scale(model: onnx.ModelProto) -> None:
     set_constant(model, "model.1.cv1.weight.scale", np.zeros(32, np.float32))
 
@@ -190,6 +194,7 @@ PLANTED = [
     (asymmetric_weight, "asymmetric", "model.1.cv1.weight/DQ", "model.1.cv1"),
     (dynamic_scale, "non-constant-scale", f"{STEM}/Q", "model.0.act"),
     (negative_scale, "bad-scale", f"{STEM}/Q", "model.0.act"),
+    (empty_scale, "bad-scale", f"{STEM}/Q", "model.0.act"),
     (zero_weight_scale, "bad-scale", "model.1.cv1.weight/DQ", "model.1.cv1"),
     (pair_mismatch, "pair-mismatch", f"{HIDDEN}/DQ", "model.1.m.0.cv1.act"),
     (half_scale, "type-mismatch", f"{STEM}/Q", "model.0.act"),

@@ -161,22 +161,20 @@ def _root(path: Path, given: Any) -> Path:
 
 def _entries(path: Path, root: Path, key: str, value: Any) -> list[Path]:
     items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in items):
+        raise DatasetError(f"'{key}: {shortened(value)}' in '{path}' must be a folder, a .txt list, or a list of them.")
     resolved = []
-    for item in items:
-        if not isinstance(item, str):
-            raise DatasetError(
-                f"'{key}: {shortened(value)}' in '{path}' must be a folder, a .txt list, or a list of them."
-            )
+    for item in dict.fromkeys(items):  # a folder that stands there twice is walked once
         item = file_name(item)
-        entry = (root / item).resolve()
+        entry = Path(os.path.realpath(root / item))  # unlike resolve(), it knows loops
         if not entry.exists() and item.startswith("../"):  # Roboflow writes '../train/images' for './train/images'
-            entry = (root / item[3:]).resolve()
+            entry = Path(os.path.realpath(root / item[3:]))
         if not entry.exists():
             raise DatasetError(f"'{key}: {item}' in '{path}' does not exist: '{entry}'. Correct 'path' or '{key}'.")
         if entry == Path(entry.anchor):
             raise DatasetError(f"'{key}: {item}' in '{path}' is the whole file system. Give the folder of the images.")
         resolved.append(entry)
-    return resolved
+    return list(dict.fromkeys(resolved))
 
 
 def _yaml_names(path: Path, content: Mapping[str, Any], fallback: Mapping[int, str] | None) -> dict[int, str]:

@@ -64,7 +64,7 @@ class Quantization:
     def __str__(self) -> str:
         if self.scale is None:
             return "a scale that is not constant"
-        if self.per_channel:
+        if self.scale.size != 1:  # a file may hold an empty one
             return f"{self.scale.size} scales"
         return f"scale {float(self.scale.reshape(-1)[0]):.6g}"
 

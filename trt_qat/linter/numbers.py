@@ -94,11 +94,12 @@ def non_constant_scale(graph: QdqGraph) -> Iterator[Place]:
 
 
 def bad_scale(graph: QdqGraph) -> Iterator[Place]:
-    """A scale that is zero, negative or not finite. TensorRT: "Scale coefficients must all be positive"."""
+    """A scale that is no positive number, or empty. TensorRT: "Scale coefficients must all be positive"."""
     for node in _one_per_pair(graph):
         scale = graph.quantization(node).scale
-        if scale is not None and not (np.all(np.isfinite(scale)) and np.all(scale > 0)):
-            message = f"scale {float(scale.min()):.6g} is not a positive number"
+        if scale is not None and not (scale.size and np.all(np.isfinite(scale)) and np.all(scale > 0)):
+            shown = f"scale {float(scale.min()):.6g}" if scale.size else "an empty scale"
+            message = f"{shown} is not a positive number"
             advice = "Calibrate again: the range of this tensor was empty, or a weight channel is all zero."
             yield Place(node, message, advice)
 

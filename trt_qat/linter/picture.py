@@ -22,6 +22,7 @@ from trt_qat.limits import PICTURE_BOXES
 from trt_qat.linter.finding import ERRORS, Finding
 from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, QdqGraph
 from trt_qat.linter.view import UNKNOWN_MODULE, Node
+from trt_qat.vision.quiet import NO_STDERR
 
 # Dark enough on white; neighbours in the list differ in hue, since neighbouring groups meet in the drawing.
 _GROUP_COLOURS: Final = (
@@ -52,7 +53,9 @@ def draw(source: Path | QdqGraph, out: Path, findings: Iterable[Finding] = ()) -
     graph = source if isinstance(source, QdqGraph) else QdqGraph.read(source)
     drawing = _drawing(graph, tuple(findings))
     with atomic_path(out) as temporary:
-        temporary.write_bytes(drawing.draw(format="svg", prog="dot"))
+        with NO_STDERR:  # Fontconfig's remarks about this machine's files
+            picture = drawing.draw(format="svg", prog="dot")
+        temporary.write_bytes(picture)
 
 
 def _drawing(graph: QdqGraph, findings: tuple[Finding, ...]) -> Any:

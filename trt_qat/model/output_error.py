@@ -32,8 +32,8 @@ def raw_predictions(network: DetectionModel, images: Tensor) -> Predictions:
 
 
 def output_error(predictions: Predictions, reference: Predictions) -> Tensor:
-    """The error of scores and boxes together, a scalar; 0 where both are equal."""
-    return score_error(predictions, reference) + box_error(predictions, reference)
+    """The error of scores and boxes together, a scalar, 0 where both are equal; rounding does not take it below."""
+    return (score_error(predictions, reference) + box_error(predictions, reference)).clamp(min=0)
 
 
 def score_error(predictions: Predictions, reference: Predictions) -> Tensor:

@@ -1,4 +1,4 @@
-"""The CPU runtimes' packages; ``trt_qat/__init__.py`` has switched their telemetry off by then."""
+"""The CPU runtimes' packages, imported when they are first used; trt_qat/__init__.py switches their telemetry off."""
 
 from __future__ import annotations
 

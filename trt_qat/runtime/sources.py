@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def target_of(source: Source, out: Path | None) -> Path:
         target = out if out is not None and is_file else (out or RESULTS) / _name_of_result(source)
         if source.images is not None and target.suffix.lower() not in IMAGE_SUFFIXES:
             raise ArtifactError(f"--out '{target}' must be a folder or end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    if target.resolve() == source.path.resolve():
+    if os.path.realpath(target) == os.path.realpath(source.path):  # unlike resolve(), it knows loops
         raise ArtifactError(f"--out '{target}' is the source itself. Choose another --out.")
     return target
 
