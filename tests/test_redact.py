@@ -16,6 +16,9 @@ VALUES = [
     ("admin:geheim@10.0.0.2/cam", "***@10.0.0.2/cam"),
     ("https://host/cam?user=me&pwd=geheim&size=2#x", "https://host/cam?user=me&pwd=***&size=2#x"),
     ("https://host/a.jpg?X-Amz-Signature=geheim", "https://host/a.jpg?X-Amz-Signature=***"),
+    ("https://host:554/a?token=gehe@im@geheim&b=2", "https://***&b=2"),  # the token may be a password, too
+    ("https://host/a?token=ge@heim&b=2", "https://host/a?token=***&b=2"),
+    ("rtsp://me:ge?key=he@im@host/cam", "rtsp://***"),
 ]
 PLAIN = ["rtsp://host/cam", "photos/a:b@2x.png", "C:/a@b.png", "one.png", "udp://@239.0.0.1:1234", "a@b.c", "qat.lr0=1"]
 
