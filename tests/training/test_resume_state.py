@@ -35,6 +35,12 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN weights": ({"ema": {"weight": torch.tensor([float("nan")])}}, "'weight' holds NaN or infinity"),
     "updates": ({"updates": -1}, "updates = -1"),
     "optimizer": ({"optimizer": None}, "optimizer = None"),
+    "NaN momentum": ({"optimizer": {"state": {0: {"buffer": torch.tensor([float("nan")])}}}}, "a tensor with NaN"),
+    "NaN rate": (
+        {"optimizer": {"param_groups": [{"lr": float("nan")}]}},
+        "optimizer = {'param_groups': [{'lr': nan}]}",
+    ),
+    "infinite range": ({"features": {"monitor": {"amax": {"a": torch.tensor(float("inf"))}}}}, "a tensor with NaN or"),
     "best fitness": ({"best_fitness": float("inf")}, "best_fitness = inf"),
     "stopper": ({"stopper": (0.5,)}, "stopper"),
     "row": ({"results_csv": "epoch,loss\n1\n"}, "a row has 1 values, the header 2"),
