@@ -113,8 +113,9 @@ def _fuzz(name: str, seconds: float, seed: int, report: Path) -> None:
     """In a process of its own: try inputs until the time is over, each kind of finding once."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
-    from parsers import TARGETS, parsed
+    from parsers import TARGETS
     from per_input import TookTooLong, limited_memory, limited_time, quiet_stderr
+    from target import parsed
 
     target = TARGETS[name]
     warnings.simplefilter("ignore")  # as the command does
@@ -154,8 +155,8 @@ def _fuzz(name: str, seconds: float, seed: int, report: Path) -> None:
 
 def _warm(target: Any) -> None:
     """One input before the limit of memory holds: what it imports is mapped."""
-    from parsers import parsed
     from per_input import quiet_stderr
+    from target import parsed
 
     with quiet_stderr(), contextlib.suppress(Exception):
         parsed(target, b"")
@@ -177,7 +178,7 @@ def _what(exc: BaseException) -> str:
 def _where(exc: BaseException) -> str:
     """The last line of trt_qat or of these targets that the exception came through, and where it was raised."""
     frames = traceback.extract_tb(exc.__traceback__)
-    own = [frame for frame in frames if "/trt_qat/" in frame.filename or frame.filename.endswith("parsers.py")]
+    own = [frame for frame in frames if "/trt_qat/" in frame.filename or frame.filename.endswith("_targets.py")]
     chosen = [*own[-1:], *frames[-1:]]
     places = [f"{Path(frame.filename).name}:{frame.name}:{frame.lineno}" for frame in chosen]
     return " <- ".join(reversed(dict.fromkeys(places)))
@@ -196,7 +197,8 @@ def _saved(finding: dict[str, Any]) -> Path:
 
 
 def _replay(path: Path) -> int:
-    from parsers import TARGETS, parsed
+    from parsers import TARGETS
+    from target import parsed
 
     finding = json.loads(path.read_text())
     accepted = parsed(TARGETS[finding["target"]], base64.b64decode(finding["base64"]))
