@@ -76,7 +76,11 @@ def _data_yaml() -> SearchStrategy[bytes]:
             {"train": "images/train", "names": pair[0], **({"nc": pair[1]} if pair[1] else {})}
         ).encode()
     )
-    return st.one_of(mutated_text(good), values, others, plausible)
+    whole = {
+        "path": ".", "train": "images/train", "val": ["images/train"], "names": {"0": "a", "1": "Cấm rẽ trái"}, "nc": 2,
+        "test": "list.txt", "channels": 3, "download": "x",
+    }  # fmt: skip
+    return st.one_of(mutated_text(good), values, others, plausible, nudged_json(whole), nudged_json(whole))
 
 
 def _check_data_yaml(content: bytes, folder: Path) -> None:

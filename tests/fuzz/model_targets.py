@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,33 @@ from target import Target, written
 
 SMALL: dict[str, Any] = {
     "nc": 2,
+    "reg_max": 4,
     "scales": {"n": [0.33, 0.25, 64]},
     "scale": "n",
-    "backbone": [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 3, "C2f", [32, True]], [-1, 1, "SPPF", [32, 5]]],
-    "head": [[-1, 1, "nn.Upsample", ["None", 2, "nearest"]], [[-1, 0], 1, "Concat", [1]], [-1, 1, "C2f", [32]],
-             [[3, 6], 1, "Detect", ["nc"]]],
+    "backbone": [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 3, "C2f", [32, True]],
+                 [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "SPPF", [32, 5]]],
+    "head": [[-1, 1, "nn.Upsample", ["None", 2, "nearest"]], [[-1, 2], 1, "Concat", [1]], [-1, 1, "C2f", [32]],
+             [[7, 4], 1, "Detect", ["nc"]]],
 }  # fmt: skip
+_LIMITS = {"TRT_QAT_MAX_GIGAMACS": "1", "TRT_QAT_MAX_ACTIVATION_MB": "256"}
+
+
+@contextlib.contextmanager
+def small_networks() -> Iterator[None]:
+    """Within: limits are such that a network that is accepted runs in a moment, on one core."""
+    import torch
+
+    threads, before = torch.get_num_threads(), {name: os.environ.get(name) for name in _LIMITS}
+    torch.set_num_threads(1)
+    os.environ.update(_LIMITS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @cache
@@ -90,6 +113,7 @@ def _other_tensors(draw: st.DrawFn, tensors: Mapping[str, NDArray[Any]]) -> dict
     return changed
 
 
+@small_networks()
 def _check_checkpoint(content: bytes, folder: Path) -> None:
     import trt_qat
 
@@ -182,6 +206,7 @@ def _plausible_architectures(draw: st.DrawFn) -> bytes:
     head = draw(st.sampled_from(["Detect", "Detect", "Detect", "v10Detect"]))
     content = {
         "nc": draw(st.integers(1, 5)),
+        "reg_max": draw(st.sampled_from([4, 4, 1, 16])),
         "backbone": layers,
         "head": [[[*ends[:-1], len(layers) - 1], 1, head, ["nc"]]],
     }
@@ -194,6 +219,7 @@ def _plausible_architectures(draw: st.DrawFn) -> bytes:
     return json.dumps(content).encode()
 
 
+@small_networks()
 def _check_architecture(content: bytes, folder: Path) -> None:
     import trt_qat
 
@@ -214,6 +240,7 @@ def _pt() -> bytes:
         return save_pt(tiny_network(), Path(folder, "tiny.pt")).read_bytes()
 
 
+@small_networks()
 def _check_pt(content: bytes, folder: Path) -> None:
     import trt_qat
 

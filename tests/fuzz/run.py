@@ -103,9 +103,9 @@ def _collected(name: str, report: Path, code: int, hangs: bool) -> tuple[int, in
     counts = (report / "counts").read_text().split() if (report / "counts").exists() else ["0", "0"]
     if hangs or code:
         last = (report / "last").read_bytes() if (report / "last").exists() else b""
-        said = (report / "log").read_bytes()[-600:].decode("utf-8", "replace")
+        said = (report / "log").read_bytes()[-100_000:].decode("utf-8", "replace").splitlines()[-8:]
         what = "hangs, and no signal interrupts it" if hangs else f"the process ended with {code}"
-        found.append(_finding(name, last, what, " ".join(said.split())[-300:]))
+        found.append(_finding(name, last, what, " | ".join(line.strip()[:150] for line in said)))
     return int(counts[0]), int(counts[1]), found
 
 

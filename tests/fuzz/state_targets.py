@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -19,13 +20,15 @@ from mutations import mutated_bytes, mutated_json, nudged_json, with_one_change
 from safetensors.numpy import save
 from target import Target, assert_one_line, made_anew, written
 
+BINS = 16
+
 
 def _caches() -> SearchStrategy[bytes]:
     limits = {"model.0.conv": {"limit": 2.0, "maximum": 1.5}, "model.1.conv": {"limit": 4.0, "maximum": 3.0}}
-    counts = {f"{name}.counts": np.ones(128) for name in limits}
+    counts = {f"{name}.counts": np.ones(BINS) for name in limits}
     good = save(counts, metadata={"limits": json.dumps(limits)})
     odd = st.sampled_from(
-        [np.full(128, np.nan), -np.ones(128), np.zeros(0), np.ones((2, 64)), np.ones(3), np.zeros(128)]
+        [np.full(BINS, np.nan), -np.ones(BINS), np.zeros(0), np.ones((2, BINS)), np.ones(3), np.zeros(BINS)]
     )
     made = st.tuples(st.one_of(nudged_json(limits), mutated_json(limits)), st.one_of(st.none(), st.none(), odd)).map(
         lambda pair: save(
@@ -33,13 +36,27 @@ def _caches() -> SearchStrategy[bytes]:
             metadata={"limits": pair[0].decode("utf-8", "replace")},
         )
     )
-    return st.one_of(made, mutated_bytes([good]))
+    return st.one_of(_plausible_caches(), made, mutated_bytes([good]))
+
+
+@st.composite
+def _plausible_caches(draw: st.DrawFn) -> bytes:
+    """Two groups of few bins with any maximum, most under its own limit."""
+    limits: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
+    for name in ("model.0.conv", "model.1.conv"):
+        maximum = draw(st.floats(0, 1e40) | st.sampled_from([0.0, 1.0, 2.0, 1e-40, 3e38, 2.0**1023]))
+        limit = 2.0 ** min(math.frexp(maximum)[1], 1023) if maximum else 0.0
+        limits[name] = {"limit": draw(st.sampled_from([limit, limit, limit, limit * 2, 0.0, 1.0])), "maximum": maximum}
+        values = draw(st.lists(st.sampled_from([0, 1, 9, 0.5, 1e15, 2.0**53, 1e300]), min_size=BINS, max_size=BINS))
+        counts[f"{name}.counts"] = np.array(values, np.float64)
+    return save(counts, metadata={"limits": json.dumps(limits)})
 
 
 def _check_cache(content: bytes, folder: Path) -> None:
-    from trt_qat.quantization.calibration_cache import load_histograms
+    from trt_qat.quantization.calibration_cache import load_histograms, save_histograms
 
-    found = load_histograms(written(folder, "a.safetensors", content))
+    found = load_histograms(written(folder, "a.safetensors", content), bins=BINS)
     if found is None:
         raise made_anew("the cache")
     for histogram in found.values():
@@ -47,6 +64,24 @@ def _check_cache(content: bytes, folder: Path) -> None:
         assert counts.ndim == 1, f"counts of shape {counts.shape}"
         assert np.isfinite(counts).all() and (counts >= 0).all(), "counts that are none"  # noqa: PT018
         assert 0 <= histogram.maximum <= histogram.limit < math.inf, f"{histogram.maximum} and limit {histogram.limit}"
+        _check_ranges(histogram)
+    save_histograms(folder / "b.safetensors", found)
+    again = load_histograms(folder / "b.safetensors")
+    assert again is not None, "what was written is not read"
+    for name, histogram in found.items():
+        assert again[name].limit == histogram.limit
+        assert (again[name].counts == histogram.counts).all(), "other counts when they are written and read"
+
+
+def _check_ranges(histogram: Any) -> None:
+    """Every calibrator finds a range in it, or says that there is none."""
+    from trt_qat.errors import QuantizationError
+    from trt_qat.quantization.auto import CANDIDATES
+
+    for calibrator in CANDIDATES:
+        with contextlib.suppress(QuantizationError):
+            amax = calibrator.amax(histogram)
+            assert 0 < amax <= histogram.maximum, f"{calibrator}: {amax} of {histogram.maximum}"
 
 
 @cache

@@ -164,6 +164,8 @@ def _secrets(draw: st.DrawFn) -> bytes:
         secret = re.sub("[&#;?]", "", secret)
         value = f"{scheme}://{host}/a{before}{field}={secret}{draw(st.sampled_from(['', '&b=2', '#c']))}"
     else:
+        if kind == "bare":
+            secret = secret.lstrip("/")  # "admin:/x@host" may as well be the path of "file:/x@2.png"
         user = draw(st.sampled_from(["", "me", "admin.x", "né", "a%40b"]))
         value = f"{scheme}://{user}:{secret}@{host}{path}" if kind == "user" else f"admin:{secret}@{host}{path}"
     sentence = draw(
