@@ -11,6 +11,8 @@ VALUES = [
     ("rtsp://user:geheim@host:554/cam", "rtsp://***@host:554/cam"),
     ("RTSP://geheim@host/cam", "RTSP://***@host/cam"),
     ("rtsp://user:ge/he:i@m@host/cam", "rtsp://***@host/cam"),
+    ("https://@geheim@host/cam", "https://***@host/cam"),
+    ("https://@me:geheim@host/cam", "https://***@host/cam"),
     ("rtsps://:geheim@host/cam", "rtsps://***@host/cam"),
     ("https:/me:ge@heim@host/data.yaml", "https:/***@host/data.yaml"),  # a path makes one slash of two
     ("admin:geheim@10.0.0.2/cam", "***@10.0.0.2/cam"),
