@@ -166,7 +166,7 @@ def _secrets(draw: st.DrawFn) -> bytes:
     else:
         if kind == "bare":
             secret = secret.lstrip("/")  # "admin:/x@host" may as well be the path of "file:/x@2.png"
-        user = draw(st.sampled_from(["", "me", "admin.x", "né", "a%40b"]))
+        user = draw(st.sampled_from(["", "me", "admin.x", "né", "a%40b", "@me", "a@b"]))
         value = f"{scheme}://{user}:{secret}@{host}{path}" if kind == "user" else f"admin:{secret}@{host}{path}"
     sentence = draw(
         st.sampled_from(["'{}'", "Dataset '{}' does not exist.", '"{}" is wrong', "a {} b", "x={}", "({})"])
