@@ -108,7 +108,9 @@ def _other_tensors(draw: st.DrawFn, tensors: Mapping[str, NDArray[Any]]) -> dict
     elif kind == "shape":
         array = np.ones(draw(st.lists(st.integers(0, 9), max_size=5)), np.float32)
     elif kind == "type":
-        array = np.nan_to_num(array).astype(draw(st.sampled_from(["f2", "f8", "f2", "f8", "i8", "u1", "?"])))
+        array = np.asarray(np.nan_to_num(array)).astype(  # of no dimension, it would be no array
+            draw(st.sampled_from(["f2", "f8", "f2", "f8", "i8", "u1", "?"]))
+        )
     changed[draw(st.sampled_from([f"{name}x", "amax.x", "x", "model.0"])) if kind == "rename" else name] = array
     return changed
 
