@@ -12,6 +12,7 @@ VALUES = [
     ("RTSP://geheim@host/cam", "RTSP://***@host/cam"),
     ("rtsp://user:ge/he:i@m@host/cam", "rtsp://***@host/cam"),
     ("https://@geheim@host/cam", "https://***@host/cam"),
+    ("https://me@mail:geheim@host/cam", "https://***@host/cam"),
     ("https://@me:geheim@host/cam", "https://***@host/cam"),
     ("rtsps://:geheim@host/cam", "rtsps://***@host/cam"),
     ("https:/me:ge@heim@host/data.yaml", "https:/***@host/data.yaml"),  # a path makes one slash of two

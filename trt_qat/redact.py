@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 # Every repetition has an end, so that no text takes long.
 _SCHEME = r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{1,20}:/{1,3}"  # two letters at least: C:/ is a drive; a path makes // to /
-# The user, and behind ":" a password, which may hold ":", "/" and "@" itself: it ends at the last "@".
+# The user, who may hold "@", and behind ":" a password, which may hold ":", "/" and "@" itself: it ends at the last "@".
 _URL_USER = re.compile(
-    rf"{_SCHEME}(?P<secret>[^:/\s'\"]{{1,256}}@|[^:/\s'\"]{{0,256}}:[^'\"]{{0,512}}@)", re.IGNORECASE
+    rf"{_SCHEME}(?P<secret>[^:/\s'\"]{{0,256}}:[^'\"]{{0,512}}@|[^:/\s'\"]{{1,256}}@)", re.IGNORECASE
 )
-_WHOLE_URL_USER = re.compile(rf"^{_SCHEME}(?P<secret>[^:/]+@|[^:/]*:.*@)", re.IGNORECASE | re.DOTALL)
+_WHOLE_URL_USER = re.compile(rf"^{_SCHEME}(?P<secret>[^:/]*:.*@|[^:/]+@)", re.IGNORECASE | re.DOTALL)
 # the scheme may be forgotten
 _USER = re.compile(r"(?:(?<=^)|(?<=['\"(= ]))(?P<secret>[^:@/=\s'\"]{2,256}:(?!/)[^'\"\s]{0,512}@)")
 _WHOLE_USER = re.compile(r"^(?P<secret>[^:@/]{2,}:(?!//).*@)", re.DOTALL)
