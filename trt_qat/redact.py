@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 # Every repetition has an end, so that no text takes long.
 _SCHEME = r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{1,20}:/{1,3}"  # two letters at least: C:/ is a drive; a path makes // to /
-# The user, who may hold "@", and behind ":" a password, which may hold ":", "/" and "@" itself: it ends at the last "@".
+# The user and behind ":" a password. Both may hold "@", the password ":" and "/" as well: it ends at the last "@".
 _URL_USER = re.compile(
     rf"{_SCHEME}(?P<secret>[^:/\s'\"]{{0,256}}:[^'\"]{{0,512}}@|[^:/\s'\"]{{1,256}}@)", re.IGNORECASE
 )

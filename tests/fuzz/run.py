@@ -163,7 +163,8 @@ def _warm(target: Any) -> None:
 
 
 def _note(kinds: set[str], report: Path, finding: dict[str, Any]) -> None:
-    kind = f"{finding['what'][:60]} {finding['where']}" if finding["what"] != "writes to stderr" else finding["what"]
+    kind = f"{finding['what'].partition(':')[0]} {finding['where']}"  # values in a message make no other kind
+    kind = finding["what"] if finding["what"] == "writes to stderr" else kind
     if kind in kinds or len(kinds) > 50:
         return
     kinds.add(kind)
