@@ -17,8 +17,13 @@ VALUES = [
     ("rtsps://:geheim@host/cam", "rtsps://***@host/cam"),
     ("https:/me:ge@heim@host/data.yaml", "https:/***@host/data.yaml"),  # a path makes one slash of two
     ("admin:geheim@10.0.0.2/cam", "***@10.0.0.2/cam"),
-    ("https://host/cam?user=me&pwd=geheim&size=2#x", "https://host/cam?user=me&pwd=***&size=2#x"),
+    ("https://host/cam?user=me&pwd=geheim&size=2#x", "https://host/cam?user=***&pwd=***&size=2#x"),
     ("https://host/a.jpg?X-Amz-Signature=geheim", "https://host/a.jpg?X-Amz-Signature=***"),
+    ("https://host/a.mp4#access_token=geheim", "https://host/a.mp4#access_token=***"),
+    (
+        "rtspsrc location=rtsp://h/x user-id=me user-pw=geheim ! y",
+        "rtspsrc location=rtsp://h/x user-id=*** user-pw=*** ! y",
+    ),
     ("https://host:554/a?token=gehe@im@geheim&b=2", "https://***&b=2"),  # the token may be a password, too
     ("https://host/a?token=ge@heim&b=2", "https://host/a?token=***&b=2"),
     ("rtsp://me:ge?key=he@im@host/cam", "rtsp://***"),
@@ -40,7 +45,14 @@ def test_no_error_holds_one(kind: type[TrtQatError]) -> None:
 
 def test_no_text_takes_long() -> None:
     started = time.perf_counter()
-    for text in ("aa:/" * 25_000 + "@", "aa:x " * 25_000 + "=", "?pass" * 20_000 + "=", "a" * 100_000 + ":@="):
+    for text in (
+        "aa:/" * 25_000 + "@",
+        "aa:x " * 25_000 + "=",
+        "?pass" * 20_000 + "=",
+        "pass" * 20_000 + "=",
+        " pass" * 20_000,
+        "a" * 100_000 + ":@=",
+    ):
         redacted(text)
         redacted_message(text)
     assert time.perf_counter() - started < 10

@@ -16,7 +16,10 @@ _WHOLE_URL_USER = re.compile(rf"^{_SCHEME}(?P<secret>[^:/]*:.*@|[^:/]+@)", re.IG
 _USER = re.compile(r"(?:(?<=^)|(?<=['\"(= ]))(?P<secret>[^:@/=\s'\"]{2,256}:(?!/)[^'\"\s]{0,512}@)")
 _WHOLE_USER = re.compile(r"^(?P<secret>[^:@/]{2,}:(?!//).*@)", re.DOTALL)
 _FIELD = re.compile(
-    r"[?&;][^=&;?]{0,64}(?:pass|pwd|token|secret|key|auth|sig)[^=&;?]{0,64}=(?P<secret>[^&;#'\"\s]*)", re.IGNORECASE
+    r"(?:(?:[?&;#][^=&;?#]{0,64}(?:user|pass|pwd|token|secret|key|auth|sig)[^=&;?#]{0,64})"
+    r"|(?:(?<![^\s'\"])[\w-]{0,64}(?:user|pass|pw|token|secret)[\w-]{0,64}))"  # GStreamer: a word apart
+    r"=(?P<secret>[^&;#'\"\s]*)",
+    re.IGNORECASE,
 )
 _HIDDEN = "***"
 
