@@ -11,6 +11,9 @@ VALUES = [
     ("rtsp://user:geheim@host:554/cam", "rtsp://***@host:554/cam"),
     ("RTSP://geheim@host/cam", "RTSP://***@host/cam"),
     ("rtsp://user:ge/he:i@m@host/cam", "rtsp://***@host/cam"),
+    ("https://@geheim@host/cam", "https://***@host/cam"),
+    ("https://me@mail:geheim@host/cam", "https://***@host/cam"),
+    ("https://@me:geheim@host/cam", "https://***@host/cam"),
     ("rtsps://:geheim@host/cam", "rtsps://***@host/cam"),
     ("https:/me:ge@heim@host/data.yaml", "https:/***@host/data.yaml"),  # a path makes one slash of two
     ("admin:geheim@10.0.0.2/cam", "***@10.0.0.2/cam"),
@@ -21,6 +24,9 @@ VALUES = [
         "rtspsrc location=rtsp://h/x user-id=me user-pw=geheim ! y",
         "rtspsrc location=rtsp://h/x user-id=*** user-pw=*** ! y",
     ),
+    ("https://host:554/a?token=gehe@im@geheim&b=2", "https://***&b=2"),  # the token may be a password, too
+    ("https://host/a?token=ge@heim&b=2", "https://host/a?token=***&b=2"),
+    ("rtsp://me:ge?key=he@im@host/cam", "rtsp://***"),
 ]
 PLAIN = ["rtsp://host/cam", "photos/a:b@2x.png", "C:/a@b.png", "one.png", "udp://@239.0.0.1:1234", "a@b.c", "qat.lr0=1"]
 

@@ -169,7 +169,7 @@ def _is_same_file(first: Path, second: Path) -> bool:
 
 
 def _say_error(message: str) -> None:
-    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
+    click.echo(f"Error: {message}", err=True)
 
 
 def _exit_at_end(code: int) -> None:

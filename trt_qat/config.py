@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trt_qat.errors import ConfigError
-from trt_qat.reading import explain, parse_yaml, read_yaml, shortened
+from trt_qat.reading import explain, parse_yaml, read_yaml, shortened, shown_name
 from trt_qat.registry import CALIBRATORS, RUNTIMES, TARGETS, Table, suggestion
 
 Precision = Literal["int8+fp32", "int8+fp16", "fp32", "fp16"]
@@ -283,7 +283,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     name, separator, raw = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (separator and dot and section and key):
-        raise ConfigError(f"--set {text!r} is not of the form section.key=value, e.g. --set qat.epochs=5.")
+        raise ConfigError(f"--set {shortened(text)} is not of the form section.key=value, e.g. --set qat.epochs=5.")
     value = parse_yaml(raw, f"--set {shortened(text)}", ConfigError)
     # YAML 1.1 reads '1e-5' (no dot) as a string; users mean the number.
     if isinstance(value, str):
@@ -330,9 +330,9 @@ def _unknown(key: str, known: list[str], where: str = "") -> str:
     if not close and section:  # the key may stand in the wrong section
         for name in Config.model_fields:
             if leaf in _section_class(name).model_fields:
-                return f"Unknown key '{key}'{where}. It belongs to another section: '{name}.{leaf}'."
+                return f"Unknown key '{shown_name(key)}'{where}. It belongs to another section: '{name}.{leaf}'."
     hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."
-    return f"Unknown key '{key}'{where}. {hint}"
+    return f"Unknown key '{shown_name(key)}'{where}. {hint}"
 
 
 def _explain(exc: ValidationError, prefix: str = "") -> str:

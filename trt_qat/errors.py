@@ -12,19 +12,31 @@ TrtQatError                 caught in cli.py only: one line on stderr, exit code
 ├── NotEnoughMemory         memory runs out even with one image at a time
 └── ConsistencyError        two things that must agree do not: a result would be wrong
 
-A message says what was given, what is allowed, and what to do.
+A message says in one line what was given, what is allowed, and what to do.
 """
 
 from __future__ import annotations
 
 from trt_qat.redact import redacted_message
 
+_LONGEST = 2000  # characters of a message; its end, which says what to do, is kept
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0))}
+
 
 class TrtQatError(Exception):
-    """Base class of every expected failure. No message holds a URL's user, password or token."""
+    """Base class of every expected failure.
+
+    A message is one line without control characters, which a terminal would obey, whatever names and values out of a
+    file stand in it, and it holds no URL's user, password or token.
+    """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(redacted_message(message))
+        super().__init__(_one_line(redacted_message(message)))
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.splitlines()).translate(_CONTROLS)
+    return line if len(line) <= _LONGEST else f"{line[:1400]} ... {line[-500:]}"
 
 
 class ConfigError(TrtQatError):

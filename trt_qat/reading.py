@@ -65,11 +65,17 @@ def explain(exc: ValidationError, prefix: str = "") -> str:
     """The violations in one line: field, what was found, what is allowed; the first three of them."""
     found = []
     for violation in exc.errors()[:3]:
-        field = prefix + ".".join(str(part) for part in violation["loc"])
+        field = prefix + ".".join(shown_name(part) for part in violation["loc"])
         message = violation["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, e.g. [a, b]")
         found.append(f"{field} = {shortened(violation['input'])}: {message}" if field else message)
     more = exc.error_count() - len(found)
     return "; ".join(found) + (f"; and {more} more" if more else "")
+
+
+def shown_name(name: int | str) -> str:
+    """A field's name for a message; as ``repr`` shows it where it is long or cannot be printed."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= 80 else shortened(text)
 
 
 def shortened(value: Any, longest: int = 80) -> str:

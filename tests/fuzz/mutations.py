@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
+from xml.sax.saxutils import escape
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -52,12 +54,13 @@ def mutated_json(draw: st.DrawFn, good: Any) -> bytes:
     """A JSON document with one to three values replaced, removed, added or renamed; seldom damaged as text."""
     content = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 3))):
-        content = _with_one_change(draw, content)
+        content = with_one_change(draw, content)
     encoded = json.dumps(content).encode()
     return draw(mutated_bytes([encoded])) if draw(st.integers(0, 9)) == 0 else encoded
 
 
-def _with_one_change(draw: st.DrawFn, content: Any) -> Any:
+def with_one_change(draw: st.DrawFn, content: Any) -> Any:
+    """The content, with a value of it replaced, removed, added, doubled, or by another name; in place where it can be."""
     if not isinstance(content, dict | list) or not content or draw(st.integers(0, 30)) == 0:
         return _odd_value(draw)
     container, key = content, draw(st.sampled_from(_keys(content)))
@@ -98,6 +101,93 @@ def _near(draw: st.DrawFn, value: Any) -> Any:
 
 def _keys(container: Any) -> list[Any]:
     return list(container) if isinstance(container, dict) else list(range(len(container)))
+
+
+@st.composite
+def nudged_json(draw: st.DrawFn, good: Any) -> bytes:
+    """A JSON document in which one thing (seldom two) is another plausible one: most of these should be accepted."""
+    content = copy.deepcopy(good)
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
+        _nudge(draw, content)
+    return json.dumps(content).encode()
+
+
+def _nudge(draw: st.DrawFn, content: Any) -> None:
+    """Change one value to one of its type, or order, double, remove one entry of a list; in place."""
+    container, key = content, draw(st.sampled_from(_keys(content)))
+    while isinstance(container[key], dict | list) and container[key] and draw(st.integers(0, 7)):
+        container = container[key]
+        key = draw(st.sampled_from(_keys(container)))
+    value = container[key]
+    if isinstance(value, bool | int | float | str) or value is None:
+        container[key] = _plausible(draw, value, content)
+        return
+    entries = value if isinstance(value, list) else container
+    if not isinstance(entries, list) or not entries:
+        return
+    place, other = draw(st.integers(0, len(entries) - 1)), draw(st.integers(0, len(entries) - 1))
+    kind = draw(st.sampled_from(["exchange", "double", "remove"]))
+    if kind == "exchange":
+        entries[place], entries[other] = entries[other], entries[place]
+    elif kind == "double":
+        entries.insert(place, copy.deepcopy(entries[other]))
+    else:
+        del entries[place]
+
+
+def _plausible(draw: st.DrawFn, value: Any, content: Any) -> Any:
+    others = [other for other in _leaves(content) if type(other) is type(value)]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return draw(st.sampled_from([value + 1, value - 1, value * 2, value // 2, 0, 1, 2, 3, *others]))
+    if isinstance(value, float):
+        return draw(st.sampled_from([value / 2, value * 2, value * 1.01, 0.0, 1.0, *others]))
+    if isinstance(value, str):
+        return draw(st.sampled_from([value + "x", value[:-1], "é", "Cấm", *others]))
+    return draw(st.sampled_from([0, 1.0, "x"]))
+
+
+def _leaves(content: Any) -> list[Any]:
+    if isinstance(content, dict | list):
+        parts = content.values() if isinstance(content, dict) else content
+        return [leaf for part in parts for leaf in _leaves(part)]
+    return [content]
+
+
+@st.composite
+def edited_xml(draw: st.DrawFn, good: str) -> str:
+    """An XML text with one to three attributes or texts exchanged or changed, or an element gone, doubled or elsewhere."""
+    text = good
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["value", "value", "value", "other", "remove", "double"]))
+        pattern = (
+            r'(?<=")[^"<>]*(?=")|(?<=>)[^<>\s]+(?=<)'
+            if kind in ("value", "other")
+            else r"<(\w+)\b[^<>]*(?:/>|>[^<>]*</\1>)"
+        )
+        found = list(re.finditer(pattern, text))
+        if not found:
+            break
+        start, end = draw(st.sampled_from(found)).span()
+        if kind == "value":
+            new = draw(
+                st.one_of(
+                    st.sampled_from(_ODD),
+                    st.sampled_from(["", "0", "1", "2", "4", "64"]),
+                    st.text(max_size=6).map(escape),
+                )
+            )
+        elif kind == "other":
+            new = draw(st.sampled_from(found)).group()
+        else:
+            new = text[start:end] * 2 if kind == "double" else ""
+        text = (
+            text[:start] + new.replace('"', "") + text[end:]
+            if kind in ("value", "other")
+            else text[:start] + new + text[end:]
+        )
+    return text
 
 
 @st.composite

@@ -103,9 +103,9 @@ def _collected(name: str, report: Path, code: int, hangs: bool) -> tuple[int, in
     counts = (report / "counts").read_text().split() if (report / "counts").exists() else ["0", "0"]
     if hangs or code:
         last = (report / "last").read_bytes() if (report / "last").exists() else b""
-        said = (report / "log").read_bytes()[-600:].decode("utf-8", "replace")
+        said = (report / "log").read_bytes()[-100_000:].decode("utf-8", "replace").splitlines()[-8:]
         what = "hangs, and no signal interrupts it" if hangs else f"the process ended with {code}"
-        found.append(_finding(name, last, what, " ".join(said.split())[-300:]))
+        found.append(_finding(name, last, what, " | ".join(line.strip()[:150] for line in said)))
     return int(counts[0]), int(counts[1]), found
 
 
@@ -113,8 +113,10 @@ def _fuzz(name: str, seconds: float, seed: int, report: Path) -> None:
     """In a process of its own: try inputs until the time is over, each kind of finding once."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
-    from parsers import TARGETS, parsed
     from per_input import TookTooLong, limited_memory, limited_time, quiet_stderr
+    from target import parsed
+
+    from parsers import TARGETS
 
     target = TARGETS[name]
     warnings.simplefilter("ignore")  # as the command does
@@ -154,15 +156,16 @@ def _fuzz(name: str, seconds: float, seed: int, report: Path) -> None:
 
 def _warm(target: Any) -> None:
     """One input before the limit of memory holds: what it imports is mapped."""
-    from parsers import parsed
     from per_input import quiet_stderr
+    from target import parsed
 
     with quiet_stderr(), contextlib.suppress(Exception):
         parsed(target, b"")
 
 
 def _note(kinds: set[str], report: Path, finding: dict[str, Any]) -> None:
-    kind = f"{finding['what'][:60]} {finding['where']}" if finding["what"] != "writes to stderr" else finding["what"]
+    kind = f"{finding['what'].partition(':')[0]} {finding['where']}"  # values in a message make no other kind
+    kind = finding["what"] if finding["what"] == "writes to stderr" else kind
     if kind in kinds or len(kinds) > 50:
         return
     kinds.add(kind)
@@ -177,7 +180,7 @@ def _what(exc: BaseException) -> str:
 def _where(exc: BaseException) -> str:
     """The last line of trt_qat or of these targets that the exception came through, and where it was raised."""
     frames = traceback.extract_tb(exc.__traceback__)
-    own = [frame for frame in frames if "/trt_qat/" in frame.filename or frame.filename.endswith("parsers.py")]
+    own = [frame for frame in frames if "/trt_qat/" in frame.filename or frame.filename.endswith("_targets.py")]
     chosen = [*own[-1:], *frames[-1:]]
     places = [f"{Path(frame.filename).name}:{frame.name}:{frame.lineno}" for frame in chosen]
     return " <- ".join(reversed(dict.fromkeys(places)))
@@ -196,7 +199,9 @@ def _saved(finding: dict[str, Any]) -> Path:
 
 
 def _replay(path: Path) -> int:
-    from parsers import TARGETS, parsed
+    from target import parsed
+
+    from parsers import TARGETS
 
     finding = json.loads(path.read_text())
     accepted = parsed(TARGETS[finding["target"]], base64.b64decode(finding["base64"]))

@@ -420,6 +420,18 @@ def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
     assert_refused(path, "damaged or truncated")
 
 
+@pytest.mark.parametrize("header", [b"PK\x03\x04", b"PK\x01\x02"])  # a part's own, and in the archive's list
+def test_the_name_of_a_part_is_no_text(tmp_path: Path, header: bytes) -> None:
+    path = save_pt(tiny_network(), tmp_path / "hostile.pt")
+    content = bytearray(path.read_bytes())
+    start = content.index(header)
+    flags, name = (start + 6, start + 30) if header == b"PK\x03\x04" else (start + 8, start + 46)
+    content[flags + 1] |= 0x08  # UTF-8
+    content[name] = 0x80
+    path.write_bytes(content)
+    assert_refused(path, "hostile.pt' is (damaged or truncated|not an Ultralytics checkpoint)")
+
+
 def test_torchscript_is_named(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Conv2d(3, 3, 1), torch.ones(1, 3, 4, 4)), tmp_path / "script.pt")
     assert_refused(tmp_path / "script.pt", "TorchScript")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN weights": ({"ema": {"weight": torch.tensor([float("nan")])}}, "'weight' holds NaN or infinity"),
     "updates": ({"updates": -1}, "updates = -1"),
     "optimizer": ({"optimizer": None}, "optimizer = None"),
+    "NaN momentum": (
+        {"optimizer": {"state": {0: {"buffer": torch.tensor([float("nan")])}}}},
+        "a tensor in it holds",
+    ),
+    "NaN rate": (
+        {"optimizer": {"param_groups": [{"lr": float("nan")}]}},
+        "optimizer = {'param_groups': [{'lr': nan}]}",
+    ),
+    "infinite range": (
+        {"features": {"monitor": {"amax": {"a": torch.tensor(float("inf"))}}}},
+        "holds NaN or infinity",
+    ),
     "best fitness": ({"best_fitness": float("inf")}, "best_fitness = inf"),
     "stopper": ({"stopper": (0.5,)}, "stopper"),
     "row": ({"results_csv": "epoch,loss\n1\n"}, "a row has 1 values, the header 2"),
@@ -75,6 +88,20 @@ def test_a_violation_is_one_line(change: dict[str, Any], found: str, tmp_path: P
 class _Runs:
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("executed",))
+
+
+class _Hooked:
+    """A tensor whose hooks are a name that restricted loading allows."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, (torch.ones(2)._typed_storage(), 0, (2,), (1,), False, OrderedDict)
+
+
+@pytest.mark.parametrize("section", ["model", "optimizer"])
+def test_a_tensor_that_brings_hooks(section: str, tmp_path: Path) -> None:
+    _store(tmp_path, **{section: {"weight": _Hooked()}})
+    with pytest.raises(ArtifactError, match=rf"{section} = .* has hooks\. Start without --resume"):
+        load_state(tmp_path, "f")
 
 
 @pytest.mark.parametrize("kind", ["code", "pickle", "truncated", "empty", "list", "pipe", "folder"])

@@ -30,7 +30,7 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.calibrate import batches
 from trt_qat.quantization.divergence import OutputDivergence
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.reading import FileModel, checked, read_json, shortened
+from trt_qat.reading import FileModel, checked, read_json, shortened, shown_name
 
 Measure = Callable[[], float]
 
@@ -188,7 +188,8 @@ class SensitivityFile:
         wanted = dict(self.key)
         other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if other:
-            return None, f"Starting anew: '{self.path}' was made with other {', '.join(other)}."
+            names = ", ".join(map(shown_name, other[:10]))
+            return None, f"Starting anew: '{self.path}' was made with other {names}."
         said = f"Continuing '{self.path}': {len(rows)} of {self.groups} groups are measured already."
         return Ranking(rows, figures), said
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,7 +125,8 @@ class TorchFile:
         views = {name: self._view(value, name) for name, value in stored.items()}
         total = sum(math.prod(size) for _, _, size, _ in views.values())
         PARAMETERS.check(total, f"'{self.path}'", ArtifactError)
-        return {name: self._read(*view) for name, view in views.items()}
+        with _damage_named(self.path):
+            return {name: self._read(*view) for name, view in views.items()}
 
     def _view(self, value: Any, name: str) -> tuple[_Storage, int, tuple[int, ...], tuple[int, ...]]:
         """Storage, offset, size and stride of a tensor, checked against the file."""
@@ -184,14 +186,27 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
             f"'{path}' is not a PyTorch checkpoint (or it is truncated). "
             "Give an Ultralytics .pt, an architecture .yaml or a trt_qat .safetensors."
         )
+    with _damage_named(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        folder = _folder(archive, path)
+        content = _Machine(path).run(_part(archive, archive.getinfo(f"{folder}/data.pkl"), path))
+        yield TorchFile(content, path, archive, folder)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Within: zipfile and PyTorch read what may be damaged, for which neither has one exception."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            folder = _folder(archive, path)
-            content = _Machine(path).run(archive.read(f"{folder}/data.pkl"))
-            yield TorchFile(content, path, archive, folder)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, OverflowError) as exc:
+        yield
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, OverflowError, struct.error) as exc:
         reason = " ".join(str(exc).split())[:200]
         raise ArtifactError(f"'{path}' is damaged or truncated: {reason}.") from exc
+
+
+def _part(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> bytes:
+    with _damage_named(path):
+        return archive.read(entry)
 
 
 def _folder(archive: zipfile.ZipFile, path: Path) -> str:
@@ -213,7 +228,8 @@ def _folder(archive: zipfile.ZipFile, path: Path) -> str:
     folder = found[0].filename.partition("/")[0]
     PICKLE_MEGABYTES.check(found[0].file_size / 1e6, f"'{path}'", ArtifactError)
     order = f"{folder}/byteorder"
-    if any(entry.filename == order for entry in entries) and archive.read(order) != b"little":
+    named = [entry for entry in entries if entry.filename == order]
+    if named and _part(archive, named[0], path) != b"little":
         raise ArtifactError(f"'{path}' was written on a big-endian machine, which trt_qat does not read.")
     return folder
 

@@ -163,11 +163,15 @@ def load_choice(path: Path, groups: Collection[str] | None = None) -> Calibratio
     return found
 
 
+_BEYOND_FLOAT32 = 2.0**128  # activations are float32
+_MOST_COUNTED = 2.0**53  # a larger whole number is no longer exact, and sums over bins could become infinite
+
+
 class Span(FileModel):
     """Edge and largest value of a histogram, as :class:`ActivationHistogram` has them; both 0 if nothing was seen."""
 
     limit: Annotated[float, Field(ge=0)]
-    maximum: Annotated[float, Field(ge=0)]
+    maximum: Annotated[float, Field(ge=0, lt=_BEYOND_FLOAT32)]
 
     @model_validator(mode="after")
     def _fits(self) -> Span:
@@ -264,8 +268,10 @@ def _counts(stream: Any, name: str, bins: int | None, path: Path) -> NDArray[np.
 
 
 def _check_counts(counts: NDArray[np.float64], name: str, path: Path) -> None:
-    if not (np.isfinite(counts).all() and (counts >= 0).all()):
-        raise ArtifactError(f"'{path}': {shortened(name)} has a count that is negative or not finite. It is made anew.")
+    if not ((counts >= 0) & (counts <= _MOST_COUNTED)).all():  # NaN is neither
+        raise ArtifactError(
+            f"'{path}': {shortened(name)} has a count that is negative, too large or no number. It is made anew."
+        )
 
 
 def _note(exc: Exception) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -140,9 +141,18 @@ class RunningState(FileModel):
         for name, value in weights.items():
             if not isinstance(value, torch.Tensor):
                 raise ValueError(f"{shortened(name)} is no tensor")
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{shortened(name)} holds NaN or infinity")
+            _check_tensor(value, shortened(name))
         return weights
+
+    @field_validator("optimizer", "features")
+    @classmethod
+    def _no_nan(cls, kept: dict[str, Any]) -> dict[str, Any]:
+        for value in _values(kept):
+            if isinstance(value, torch.Tensor):
+                _check_tensor(value, "a tensor in it")
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError("it holds NaN")
+        return kept
 
     @field_validator("results_csv")
     @classmethod
@@ -154,6 +164,25 @@ class RunningState(FileModel):
             for cell in row:
                 float(cell)  # says itself which text is no number
         return text
+
+
+def _check_tensor(value: torch.Tensor, name: str) -> None:
+    if value._backward_hooks:  # restricted loading attaches whatever the file says
+        raise ValueError(f"{name} has hooks")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} holds NaN or infinity")
+
+
+def _values(content: Any) -> Iterator[Any]:
+    """What containers hold, however deep; one that holds itself is looked into once."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, dict | list | tuple):
+            yield value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _check(state: Mapping[str, Any], path: Path) -> None:
