@@ -17,7 +17,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("fault", starved.FAULTS)
+# with little memory everything is loaded first, torch as well
+SLOW = {"little memory": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("fault", [pytest.param(name, marks=SLOW.get(name, ())) for name in starved.FAULTS])
 def test_infer(fault: str, place: Path) -> None:
     if starved.FAULTS[fault].shell and not starved.can_mount():
         pytest.skip("this machine gives a process no mounts of its own")
