@@ -6,10 +6,11 @@ one line. Everything else is a finding: another exception, a warning that reache
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +39,25 @@ def parsed(target: Target, content: bytes) -> bool:
     Raises:
         AssertionError: an invariant does not hold, or the message of the refusal is not one line.
     """
-    logging.getLogger("trt_qat").setLevel(logging.CRITICAL)  # converters log what they leave out
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _nothing_logged():
         try:
             target.check(content, Path(folder))
         except TrtQatError as exc:
             assert_one_line(str(exc))
             return False
     return True
+
+
+@contextlib.contextmanager
+def _nothing_logged() -> Iterator[None]:
+    """Within: converters that log what they leave out, and caches that are made anew, do it for nobody."""
+    log = logging.getLogger("trt_qat")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def assert_one_line(text: str) -> None:
