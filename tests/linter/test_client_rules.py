@@ -74,8 +74,8 @@ def rules(found: list[Finding], severity: str) -> set[str]:
 def test_onnxruntime_refuses_what_is_broken_there(name: str, tmp_path: Path) -> None:
     model = planted(name)
     refused = rules(findings(model, tmp_path / "x.onnx", "onnxruntime"), "broken") - WRONG_EVERYWHERE
-    if refused:
-        with pytest.raises(Exception, match=r"Type Error"):
+    if refused or name == "empty_scale":  # that one is wrong everywhere, and here it does not even run
+        with pytest.raises(Exception, match=r"Type Error|QuantizeLinear"):
             run_onnxruntime(model)
     else:
         tolerance = 0.1 if name == "requantized_directly" else 2e-2  # it drops the first of two roundings
@@ -104,7 +104,7 @@ def test_tensorrt_refuses_what_is_broken_there(tmp_path: Path) -> None:
     broken = {name for name in PLANTED if rules(findings(planted(name), tmp_path / "x.onnx", "tensorrt-rtx"), "broken")}
     refused = set(json.loads(done.stdout.splitlines()[-1]))
     assert refused == broken - accepted_but_wrong - accepted_but_mixed - crashes
-    assert len(refused) == 6
+    assert len(refused) == 7
 
 
 def stem(net: Net) -> str:
