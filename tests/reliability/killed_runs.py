@@ -126,7 +126,9 @@ def _killed(
     code = process.returncode
     stage = stages[done] if done < len(stages) else "after the last"
     left = "nothing temporary" if not _temporary(folder) else f"{len(_temporary(folder))} temporary"
-    faults = [f"exit code {code}"] if moment.number == signal.SIGTERM and code not in (143, 0) else []
+    # who has done everything may be ended by the signal itself while the interpreter closes: 143 in a shell as well
+    allowed = (143, 0, -signal.SIGTERM) if done == len(stages) else (143,)
+    faults = [f"exit code {code}"] if moment.number == signal.SIGTERM and code not in allowed else []
     faults += ["temporary files after SIGTERM"] if moment.number == signal.SIGTERM and _temporary(folder) else []
     with _start(place) as process:
         pass
