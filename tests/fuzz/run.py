@@ -113,10 +113,9 @@ def _fuzz(name: str, seconds: float, seed: int, report: Path) -> None:
     """In a process of its own: try inputs until the time is over, each kind of finding once."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
+    from parsers import TARGETS
     from per_input import TookTooLong, limited_memory, limited_time, quiet_stderr
     from target import parsed
-
-    from parsers import TARGETS
 
     target = TARGETS[name]
     warnings.simplefilter("ignore")  # as the command does
@@ -199,9 +198,8 @@ def _saved(finding: dict[str, Any]) -> Path:
 
 
 def _replay(path: Path) -> int:
-    from target import parsed
-
     from parsers import TARGETS
+    from target import parsed
 
     finding = json.loads(path.read_text())
     accepted = parsed(TARGETS[finding["target"]], base64.b64decode(finding["base64"]))

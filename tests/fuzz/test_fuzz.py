@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from parsers import TARGETS
 from per_input import limited_memory, limited_time
 from target import Target, parsed
 
 import trt_qat.checkpoint  # noqa: F401  # PyTorch is mapped before the limit of memory holds
-from parsers import TARGETS
 
 REGRESSIONS = sorted(Path(__file__).with_name("regressions").glob("*.json"))
 EXAMPLES = {"checkpoint": 10, "architecture": 10, "pt": 10, "resume": 20, "lint": 20, "onnxruntime": 20, "openvino": 10}
