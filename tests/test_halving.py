@@ -21,6 +21,7 @@ CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB."
         (RuntimeError(CUDA), True),
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("can't start new thread"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
         (ArtifactError("out of memory"), False),

@@ -84,7 +84,9 @@ def _signals() -> Iterator[None]:
 @contextlib.contextmanager
 def _folder_of_libraries() -> Iterator[None]:
     """Within: what libraries write as soon as they are imported is not in the home folder, and goes at the end."""
-    owner, unset = os.getpid(), [name for name in _LIBRARY_FOLDERS if name not in os.environ]
+    # Matplotlib's list of fonts takes seconds to make, so it is kept wherever it can be
+    names = _LIBRARY_FOLDERS if _home_is_writable() else (*_LIBRARY_FOLDERS, "MPLCONFIGDIR")
+    owner, unset = os.getpid(), [name for name in names if name not in os.environ]
     folder = ""
     try:
         if unset:
@@ -97,6 +99,14 @@ def _folder_of_libraries() -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
             for name in unset:
                 os.environ.pop(name, None)
+
+
+def _home_is_writable() -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=os.path.expanduser("~")):  # noqa: PTH111  # pathlib raises without a home
+            return True
+    except OSError:
+        return False
 
 
 def _open_closed_streams() -> None:

@@ -11,6 +11,7 @@ MEMORY_RAN_OUT = "Memory ran out. Lower the batch or model.imgsz, or raise the l
 _SAYINGS = (
     *("can't allocate memory", "cannot allocate memory", "out of memory", "bad allocation", "bad_alloc"),
     *("unable to allocate", "could not create a primitive", "could not execute a primitive", "failed to map segment"),
+    "can't start new thread",  # its stack is memory too
 )
 
 

@@ -71,6 +71,7 @@ def _closed_stdout() -> None:
     os.close(1)
 
 
+_RESULTS = {".safetensors", ".onnx", ".plan", ".pt", ".png", ".jpg", ".mp4"}
 NO_SPACE = "No space left on device|File too large|Free some space"
 FAULTS: Mapping[str, Fault] = {
     "disk full": Fault(True, NO_SPACE, 'mount -t tmpfs -o size=20k tmpfs "$0"'),
@@ -130,8 +131,9 @@ def meet(place: Path, verb: str, name: str) -> Outcome:
             faults.append(f"said {lines[-2:]}")
     elif done.returncode or lines:
         faults.append(f"exit code {done.returncode}, said {lines[-2:]}")
-    if fault.stops and left:
-        faults.append(f"left {', '.join(left)}")
+    results = [file for file in left if Path(file).suffix in _RESULTS]  # a run's folder keeps its settings and tables
+    if fault.stops and results:
+        faults.append(f"left {', '.join(results)}")
     if not fault.stops and not left:
         faults.append("wrote nothing")
     if any(Path(file).name.startswith(".") for file in left):
