@@ -18,6 +18,7 @@ def _command() -> None:
     import onnxruntime  # noqa: F401
     import openvino  # noqa: F401
     import torch
+    import torchvision  # noqa: F401  # within QAT it would be loaded later
 
     import trt_qat.run  # noqa: F401
     from trt_qat.cli import call, cli
