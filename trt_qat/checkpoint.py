@@ -42,7 +42,7 @@ from trt_qat.model.loading import (
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.quantization.placement import Placement
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
-from trt_qat.reading import PICKLE_TRUSTED, FileModel, checked, parse_json, regular_file, shortened
+from trt_qat.reading import PICKLE_TRUSTED, FileModel, checked, parse_json, shortened
 
 FORMAT = "trt_qat-checkpoint-1"
 SUFFIX = ".safetensors"
@@ -353,7 +353,6 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
 
 def _read(path: Path) -> tuple[CheckpointHeader, dict[str, Tensor]]:
     existing_file(path, "Checkpoint")
-    regular_file(path, "Checkpoint")
     WEIGHTS_MEGABYTES.check(path.stat().st_size / 1e6, f"Checkpoint '{path}'", ArtifactError)
     try:
         with safe_open(path, framework="pt") as stream:
