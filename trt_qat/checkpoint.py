@@ -298,7 +298,12 @@ def _placement(content: Any, network: DetectionModel, path: Path) -> Placement:
 def _range_shapes(placement: Placement, network: DetectionModel) -> dict[str, list[int]]:
     convs = convolutions(network)
     activations: dict[str, list[int]] = {f"activation.{group.name}": [] for group in placement.groups}
-    weights = {f"weight.{c}": [convs[c].out_channels, 1, 1, 1] for group in placement.groups for c in group.convs}
+    per_channel = placement.weights == "channel"
+    weights = {
+        f"weight.{conv}": [convs[conv].out_channels if per_channel else 1, 1, 1, 1]
+        for group in placement.groups
+        for conv in group.convs
+    }
     return activations | weights
 
 

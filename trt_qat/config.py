@@ -25,6 +25,7 @@ FlavorChoice = Literal["auto", "tensorrt", "tensorrt-rtx"]
 ExportFormat = Literal["onnx", "openvino", "engine"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
+WeightScales = Literal["channel", "tensor"]
 QatLoss = Literal["detection", "distill", "both"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
@@ -111,6 +112,7 @@ class QuantizationSection(Section):
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
+    weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
     exclude: tuple[str, ...] = ()

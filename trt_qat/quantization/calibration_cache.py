@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from trt_qat import distributed
 from trt_qat.artifacts import atomic_path, existing_file, write_json
-from trt_qat.config import QuantizationSection
+from trt_qat.config import QuantizationSection, WeightScales
 from trt_qat.data.images import Image, images_sha256
 from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.model.output_error import MEASURE
@@ -58,7 +58,7 @@ class CalibrationCache:
         """The files of this calibration, whether they are there or not."""
         key = cache_key(model, images_sha256(images), imgsz, section.histogram_bins)
         histograms = self.folder / f"{self.stem}-{key}.safetensors"
-        choice = histograms.with_name(f"{histograms.stem}-auto-{choice_key(key, section)}.json")
+        choice = histograms.with_name(f"{histograms.stem}-auto-{choice_key(key, section, model.placement.weights)}.json")
         groups = tuple(group.name for group in model.placement.groups)
         return CachedCalibration(groups, section.histogram_bins, histograms, choice)
 
@@ -128,14 +128,14 @@ def cache_key(model: QuantizedModel, data_sha256: str, imgsz: int, bins: int) ->
     return digest.hexdigest()[:16]
 
 
-def choice_key(histograms_key: str, section: QuantizationSection) -> str:
+def choice_key(histograms_key: str, section: QuantizationSection, weights: WeightScales) -> str:
     """Everything that decides the choice of ``auto``, as one hash.
 
     Args:
         histograms_key: of :func:`cache_key`; holds weights, images and placement.
     """
     candidates = [calibrator.as_dict() for calibrator in CANDIDATES]
-    settings = [section.auto_images, section.auto_per_group, section.toolkit, section.batch]
+    settings = [section.auto_images, section.auto_per_group, section.toolkit, section.batch, weights]
     recipe = [histograms_key, candidates, MEASURE, *settings]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 

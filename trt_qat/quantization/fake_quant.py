@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 LOWEST, HIGHEST = -128, 127
-_SMALLEST_RANGE = 1e-8  # a step of 0 would make NaN of a dead channel
 _PART = 4  # a scalar range learns from one image in so many
-
-
-def weight_range(weight: Tensor) -> Tensor:
-    """The largest magnitude of each output channel, (channels, 1, 1, 1); above 0 where a channel is all zeros, too."""
-    return weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_RANGE)
 
 
 def fake_quantize(values: Tensor, amax: Tensor) -> Tensor:
@@ -27,7 +21,7 @@ def fake_quantize(values: Tensor, amax: Tensor) -> Tensor:
 
     Args:
         values: any shape.
-        amax: a scalar, or (channels, 1, 1, 1) for weights (channels, ...). Gets a gradient if it requires one.
+        amax: a scalar, or (channels or 1, 1, 1, 1) for weights (channels, ...). Gets a gradient if it requires one.
 
     Returns:
         The shape and type of ``values``.

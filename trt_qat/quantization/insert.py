@@ -48,7 +48,7 @@ class QuantizedModel:
         }
 
     def amax(self) -> dict[str, Tensor]:
-        """Every range: ``activation.<group>`` (scalar) and ``weight.<conv>`` (out_channels, 1, 1, 1)."""
+        """Every range: ``activation.<group>`` (scalar), ``weight.<conv>`` (out_channels or 1, 1, 1, 1)."""
         activations = {f"activation.{k}": self.toolkit.amax(q) for k, q in self.activation_quantizers().items()}
         return activations | {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
 
@@ -62,8 +62,9 @@ class QuantizedModel:
             for name, quantizer in quantizers.items():
                 value = amax.get(f"{kind}.{name}")
                 if value is not None:
-                    channels = 1 if kind == "activation" else self.network.get_submodule(name).weight.shape[0]
-                    _check_range(value, channels, f"{kind}.{name}")
+                    single = kind == "activation" or self.placement.weights == "tensor"
+                    count = 1 if single else self.network.get_submodule(name).weight.shape[0]
+                    _check_range(value, count, f"{kind}.{name}")
                     self.toolkit.set_amax(quantizer, value.float())
                     self.toolkit.set_enabled(quantizer, True)
 
@@ -154,7 +155,7 @@ def insert_quantizers_(network: nn.Module, placement: Placement, toolkit: Toolki
             if not isinstance(conv, nn.Conv2d):
                 raise QuantizationError(f"'{name}' is a {type(conv).__name__}, the placement expects a convolution.")
             parent, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, toolkit.quantize_conv(conv, quantizer))
+            setattr(network.get_submodule(parent), leaf, toolkit.quantize_conv(conv, quantizer, placement.weights))
         for add in group.adds:
             adds.setdefault(add.module, {})[add.call, add.operand] = quantizer
     for name, quantizers in adds.items():

@@ -15,13 +15,13 @@ import fnmatch
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from trt_qat.config import QuantizationSection, Residual
+from trt_qat.config import QuantizationSection, Residual, WeightScales
 from trt_qat.disjoint_sets import DisjointSets
 from trt_qat.errors import QuantizationError
 from trt_qat.model.graph import Operation, TensorGraph, convolutions
@@ -65,16 +65,21 @@ class ScaleGroup:
 
 @dataclass(frozen=True)
 class Placement:
-    """The quantizers of a network: groups, and the convolutions left float with the reason."""
+    """The quantizers of a network: groups, and the convolutions left float with the reason.
+
+    Args:
+        weights: whether each quantized convolution's weight has a scale per output channel or one in all.
+    """
 
     groups: tuple[ScaleGroup, ...]
     float_convs: Mapping[str, str]
+    weights: WeightScales = "channel"
 
     def without(self, groups: Collection[str], reason: str) -> Placement:
         """The placement in which these groups are float; ``reason`` is noted for each of their convolutions."""
         kept = tuple(group for group in self.groups if group.name not in groups)
         removed = {conv: reason for group in self.groups if group.name in groups for conv in group.convs}
-        return Placement(kept, {**self.float_convs, **removed})
+        return replace(self, groups=kept, float_convs={**self.float_convs, **removed})
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON form for checkpoints; :meth:`from_dict` is its inverse."""
@@ -90,6 +95,7 @@ class Placement:
                 for group in self.groups
             ],
             "float_convs": dict(self.float_convs),
+            "weights": self.weights,
         }
 
     @classmethod
@@ -115,7 +121,7 @@ class Placement:
             )
             for group in found.groups
         )
-        return cls(groups, found.float_convs)
+        return cls(groups, found.float_convs, found.weights)
 
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
@@ -143,6 +149,7 @@ class PlacementContent(FileModel):
 
     groups: tuple[GroupContent, ...]
     float_convs: dict[Name, str]
+    weights: WeightScales = "channel"  # files up to 0.1 do not say it
 
     @model_validator(mode="after")
     def _each_once(self) -> PlacementContent:
@@ -175,7 +182,7 @@ def place(network: nn.Module, graph: TensorGraph, section: QuantizationSection) 
     for conv in {op.parameter_module for op in int8_reads}:  # one module has one input quantizer, however often it runs
         sets.unite(op.inputs[0] for op in int8_reads if op.parameter_module == conv)
     adds = _residual_operands(graph, sets, {op.inputs[0] for op in int8_reads}, section.residual)
-    return Placement(_groups(graph, sets, int8_reads, adds), float_convs)
+    return Placement(_groups(graph, sets, int8_reads, adds), float_convs, section.weights)
 
 
 def _float_convolutions(network: nn.Module, graph: TensorGraph, section: QuantizationSection) -> dict[str, str]:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from trt_qat.config import ToolkitName
+from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import MissingDependency
-from trt_qat.quantization.fake_quant import fake_quantize, weight_range
+from trt_qat.quantization.fake_quant import fake_quantize
+from trt_qat.quantization.weight_range import weight_range
 
 # its import warns, and torch logs, about a CUDA runtime and extensions that are not needed
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -55,12 +56,14 @@ class ModelOptToolkit:
         self.set_enabled(quantizer, False)
         return quantizer
 
-    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module) -> nn.Module:
+    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module, weights: WeightScales) -> nn.Module:
         """See the protocol. ModelOpt changes the class of the very same object."""
         converted: nn.Module = QuantModuleRegistry.convert(conv)
         converted.input_quantizer = input_quantizer
-        self.weight_quantizer(converted).backend = _BACKEND  # type: ignore[assignment]
-        self.set_amax(self.weight_quantizer(converted), weight_range(conv.weight))
+        quantizer = self.weight_quantizer(converted)
+        quantizer.backend = _BACKEND  # type: ignore[assignment]
+        quantizer.axis = 0 if weights == "channel" else None  # type: ignore[assignment]
+        self.set_amax(quantizer, weight_range(conv.weight, weights))
         return converted
 
     def weight_quantizer(self, conv: nn.Module) -> nn.Module:

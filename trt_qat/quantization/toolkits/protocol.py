@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from trt_qat.config import ToolkitName
+from trt_qat.config import ToolkitName, WeightScales
 
 
 class Toolkit(Protocol):
@@ -18,8 +18,8 @@ class Toolkit(Protocol):
     def activation_quantizer(self) -> nn.Module:
         """A per-tensor TensorQuantizer, disabled until it gets a range."""
 
-    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module) -> nn.Module:
-        """The convolution as a QuantConv2d that reads through ``input_quantizer``, weights per output channel."""
+    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module, weights: WeightScales) -> nn.Module:
+        """The convolution as a QuantConv2d that reads through ``input_quantizer``, its weight with scales of this kind."""
 
     def weight_quantizer(self, conv: nn.Module) -> nn.Module:
         """The weight TensorQuantizer of a QuantConv2d."""
@@ -31,7 +31,7 @@ class Toolkit(Protocol):
         """Whether :meth:`quantize_conv` made this module."""
 
     def set_amax(self, quantizer: nn.Module, amax: Tensor) -> None:
-        """Set the range: a scalar for activations, shape (out_channels, 1, 1, 1) for weights."""
+        """Set the range: a scalar for activations, shape (out_channels or 1, 1, 1, 1) for weights."""
 
     def amax(self, quantizer: nn.Module) -> Tensor:
         """The range that :meth:`set_amax` set."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from trt_qat.config import ToolkitName
+from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import MissingDependency, QuantizationError
-from trt_qat.quantization.fake_quant import weight_range
+from trt_qat.quantization.weight_range import weight_range
 
 try:
     from pytorch_quantization.nn import QuantConv2d, TensorQuantizer
@@ -22,8 +22,8 @@ except ImportError as exc:
         "or keep the default quantization.toolkit=modelopt."
     ) from exc
 
-_ACTIVATION = QuantDescriptor(num_bits=8, axis=None)
-_WEIGHT = QuantDescriptor(num_bits=8, axis=(0,))
+_PER_TENSOR = QuantDescriptor(num_bits=8, axis=None)
+_WEIGHT = {"channel": QuantDescriptor(num_bits=8, axis=(0,)), "tensor": _PER_TENSOR}
 
 
 class PaddedQuantConv2d(QuantConv2d, nn.Conv2d):  # type: ignore[misc]  # the package has no types
@@ -32,7 +32,7 @@ class PaddedQuantConv2d(QuantConv2d, nn.Conv2d):  # type: ignore[misc]  # the pa
     Its own forward knows the modes zeros and circular and takes all others for zeros.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, weights: WeightScales) -> None:
         nn.Conv2d.__init__(
             self,
             conv.in_channels,
@@ -45,7 +45,7 @@ class PaddedQuantConv2d(QuantConv2d, nn.Conv2d):  # type: ignore[misc]  # the pa
             bias=conv.bias is not None,
             padding_mode=conv.padding_mode,
         )
-        self.init_quantizer(_ACTIVATION, _WEIGHT)  # type: ignore[operator]
+        self.init_quantizer(_PER_TENSOR, _WEIGHT[weights])  # type: ignore[operator]
         self.weight = conv.weight
         self.bias = conv.bias
 
@@ -63,15 +63,15 @@ class PytorchQuantizationToolkit:
 
     def activation_quantizer(self) -> nn.Module:
         """See :class:`~trt_qat.quantization.toolkits.protocol.Toolkit`."""
-        quantizer: nn.Module = TensorQuantizer(_ACTIVATION)
+        quantizer: nn.Module = TensorQuantizer(_PER_TENSOR)
         self.set_enabled(quantizer, False)
         return quantizer
 
-    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module) -> nn.Module:
+    def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module, weights: WeightScales) -> nn.Module:
         """See the protocol. The package makes a new module, which takes over weights and settings."""
-        converted = PaddedQuantConv2d(conv)
+        converted = PaddedQuantConv2d(conv, weights)
         converted._input_quantizer = input_quantizer
-        self.set_amax(self.weight_quantizer(converted), weight_range(conv.weight))
+        self.set_amax(self.weight_quantizer(converted), weight_range(conv.weight, weights))
         return converted.train(conv.training)
 
     def weight_quantizer(self, conv: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.checkpoint import Model
 from trt_qat.config import QatSection
+from trt_qat.errors import ConfigError
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.training.features.base import Feature, Start
 
@@ -42,8 +43,14 @@ class FrozenBatchNorm(Feature):
     @classmethod
     @override
     def check(cls, section: QatSection, model: Model) -> None:
-        if section.bn == "freeze":
-            model.unfolded()
+        if section.bn != "freeze":
+            return
+        if model.quantized is not None and model.quantized.placement.weights == "tensor":
+            raise ConfigError(
+                "qat.bn=freeze needs quantization.weights=channel: folding gives each channel a factor of its own, "
+                "which one scale for the whole weight cannot take. Keep qat.bn=fold."
+            )
+        model.unfolded()
 
     @override
     def as_trained(self, model: QuantizedModel, source: Model) -> QuantizedModel:
