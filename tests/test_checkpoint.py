@@ -22,6 +22,7 @@ from trt_qat.errors import ArtifactError, QuantizationError
 from trt_qat.model.loading import fold_batchnorm, raw_output, rebuild
 from trt_qat.provenance import package_versions
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.placement import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,34 @@ def test_reloading_is_bit_equal(
     assert torch.equal(raw_output(again.network, batches[0]), raw_output(model.network, batches[0]))
     for group in again.placement.groups:
         assert len({id(again.network.get_submodule(conv).input_quantizer) for conv in group.convs}) == 1
+
+
+def test_one_scale_per_weight_survives(
+    calibrated: Calibrated, detector: Model, batches: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    model = calibrated(weights="tensor")
+    again = reloaded(model, detector, tmp_path / "m.safetensors")
+    assert again.placement.weights == "tensor"
+    for name, amax in model.amax().items():
+        assert torch.equal(again.amax()[name], amax)
+        assert amax.numel() == 1
+    assert torch.equal(raw_output(again.network, batches[0]), raw_output(model.network, batches[0]))
+    assert not torch.equal(raw_output(again.network, batches[0]), raw_output(calibrated().network, batches[0]))
+
+
+def test_a_placement_that_says_nothing_of_weights_has_scales_per_channel(calibrated: Calibrated) -> None:
+    placement = calibrated().placement
+    content = {key: value for key, value in placement.as_dict().items() if key != "weights"}
+    assert Placement.from_dict(content) == placement
+    with pytest.raises(ValueError, match="weights"):
+        Placement.from_dict({**content, "weights": "row"})
+
+
+def test_ranges_of_another_granularity_are_refused(calibrated: Calibrated, detector: Model, tmp_path: Path) -> None:
+    model = calibrated(weights="tensor")
+    wrong = replace(model, placement=replace(model.placement, weights="channel"))
+    with pytest.raises(ArtifactError, match=r"has shape \[1, 1, 1, 1\], needs \[16, 1, 1, 1\]"):
+        reloaded(wrong, detector, tmp_path / "m.safetensors")
 
 
 def test_ranges_that_training_left_alone_survive(calibrated: Calibrated, detector: Model, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
+from trt_qat.training.features.batchnorm import NEEDS_CHANNELS
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
@@ -91,10 +92,12 @@ def check_qat_settings(config: Config) -> None:
 
     Raises:
         ConfigError: ``qat.max_drop`` with a runtime that it cannot be measured on, ``qat.lsq`` with a toolkit that has
-            no gradient for its ranges.
+            no gradient for its ranges, ``qat.bn=freeze`` with one scale per weight.
     """
     if config.qat.lsq and config.quantization.toolkit != "modelopt":
         raise ConfigError("qat.lsq needs quantization.toolkit=modelopt: the other one keeps its ranges fixed.")
+    if config.qat.bn == "freeze" and config.quantization.weights == "tensor":
+        raise ConfigError(NEEDS_CHANNELS)
     if config.qat.max_drop is not None:
         check_budget_runtime(config.evaluation)
 

@@ -184,6 +184,25 @@ def test_weights_are_int8_per_channel_symmetric(exported: Exported, calibrated: 
     assert seen == set(calibrated(residual="skip").weight_quantizers())
 
 
+def test_weights_are_int8_per_tensor_where_that_was_calibrated(calibrated: Calibrated, tmp_path: Path) -> None:
+    quantized = calibrated(weights="tensor")
+    model = Model(quantized.network, quantized.names, 64, Path("yolov8n.yaml"), "ptq", quantized)
+    path = export_onnx(model, tmp_path / "tensor.onnx", ExportSection(precision="int8+fp16")).path
+    file = onnx.load(path)
+    values, source = initializers(file), producers(file)
+    amax = quantized.amax()
+    dequantizers = [node for node in source.values() if node.op_type == "DequantizeLinear" and node.input[0] in values]
+    assert len(dequantizers) == 57
+    for node in dequantizers:
+        weight, scale, zero_point = (values[name] for name in node.input)
+        name = node.input[0].partition(".weight")[0]
+        assert (weight.dtype, scale.shape, zero_point.shape) == (np.int8, (), ())
+        np.testing.assert_allclose(scale, float(amax[f"weight.{name}"]) / 127, rtol=1e-3)
+        expected = np.rint(quantized.network.get_submodule(name).weight.detach().numpy() / scale.astype(np.float32))
+        np.testing.assert_array_equal(weight, expected.clip(-128, 127))
+    assert lint(path).errors == 0
+
+
 def test_activations_are_per_tensor_with_zero_point_zero(exported: Exported) -> None:
     model = onnx.load(exported())
     values = initializers(model)

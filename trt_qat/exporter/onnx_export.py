@@ -24,10 +24,12 @@ from trt_qat.exporter.fp16 import round_scales_, to_float16_
 from trt_qat.exporter.qdq_passes import (
     clean_,
     drop_idle_casts_,
+    flatten_scales_,
     fold_weights_,
     merge_equal_quantizers_,
     quantize_at_source_,
 )
+from trt_qat.exporter.tensorrt_rtx import to_tensorrt_rtx_
 from trt_qat.exporter.unsigned import to_unsigned_
 from trt_qat.model.loading import export_mode, raw_output
 from trt_qat.quantization.insert import QuantizedModel
@@ -37,11 +39,14 @@ _SCALE_ROUNDING = 2e-3  # twice that of an FP16 number
 G_LOGGER.severity = G_LOGGER.ERROR  # it warns on stdout about an optional package for coloured text
 
 
-def export_onnx(model: Model, out: Path, section: ExportSection, *, unsigned: bool = False) -> OnnxArtifact:
+def export_onnx(
+    model: Model, out: Path, section: ExportSection, *, unsigned: bool = False, tensorrt_rtx: bool = False
+) -> OnnxArtifact:
     """Write one ONNX file; input ``images`` (batch, 3, imgsz, imgsz) float32 in [0, 1], output ``output0``.
 
     Args:
         unsigned: activations as uint8 with zero point 128 instead of int8; the same numbers.
+        tensorrt_rtx: in the form of :mod:`trt_qat.exporter.tensorrt_rtx`; the same numbers.
 
     Raises:
         ExportError: INT8 was asked of a float checkpoint, or the exported graph fails ONNX's own checks.
@@ -60,11 +65,14 @@ def export_onnx(model: Model, out: Path, section: ExportSection, *, unsigned: bo
     clean_(graph)
     drop_idle_casts_(graph)
     if int8:
+        flatten_scales_(graph)
         if precision.endswith("fp16"):
             round_scales_(graph)  # before the weights are divided by them
         fold_weights_(graph)
         merge_equal_quantizers_(graph)
         quantize_at_source_(graph)
+        if tensorrt_rtx:
+            to_tensorrt_rtx_(graph)
     if precision.endswith("fp16"):
         to_float16_(graph)
     if unsigned:

@@ -25,8 +25,17 @@ def drop_idle_casts_(graph: gs.Graph) -> None:
         if node.op == "Cast" and node.inputs[0].dtype is not None:
             source = node.inputs[0]
             if node.attrs["to"] == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(source.dtype)):
-                _redirect(node.outputs[0], source)
+                redirect(node.outputs[0], source)
     clean_(graph)
+
+
+def flatten_scales_(graph: gs.Graph) -> None:
+    """A single scale becomes a scalar; a toolkit may export a weight's as (1, 1, 1, 1), which ONNX does not know."""
+    for node in graph.nodes:
+        if node.op in {"QuantizeLinear", "DequantizeLinear"}:
+            for tensor in node.inputs[1:3]:
+                if isinstance(tensor, gs.Constant) and tensor.values.size == 1:
+                    tensor.values = tensor.values.reshape(())
 
 
 def fold_weights_(graph: gs.Graph) -> None:
@@ -54,7 +63,7 @@ def merge_equal_quantizers_(graph: gs.Graph) -> None:
         for quantize in _quantizers_of(tensor):
             kept = first.setdefault(_scale_key(quantize), quantize)
             if kept is not quantize:
-                _redirect(_dequantize_of(quantize).outputs[0], _dequantize_of(kept).outputs[0])
+                redirect(_dequantize_of(quantize).outputs[0], _dequantize_of(kept).outputs[0])
                 quantize.inputs.clear()
     clean_(graph)
 
@@ -75,7 +84,7 @@ def quantize_at_source_(graph: gs.Graph) -> None:
                 node.inputs[index] = _quantized(graph, node.inputs[index], quantize)
         for output in node.outputs:  # values are on the grid already
             for reader in list(output.outputs):
-                _redirect(_dequantize_of(reader).outputs[0], output)
+                redirect(_dequantize_of(reader).outputs[0], output)
                 reader.inputs.clear()
     merge_equal_quantizers_(graph)
 
@@ -135,7 +144,8 @@ def _dequantize_of(quantize: gs.Node) -> gs.Node:
     return quantize.outputs[0].outputs[0]
 
 
-def _redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let every reader of one tensor read another, in place."""
     for consumer in list(old.outputs):
         for index, tensor in enumerate(consumer.inputs):
             if tensor is old:

@@ -58,7 +58,9 @@ class CalibrationCache:
         """The files of this calibration, whether they are there or not."""
         key = cache_key(model, images_sha256(images), imgsz, section.histogram_bins)
         histograms = self.folder / f"{self.stem}-{key}.safetensors"
-        choice = histograms.with_name(f"{histograms.stem}-auto-{choice_key(key, section, model.placement.weights)}.json")
+        choice = histograms.with_name(
+            f"{histograms.stem}-auto-{choice_key(key, section, model.placement.weights)}.json"
+        )
         groups = tuple(group.name for group in model.placement.groups)
         return CachedCalibration(groups, section.histogram_bins, histograms, choice)
 

@@ -22,6 +22,13 @@ def write_signed(model: Model, out: Path, section: ExportSection) -> None:
     export_onnx(model, out, section)
 
 
+def write_tensorrt_rtx(model: Model, out: Path, section: ExportSection) -> None:
+    """The same in the form of :mod:`trt_qat.exporter.tensorrt_rtx`."""
+    from trt_qat.exporter.onnx_export import export_onnx  # loads torch
+
+    export_onnx(model, out, section, tensorrt_rtx=True)
+
+
 def write_unsigned(model: Model, out: Path, section: ExportSection) -> None:
     """Activations as uint8 with zero point 128, the same numbers in the form that CPU runtimes compute right."""
     from trt_qat.exporter.onnx_export import export_onnx  # loads torch

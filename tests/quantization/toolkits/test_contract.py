@@ -56,7 +56,7 @@ def images() -> Tensor:
 def quantized(toolkit: Toolkit, conv: nn.Conv2d, amax: float = 3.0) -> nn.Module:
     """The convolution with the range of its input set and both quantizers on."""
     quantizer = toolkit.activation_quantizer()
-    module = toolkit.quantize_conv(copy.deepcopy(conv), quantizer)
+    module = toolkit.quantize_conv(copy.deepcopy(conv), quantizer, "channel")
     toolkit.set_amax(quantizer, torch.tensor(amax))
     toolkit.set_enabled(quantizer, True)
     return module
@@ -114,14 +114,14 @@ def test_a_range_may_be_set_again(toolkit: Toolkit, conv: nn.Conv2d) -> None:
 
 def test_a_quantized_convolution_is_the_same_convolution(toolkit: Toolkit, conv: nn.Conv2d, images: Tensor) -> None:
     quantizer = toolkit.activation_quantizer()
-    module = toolkit.quantize_conv(copy.deepcopy(conv), quantizer)
+    module = toolkit.quantize_conv(copy.deepcopy(conv), quantizer, "channel")
     assert toolkit.is_quant_conv(module)
     assert isinstance(module, nn.Conv2d)  # tracing, folding and counting go by that
     assert not toolkit.is_quant_conv(conv)
     assert not toolkit.is_quant_conv(nn.Identity())
     assert toolkit.input_quantizer(module) is quantizer
     assert not module.training
-    assert toolkit.quantize_conv(copy.deepcopy(conv).train(), quantizer).training
+    assert toolkit.quantize_conv(copy.deepcopy(conv).train(), quantizer, "channel").training
     assert toolkit.enabled(toolkit.weight_quantizer(module))
     maxima = conv.weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
     assert torch.equal(toolkit.amax(toolkit.weight_quantizer(module)), maxima)
@@ -143,9 +143,34 @@ def test_input_and_weights_are_rounded_and_nothing_else(
     assert not torch.allclose(found, conv(images), atol=1e-2)
 
 
+def test_one_scale_for_the_whole_weight(toolkit: Toolkit, conv: nn.Conv2d, images: Tensor) -> None:
+    quantizer = toolkit.activation_quantizer()
+    module = toolkit.quantize_conv(copy.deepcopy(conv), quantizer, "tensor")
+    amax, weight = toolkit.amax(toolkit.weight_quantizer(module)), conv.weight.detach()
+    assert amax.shape == (1, 1, 1, 1)
+
+    def error(amax: Tensor) -> float:
+        channels = (on_the_grid(weight, amax) - weight).square().sum(dim=(1, 2, 3))
+        return float((channels / weight.square().sum(dim=(1, 2, 3))).sum())
+
+    tried = [error(weight.abs().max() * share / 100) for share in range(1, 101)]
+    assert error(amax) < 1.02 * min(tried)  # its range is the one with the least error relative to each channel
+    assert error(amax) < 0.9 * error(weight.abs().max())
+    expected = copy.deepcopy(conv)
+    expected.weight.data = on_the_grid(weight, amax)
+    assert torch.allclose(module(images), expected(images), atol=1e-5)
+    module(images).sum().backward()
+    clipped = weight.abs() > amax * 128.5 / 127
+    assert module.weight.grad is not None
+    assert not module.weight.grad[clipped].any()
+    zeros = nn.Conv2d(2, 2, 1, bias=False)
+    zeros.weight.data.zero_()
+    assert not toolkit.quantize_conv(zeros, toolkit.activation_quantizer(), "tensor")(torch.ones(1, 2, 3, 3)).any()
+
+
 def test_convolutions_share_a_quantizer(toolkit: Toolkit, conv: nn.Conv2d, images: Tensor) -> None:
     quantizer = toolkit.activation_quantizer()
-    pair = [toolkit.quantize_conv(copy.deepcopy(conv), quantizer) for _ in range(2)]
+    pair = [toolkit.quantize_conv(copy.deepcopy(conv), quantizer, "channel") for _ in range(2)]
     toolkit.set_amax(toolkit.input_quantizer(pair[0]), torch.tensor(1.0))
     toolkit.set_enabled(toolkit.input_quantizer(pair[1]), True)
     assert toolkit.enabled(toolkit.input_quantizer(pair[0]))

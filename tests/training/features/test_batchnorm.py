@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from trt_qat import api, pipeline
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset
-from trt_qat.errors import ArtifactError
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity import cosine
 from trt_qat.model.loading import raw_output
+from trt_qat.pipeline import check_qat_settings
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.run import run
 from trt_qat.training.features.batchnorm import FrozenBatchNorm, folded, freeze_statistics_, unfolded
@@ -145,6 +147,16 @@ def test_a_float_checkpoint_through_the_pipeline(unfolded_pt: Path, demo_yaml: P
     last = load(tmp_path / "run" / "last.safetensors")
     assert last.provenance["training"]["epoch"] == 1
     assert last.provenance["config"]["qat"]["bn"] == "freeze"
+
+
+def test_one_scale_per_weight_is_refused_before_the_work(demo: Dataset, demo_int8: Model, tmp_path: Path) -> None:
+    tensor = replace(demo_int8.require_quantized().placement, weights="tensor")
+    model = replace(demo_int8, quantized=replace(demo_int8.require_quantized(), placement=tensor))
+    with pytest.raises(ConfigError, match=r"needs quantization\.weights=channel.* Keep qat\.bn=fold\.$"):
+        api.finetune(model, demo, tmp_path / "run", bn="freeze")
+    both = Config.load(overrides=["qat.bn=freeze", "quantization.weights=tensor"])
+    with pytest.raises(ConfigError, match=r"needs quantization\.weights=channel"):
+        check_qat_settings(both)
 
 
 ONE_LINE = r"^'[^\n]*' has its BatchNorm folded, which [^\n]*qat.bn=freeze need apart. Give the original .pt or .yaml.$"

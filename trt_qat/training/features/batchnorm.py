@@ -22,6 +22,11 @@ from trt_qat.errors import ConfigError
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.training.features.base import Feature, Start
 
+NEEDS_CHANNELS = (
+    "qat.bn=freeze needs quantization.weights=channel: folding gives each channel a factor of its own, which one scale "
+    "for the whole weight cannot take. Keep qat.bn=fold."
+)
+
 
 class FrozenBatchNorm(Feature):
     """Trains the network with its BatchNorm apart; what is saved is folded like any other checkpoint.
@@ -46,10 +51,7 @@ class FrozenBatchNorm(Feature):
         if section.bn != "freeze":
             return
         if model.quantized is not None and model.quantized.placement.weights == "tensor":
-            raise ConfigError(
-                "qat.bn=freeze needs quantization.weights=channel: folding gives each channel a factor of its own, "
-                "which one scale for the whole weight cannot take. Keep qat.bn=fold."
-            )
+            raise ConfigError(NEEDS_CHANNELS)
         model.unfolded()
 
     @override
