@@ -30,7 +30,7 @@ OTHER = {**GROUP, "name": "h", "convs": ["c"], "observed": [], "adds": [], "obse
 
 
 def _content(**change: Any) -> dict[str, Any]:
-    return {"groups": [GROUP | change, OTHER], "float_convs": {"d": "role dfl"}}
+    return {"groups": [GROUP | change, OTHER], "float_convs": {"d": "role dfl"}, "weights": "channel"}
 
 
 def test_a_good_one() -> None:

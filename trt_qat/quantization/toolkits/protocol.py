@@ -19,7 +19,11 @@ class Toolkit(Protocol):
         """A per-tensor TensorQuantizer, disabled until it gets a range."""
 
     def quantize_conv(self, conv: nn.Conv2d, input_quantizer: nn.Module, weights: WeightScales) -> nn.Module:
-        """The convolution as a QuantConv2d that reads through ``input_quantizer``, its weight with scales of this kind."""
+        """The convolution as a QuantConv2d that reads through ``input_quantizer``.
+
+        Args:
+            weights: whether its weight has a scale per output channel or one in all.
+        """
 
     def weight_quantizer(self, conv: nn.Module) -> nn.Module:
         """The weight TensorQuantizer of a QuantConv2d."""
