@@ -111,12 +111,18 @@ class Kernel:
     @property
     def is_convolution(self) -> bool:
         """It convolves; whether alone or with what follows, ``fused`` tells. A 1x1 may be done as a matrix product."""
-        if self._is_product:
+        if self.is_product:
             return "Conv" in self.onnx_ops
         return self.kind in ("correlation", "deconv") or "Corr" in self.ops or "conv" in self.kind.lower()
 
     @property
-    def _is_product(self) -> bool:
+    def is_transposed(self) -> bool:
+        """It is a transposed convolution."""
+        return "deconv" in self.kind.lower()
+
+    @property
+    def is_product(self) -> bool:
+        """It is done as one matrix product, whatever the network calls it."""
         return self.kind == "gemm" or "Fc" in self.ops
 
     @property
@@ -177,12 +183,15 @@ class Kernel:
         """
         if not self.is_convolution:
             return None
-        if self._is_product:
-            return max(self.constants, key=lambda entry: prod(entry.shape), default=None)
+        if self.is_product:
+            larger = [one for one in self.constants if prod(one.shape) > self.outputs[0].shape[1]]
+            return max(larger, key=lambda entry: prod(entry.shape), default=None)
+        if self.constants and len(self.constants[0].shape) == 1 < prod(self.constants[0].shape):
+            return self.constants[0]  # IEngineInspector of TensorRT lists its size only
         data, result = (self.inputs[0], self.outputs[0]) if self.inputs and self.outputs else (None, None)
         if data is None or result is None or len(data.shape) < 3 or len(result.shape) != len(data.shape):
             return None
-        channels = (data if self.kind == "deconv" else result).shape[1]
+        channels = (data if self.is_transposed else result).shape[1]
         for operands in (self.constants, self.inputs[1:]):
             fitting = [one for one in operands if len(one.shape) == len(data.shape) and one.shape[0] == channels]
             if fitting:
@@ -199,7 +208,7 @@ class Kernel:
     def _adds(self) -> bool:
         if not self.ops:
             return "Add" in self.onnx_ops
-        return self.ops.count("Add") > (self._is_product and self._has_bias)  # a product adds its bias in a step
+        return self.ops.count("Add") > (self.is_product and self._has_bias)  # a product adds its bias in a step
 
     @staticmethod
     def _formats(tensors: Iterable[CompiledTensor]) -> set[str]:

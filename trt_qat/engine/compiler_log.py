@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from math import prod
 from typing import Final
 
 from trt_qat.engine.compiled import BITS, CompiledEngine, CompiledTensor, Kernel
-from trt_qat.engine.onnx_nodes import OnnxNode, node_by_name
+from trt_qat.engine.kernel_work import make_kernel
+from trt_qat.engine.onnx_nodes import OnnxNode
 from trt_qat.errors import EngineError
-from trt_qat.linter.view import DEQUANTIZE, QUANTIZE, UNKNOWN_MODULE
 
 READ_VERSIONS: Final = ("1.7",)
 """Releases of tensorrt-rtx whose log was recorded and read; a patch of one of them says the same."""
@@ -122,14 +121,7 @@ def _kernel(line: str, nodes: Mapping[str, OnnxNode] | None) -> Kernel | None:
     if not outputs:
         raise EngineError(f"Layer '{found['name'][:80]}' writes nothing: the compiler's log is not understood.")
     names = _onnx_nodes(found["metadata"])
-    known = {name: _node(name, nodes) for name in names}
-    ops = tuple(known[name].op for name in names)
-    kernel = Kernel(found["name"], kind, names, inputs, outputs, constants, 0, ops, _module(known))
-    return _with_macs(kernel, known)
-
-
-def _node(name: str, nodes: Mapping[str, OnnxNode] | None) -> OnnxNode:
-    return nodes[name] if nodes and name in nodes else node_by_name(name)
+    return make_kernel(found["name"], kind, names, inputs, outputs, constants, nodes)
 
 
 def _tensors(text: str) -> tuple[CompiledTensor, ...]:
@@ -169,44 +161,6 @@ def _onnx_nodes(metadata: str) -> tuple[str, ...]:
     if None in nodes:
         raise EngineError(f"The compiler's log has metadata that are not understood: '{metadata[:120]}'.")
     return tuple(node[1] for node in nodes if node is not None)
-
-
-def _module(known: Mapping[str, OnnxNode]) -> str:
-    """The module of a convolution or a product, else of the first node that does more than quantize."""
-    ranked = sorted(known.values(), key=lambda node: (not node.macs, node.op in (QUANTIZE, DEQUANTIZE)))
-    return next((node.module for node in ranked if node.module not in ("", UNKNOWN_MODULE)), UNKNOWN_MODULE)
-
-
-def _with_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> Kernel:
-    """The work of a convolution by its operands, or, where that is less by padding, as the ONNX file has it."""
-    if kernel.is_convolution:
-        macs = _convolution_macs(kernel, known)
-    elif kernel.kind == "gemm" or "Fc" in kernel.ops or "gemm_mha" in kernel.name:
-        macs = _product_macs(kernel, known)
-    else:
-        return kernel
-    return Kernel(**{**vars(kernel), "macs": macs})
-
-
-def _convolution_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> int:
-    said = sum(node.macs or 0 for node in known.values())
-    weight = kernel.weight
-    if weight is None:
-        if said:
-            return said
-        raise EngineError(f"The weight of convolution '{kernel.name[:80]}' is not found in the compiler's log.")
-    met = (kernel.inputs if kernel.kind == "deconv" else kernel.outputs)[0].shape
-    computed = prod(weight.shape) * met[0] * prod(met[2:])
-    return said if 0 < said <= computed else computed
-
-
-def _product_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> int:
-    counted = [node.macs for node in known.values() if node.macs != 0]
-    if not counted or None in counted:
-        raise EngineError(
-            f"The work of the matrix product '{kernel.name[:80]}' cannot be counted: its shapes are not known."
-        )
-    return sum(macs for macs in counted if macs is not None)
 
 
 def _bindings(lines: list[str]) -> tuple[tuple[CompiledTensor, ...], tuple[CompiledTensor, ...]]:

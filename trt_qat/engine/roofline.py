@@ -224,7 +224,7 @@ _ROWS: Final = (
     Gpu("a100", "A100 SXM 80 GB", 80, 2039, 156.0, 312.0, 624.0, False,
         "A100 80 GB datasheet (TF32 156, FP16 312, INT8 624 dense; 2039 GB/s)"),
     Gpu("h100", "H100 SXM", 90, 3350, 494.7, 989.4, 1978.9, False,
-        "NVIDIA H100 whitepaper, table of H100 SXM5 (TF32 494.7, FP16 989.4, INT8 1978.9 dense); datasheet (3.35 TB/s)"),
+        "NVIDIA H100 whitepaper, table of H100 SXM5 (TF32 494.7, FP16 989.4, INT8 1978.9 dense); 3.35 TB/s"),
 )
 # fmt: on
 GPUS: Final[Mapping[str, Gpu]] = {gpu.name: gpu for gpu in _ROWS}
