@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from trt_qat import errors
 from trt_qat.artifacts import EngineArtifact, atomic_path, existing_file, file_sha256, writable_folder
 from trt_qat.config import EngineSection, Flavor, FlavorChoice
+from trt_qat.engine.child import ask_child
 from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path, write_sidecar
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
-from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
+from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency
 from trt_qat.progress import SILENT, Progress
 
 _CHILD_MODULE = "trt_qat.engine.build_process"
@@ -118,32 +114,15 @@ def _check_flavor(flavor: str) -> None:
 
 
 def _run_child(onnx: Path, plan: Path, section: EngineSection, flavor: Flavor) -> dict[str, Any]:
-    report = plan.with_suffix(".report.json")
     request = {
         "onnx": str(onnx),
         "plan": str(plan),
-        "report": str(report),
         "timing_folder": _timing_folder(),
         "flavor": flavor,
         "section": section.model_dump(),
     }
-    child = subprocess.run(
-        [sys.executable, "-m", _CHILD_MODULE],
-        input=json.dumps(request),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1" if flavor == "tensorrt-rtx" else "0"},
-        check=False,
-    )
-    output = f"{child.stdout}\n{child.stderr}"
-    if child.returncode != 0 or not report.is_file():
-        raise EngineError(f"TensorRT could not build '{onnx.name}': {_ending(child.returncode)}. {_last_line(output)}")
-    answer: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-    if "error" in answer:
-        kind: type[TrtQatError] = getattr(errors, answer["kind"])
-        raise kind(answer["error"])
-    return answer
+    what = f"TensorRT could not build '{onnx.name}'"
+    return ask_child(_CHILD_MODULE, request, plan.with_suffix(".report.json"), flavor, what)
 
 
 def _timing_folder() -> str | None:
@@ -153,14 +132,3 @@ def _timing_folder() -> str | None:
         return str(writable_folder(cache / "trt_qat" / "timing"))
     except ArtifactError:
         return None  # a build without a cache is slower, nothing else
-
-
-def _ending(returncode: int) -> str:
-    if returncode < 0:
-        return f"the build process was ended by {signal.Signals(-returncode).name}"
-    return f"the build process ended with exit code {returncode}"
-
-
-def _last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return f"Its last words: {lines[-1]}" if lines else "It said nothing."

@@ -170,7 +170,7 @@ class OnnxView:
         """
         if node.is_qdq:
             return self._module_of_tensor(self.root(node.inputs[0]))
-        found = self._called_once(_module_from_path(node.name)) or _module_from_metadata(node.proto)
+        found = self._called_once(module_from_path(node.name)) or _module_from_metadata(node.proto)
         if not found and len(node.inputs) > 1:
             found = _module_from_weight(self.root(node.inputs[1]))
         return found or UNKNOWN_MODULE
@@ -182,7 +182,7 @@ class OnnxView:
 
     @cached_property
     def _scopes(self) -> frozenset[str]:
-        return frozenset(_module_from_path(node.name) for node in self.nodes)
+        return frozenset(module_from_path(node.name) for node in self.nodes)
 
     def _module_of_tensor(self, tensor: str) -> str:
         if module := _module_from_weight(tensor):
@@ -284,7 +284,7 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _module_from_path(name: str) -> str:
+def module_from_path(name: str) -> str:
     """``/model.22/cv2.0/cv2.0.0/conv/Conv`` -> ``model.22.cv2.0.0.conv``; empty if ``name`` is no scope path."""
     if not name.startswith("/"):
         return ""

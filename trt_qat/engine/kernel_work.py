@@ -1,0 +1,70 @@
+"""A kernel put together with what the ONNX file knows: operators, module, multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+
+from trt_qat.engine.compiled import CompiledTensor, Kernel
+from trt_qat.engine.onnx_nodes import OnnxNode, node_by_name
+from trt_qat.errors import EngineError
+from trt_qat.linter.view import DEQUANTIZE, QUANTIZE, UNKNOWN_MODULE
+
+
+def make_kernel(
+    name: str,
+    kind: str,
+    onnx_nodes: tuple[str, ...],
+    inputs: tuple[CompiledTensor, ...],
+    outputs: tuple[CompiledTensor, ...],
+    constants: tuple[CompiledTensor, ...],
+    nodes: Mapping[str, OnnxNode] | None,
+) -> Kernel:
+    """A kernel as the compiler lists it, its work counted.
+
+    Args:
+        nodes: the ONNX file's nodes by name; None where the file is not at hand.
+
+    Raises:
+        EngineError: it convolves or multiplies matrices, and neither its operands nor the file say how much.
+    """
+    known = {node: _node(node, nodes) for node in onnx_nodes}
+    ops = tuple(known[node].op for node in onnx_nodes)
+    kernel = Kernel(name, kind, onnx_nodes, inputs, outputs, constants, 0, ops, _module(known))
+    if kernel.is_convolution:
+        return replace(kernel, macs=_convolution_macs(kernel, known))
+    if kernel.is_product or "gemm_mha" in name:
+        return replace(kernel, macs=_product_macs(kernel, known))
+    return kernel
+
+
+def _node(name: str, nodes: Mapping[str, OnnxNode] | None) -> OnnxNode:
+    return nodes[name] if nodes and name in nodes else node_by_name(name)
+
+
+def _module(known: Mapping[str, OnnxNode]) -> str:
+    """The module of a convolution or a product, else of the first node that does more than quantize."""
+    ranked = sorted(known.values(), key=lambda node: (not node.macs, node.op in (QUANTIZE, DEQUANTIZE)))
+    return next((node.module for node in ranked if node.module not in ("", UNKNOWN_MODULE)), UNKNOWN_MODULE)
+
+
+def _convolution_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> int:
+    """As the ONNX file has it, without channels that the compiler pads; by the operands where the file is not known."""
+    said = [node.macs for node in known.values() if node.macs]
+    if len(said) == 1:
+        return said[0]
+    weight = kernel.weight
+    if weight is None:
+        raise EngineError(f"The weight of convolution '{kernel.name[:80]}' is not listed: its work cannot be counted.")
+    met = (kernel.inputs if kernel.is_transposed else kernel.outputs)[0].shape
+    return prod(weight.shape) * met[0] * prod(met[2:])
+
+
+def _product_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> int:
+    counted = [node.macs for node in known.values() if node.macs != 0]
+    if not counted or None in counted:
+        raise EngineError(
+            f"The work of the matrix product '{kernel.name[:80]}' cannot be counted: its shapes are not known."
+        )
+    return sum(macs for macs in counted if macs is not None)
