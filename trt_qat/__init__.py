@@ -62,6 +62,7 @@ __all__ = [
     "Model",
     "TrtQatError",
     "__version__",
+    "advise",
     "build",
     "evaluate",
     "export",
@@ -77,7 +78,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("build", "evaluate", "export", "finetune", "keep_budget", "quantize", "sensitivity", "train"), "trt_qat.api"
+        ("advise", "build", "evaluate", "export", "finetune", "keep_budget", "quantize", "sensitivity", "train"),
+        "trt_qat.api",
     ),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",

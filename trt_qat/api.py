@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.artifacts import EngineArtifact, OnnxArtifact, ResultRow, existing_file, size_bytes
+from trt_qat.artifacts import EngineArtifact, OnnxArtifact, ResultRow, existing_file, size_bytes, writable_folder
 from trt_qat.checkpoint import Model, load
 from trt_qat.config import (
     EngineSection,
@@ -32,14 +32,15 @@ from trt_qat.data.images import Image, evenly_spaced
 from trt_qat.data.labelled import labelled_split
 from trt_qat.data.leaks import note_leaks
 from trt_qat.engine.build import build_engine
-from trt_qat.errors import ArtifactError, DatasetError, RunnerError
+from trt_qat.errors import ArtifactError, ConfigError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.halving import halving
-from trt_qat.mixed_precision.exported import ExportedMeasure
-from trt_qat.mixed_precision.mixes import Budget
+from trt_qat.mixed_precision.advice import Advice, Adviser, gpu_for_advice
+from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
+from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.progress import SILENT, Progress
@@ -266,6 +267,67 @@ def keep_budget(
         )
         inputs = (make() for make in batches(images, start.imgsz, section.batch))
         return keep_budget_by(start, tuned, max_drop, measure, inputs, progress)
+
+
+def advise(
+    model: Model,
+    data: Data | None,
+    out: str | Path,
+    gpu: str,
+    *,
+    batch: int = 1,
+    max_drop: float | None = None,
+    mixes: int = 40,
+    evaluation: EvaluationSection | None = None,
+    ranking: SensitivitySection | None = None,
+    progress: Progress = SILENT,
+) -> Advice:
+    """Find the form in which a model should run on an RTX GPU: FP16, INT8, or a mix; no GPU is needed.
+
+    TensorRT-RTX compiles every form; how long it takes is estimated from published rates and never measured, see
+    :mod:`trt_qat.engine.roofline`.
+
+    Args:
+        model: calibrated, with scales per channel.
+        data: its val split is what mAP is measured on; None measures none.
+        out: folder for the ONNX file of every form.
+        gpu: a key of :data:`trt_qat.engine.roofline.GPUS`, e.g. "rtx4090".
+        batch: images per inference.
+        max_drop: what INT8 may cost, mAP points; None recommends at any price.
+        mixes: how many the compiler judges at most.
+        ranking: on how many images groups are ranked, should the cheapest mix cost more than ``max_drop``.
+
+    Raises:
+        QuantizationError: the model is float.
+        ConfigError: no such GPU, one whose compiler needs the GPU itself, or scales per tensor.
+        MissingDependency: tensorrt-rtx is not installed.
+
+    Example:
+        >>> advice = trt_qat.advise(int8, "data.yaml", "advice", gpu="rtx4060", mixes=3)
+        >>> advice.recommended.estimate.total_ms <= advice.fp16.estimate.total_ms
+        True
+    """
+    tune_cpu()
+    card, evaluation, ranking = gpu_for_advice(gpu), evaluation or EvaluationSection(), ranking or SensitivitySection()
+    if model.require_quantized().placement.weights != "channel":
+        raise ConfigError("Advice starts from scales per channel. Calibrate with quantization.weights=channel.")
+    check_budget_runtime(evaluation)
+    dataset = None if data is None else dataset_for(model, data)
+    runtime = evaluation.runtime
+
+    def accuracy(file: Path) -> float:
+        with open_runner(file, runtime, evaluation.threads) as runner:
+            return measure_accuracy(runner, dataset, evaluation, progress, file.name).map50_95  # type: ignore[arg-type]
+
+    def rank(calibrated: Model) -> list[str]:
+        images = calibration_images(dataset, ranking.images)  # type: ignore[arg-type]
+        inputs = (make() for make in batches(images, calibrated.imgsz, ranking.batch))
+        found = rank_candidates(calibrated.require_quantized(), inputs, calibrated.imgsz, progress)
+        return [candidate.sensitivity.group for candidate in found]
+
+    folder = writable_folder(Path(out))
+    adviser = Adviser(model, card, batch, folder, None if dataset is None else accuracy, rank, progress)
+    return adviser.advise(max_drop, mixes)
 
 
 def export(

@@ -22,7 +22,7 @@ from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file
-from trt_qat.config import ToolkitName
+from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import ArtifactError, ConfigError, QuantizationError
 from trt_qat.limits import HEADER_MEGABYTES, PARAMETERS, WEIGHTS_MEGABYTES
 from trt_qat.model.graph import convolutions
@@ -237,6 +237,25 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
         except SafetensorError as exc:
             raise ArtifactError(f"Cannot write '{path}': {exc}. Choose another place.") from exc
     return CheckpointArtifact(path)
+
+
+def with_weight_scales(model: Model, scales: WeightScales) -> Model:
+    """A calibrated model with its weights quantized per channel or per tensor; activation ranges stay.
+
+    Weight ranges are those of its weights, see :func:`~trt_qat.quantization.weight_range.weight_range`.
+
+    Raises:
+        QuantizationError: the model is float.
+    """
+    before = model.require_quantized()
+    network = fold_batchnorm(network_from_architecture(model.network.yaml, model.names, model.source))
+    weights = {name: value for name, value in model.network.state_dict().items() if "quantizer" not in name}
+    load_weights_(network, weights, model.source)
+    placement = replace(before.placement, weights=scales)
+    insert_quantizers_(network.eval(), placement, before.toolkit)
+    quantized = replace(before, network=network, placement=placement)
+    quantized.load_amax_({name: amax for name, amax in before.amax().items() if name.startswith("activation.")})
+    return model.with_quantized(quantized, model.stage, model.provenance)
 
 
 def _load_checkpoint(path: Path, imgsz: int | None, toolkit: ToolkitName | None) -> Model:

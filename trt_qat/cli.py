@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trt_qat.evaluation.group_sensitivity import GroupSensitivity
+    from trt_qat.mixed_precision.advice import Advice, Form
     from trt_qat.mixed_precision.mixes import Budget
 
 Item = TypeVar("Item")
@@ -388,6 +389,41 @@ def targets(config: Config) -> list[dict[str, Any]]:
 
 
 @cli.command()
+@_weights
+@click.option("--data", type=FILE, help="data.yaml or folder; its val split gives mAP. Without it none is measured.")
+@click.option("--gpu", required=True, metavar="NAME", help="E.g. rtx4090; docs/compiler.md lists them.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="What INT8 may cost, mAP points [default: any].")
+@click.option("--mixes", type=click.IntRange(min=3), default=40, show_default=True, help="Mixes to compile at most.")
+@click.option("--out", type=FILE, required=True, help="Folder for the ONNX file of every form and advice.json.")
+@_command
+def advise(
+    config: Config,
+    weights: Path,
+    data: Path | None,
+    gpu: str,
+    batch: int,
+    max_drop: float | None,
+    mixes: int,
+    out: Path,
+) -> dict[str, Any]:
+    """FP16, INT8 or a mix on this RTX GPU? Needs no GPU.
+
+    TensorRT-RTX compiles each form; its kernels and bytes are counted, milliseconds ESTIMATED from the GPU's published
+    rates, and mAP is measured on the file itself. The mix leaves in FP16 what INT8 would make slower. Float weights are
+    calibrated first.
+    """
+    with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
+        advice, file = pipeline.advise(weights, data, out, config, gpu, batch, max_drop, mixes, bars)
+    header = ("form", "kernels", "activations, MB", "weights, MB", "estimated ms", "mAP50-95", "in INT8", "")
+    _print_table(header, [_advice_row(advice, form) for form in advice.forms])
+    click.echo(f"{advice.sentence}\nEstimates from published rates; nothing was run on a GPU.\nAdvice: {file}")
+    return advice.as_dict()
+
+
+@cli.command()
 @click.argument("onnx", type=FILE)
 @click.option("--flavor", type=click.Choice(choices(FlavorChoice)), help="Same as --set engine.flavor=...")
 @click.option("--out", type=FILE, required=True, help="*.plan or *.engine to write, e.g. engines/yolov8n_int8.plan.")
@@ -690,6 +726,21 @@ def _print_budget(budget: Budget, folder: Path) -> Path:
         )
         _exit_at_end(3)
     return folder / REPORT
+
+
+def _advice_row(advice: Advice, form: Form) -> tuple[str, ...]:
+    groups = len(form.int8_groups) + len(form.float_groups)
+    recommended = "<- recommended" if form is advice.recommended else ""
+    return (
+        form.name,
+        str(form.engine.kernel_count),
+        f"{form.engine.activation_bytes / 1e6:.1f}",
+        f"{form.engine.weight_bytes / 1e6:.1f}",
+        f"{form.estimate.total_ms:.3f}",
+        "" if form.map50_95 is None else f"{form.map50_95:.4f}",
+        f"{len(form.int8_groups)} of {groups} groups" if form.int8_groups else "",
+        recommended if advice.keeps_accuracy(form) else "costs too much mAP",
+    )
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

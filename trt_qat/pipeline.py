@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_qat import api, distributed
-from trt_qat.artifacts import CheckpointArtifact, writable_folder
+from trt_qat.artifacts import CheckpointArtifact, writable_folder, write_json
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, load_dataset
@@ -16,12 +16,14 @@ from trt_qat.errors import ConfigError
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.lock import locked
+from trt_qat.mixed_precision.advice import Advice, gpu_for_advice
 from trt_qat.mixed_precision.exported import check_budget_runtime
 from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
+from trt_qat.targets.check import generated_images
 from trt_qat.training.features.batchnorm import NEEDS_CHANNELS
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
@@ -100,6 +102,45 @@ def check_qat_settings(config: Config) -> None:
         raise ConfigError(NEEDS_CHANNELS)
     if config.qat.max_drop is not None:
         check_budget_runtime(config.evaluation)
+
+
+def advise(
+    weights: Path,
+    data: Path | None,
+    out: Path,
+    config: Config,
+    gpu: str,
+    batch: int,
+    max_drop: float | None,
+    mixes: int,
+    progress: Progress = SILENT,
+) -> tuple[Advice, Path]:
+    """Compile, estimate and measure every form of a network for one GPU; ``out/advice.json`` holds what was found.
+
+    Without ``data`` float weights are calibrated on two generated images, which is enough for a compiler.
+    """
+    gpu_for_advice(gpu)
+    with locked(out):
+        model = load(weights, config.model.imgsz)
+        if data is not None:
+            model, _ = _calibrated(weights, data, config, progress)
+        elif model.quantized is None:
+            model = api.quantize(model, generated_images(model.imgsz), config.quantization, calibrator="max")
+        advice = api.advise(
+            model,
+            data,
+            out,
+            gpu,
+            batch=batch,
+            max_drop=max_drop,
+            mixes=mixes,
+            evaluation=config.evaluation,
+            ranking=config.sensitivity,
+            progress=progress,
+        )
+        file = out / "advice.json"
+        write_json(file, advice.as_dict())
+        return advice, file
 
 
 def _calibrated(weights: Path, data: Path, config: Config, progress: Progress) -> tuple[Model, Dataset]:

@@ -76,10 +76,16 @@ def _move_behind_(graph: gs.Graph, conv: gs.Node, dequantize: gs.Node) -> None:
     conv.outputs = [plain]
     bias = conv.inputs.pop(2) if len(conv.inputs) > 2 else None
     scaled = output if bias is None else gs.Variable(f"{conv.name}/scaled", dtype=output.dtype, shape=output.shape)
-    graph.nodes.append(gs.Node("Mul", f"{conv.name}/factors/Mul", {}, [plain, factors], [scaled]))
+    graph.nodes.append(gs.Node("Mul", _beside(conv, "Mul"), {}, [plain, factors], [scaled]))
     if bias is not None:
         behind = gs.Constant(f"{bias.name}/behind", bias.values.reshape(shape))
-        graph.nodes.append(gs.Node("Add", f"{conv.name}/bias/Add", {}, [scaled, behind], [output]))
+        graph.nodes.append(gs.Node("Add", _beside(conv, "Add"), {}, [scaled, behind], [output]))
+
+
+def _beside(conv: gs.Node, op: str) -> str:
+    """A name in the convolution's own module, by which a compiler's kernel is known to be of it."""
+    module, _, leaf = str(conv.name).rpartition("/")
+    return f"{module}/{leaf.replace('Conv', op)}"
 
 
 def _base(scales: NDArray[np.float32], largest_sum: float) -> float:

@@ -52,6 +52,13 @@ def test_sqnr_is_signal_power_over_noise_power(model: QuantizedModel, batches: t
     assert all(e.sqnr_db > 15 for e in errors.values() if e.kind == "weight")
 
 
+def test_one_scale_per_weight_has_not_drifted_at_the_start(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
+    """Its range has the least error and is not the largest weight, which is no drift."""
+    model = calibrated(weights="tensor")
+    errors = measure_noise(model, batches[0], model.amax())
+    assert {entry.drift for entry in errors if entry.kind == "weight"} == {0.0}
+
+
 def test_a_damaged_layer_is_named(
     model: QuantizedModel, batches: tuple[Tensor, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

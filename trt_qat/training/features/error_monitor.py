@@ -85,8 +85,9 @@ def _noise(
     amax = model.toolkit.amax(quantizer).detach()
     start = start.to(amax.device)  # a resumed run has read it from a file
     drift = amax / start - 1
-    # a weight's range that nobody moves says nothing: how far the weights outgrew it, or shrank away from it, does
-    if kind == "weight" and torch.equal(amax, start):
+    # a weight's range that nobody moves says nothing: how far the weights outgrew it, or shrank away from it, does;
+    # one scale for a whole weight never was its largest value, there the SQNR alone tells
+    if kind == "weight" and amax.numel() > 1 and torch.equal(amax, start):
         weight: Tensor = model.network.get_submodule(layer).weight
         drift = weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True) / amax - 1
     worst = float(drift.flatten()[drift.abs().argmax()])
