@@ -326,8 +326,8 @@ def advise(
         return [candidate.sensitivity.group for candidate in found]
 
     folder = writable_folder(Path(out))
-    adviser = Adviser(model, card, batch, folder, None if dataset is None else accuracy, rank, progress)
-    return adviser.advise(max_drop, mixes)
+    adviser = Adviser(model, folder, None if dataset is None else accuracy, rank, progress)
+    return adviser.advise(card, batch, max_drop, mixes)
 
 
 def export(

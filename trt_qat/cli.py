@@ -390,7 +390,7 @@ def targets(config: Config) -> list[dict[str, Any]]:
 
 @cli.command()
 @_weights
-@click.option("--data", type=FILE, help="data.yaml or folder; its val split gives mAP. Without it none is measured.")
+@click.option("--data", type=FILE, help="data.yaml or folder; without it no mAP, and files only to look at.")
 @click.option("--gpu", required=True, metavar="NAME", help="E.g. rtx4090; docs/compiler.md lists them.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
 @click.option("--max-drop", type=click.FloatRange(min=0), help="What INT8 may cost, mAP points [default: any].")
@@ -736,7 +736,7 @@ def _advice_row(advice: Advice, form: Form) -> tuple[str, ...]:
         str(form.engine.kernel_count),
         f"{form.engine.activation_bytes / 1e6:.1f}",
         f"{form.engine.weight_bytes / 1e6:.1f}",
-        f"{form.estimate.total_ms:.3f}",
+        f"{form.ms:.3f}",
         "" if form.map50_95 is None else f"{form.map50_95:.4f}",
         f"{len(form.int8_groups)} of {groups} groups" if form.int8_groups else "",
         recommended if advice.keeps_accuracy(form) else "costs too much mAP",

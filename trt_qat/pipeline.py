@@ -16,14 +16,13 @@ from trt_qat.errors import ConfigError
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.lock import locked
-from trt_qat.mixed_precision.advice import Advice, gpu_for_advice
+from trt_qat.mixed_precision.advice import Advice, gpu_for_advice, with_any_ranges
 from trt_qat.mixed_precision.exported import check_budget_runtime
 from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
-from trt_qat.targets.check import generated_images
 from trt_qat.training.features.batchnorm import NEEDS_CHANNELS
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
@@ -117,7 +116,7 @@ def advise(
 ) -> tuple[Advice, Path]:
     """Compile, estimate and measure every form of a network for one GPU; ``out/advice.json`` holds what was found.
 
-    Without ``data`` float weights are calibrated on two generated images, which is enough for a compiler.
+    Without ``data`` float weights get any ranges, which is enough for a compiler and for nothing else.
     """
     gpu_for_advice(gpu)
     with locked(out):
@@ -125,7 +124,7 @@ def advise(
         if data is not None:
             model, _ = _calibrated(weights, data, config, progress)
         elif model.quantized is None:
-            model = api.quantize(model, generated_images(model.imgsz), config.quantization, calibrator="max")
+            model = with_any_ranges(model, config.quantization)
         advice = api.advise(
             model,
             data,

@@ -6,6 +6,7 @@ is run on a GPU. mAP is measured on the very file that was compiled.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import Any, Final
 
 import onnx
 import onnx_graphsurgeon as gs
+import torch
 
 from trt_qat.checkpoint import Model, with_weight_scales
-from trt_qat.config import ExportSection, Precision
+from trt_qat.config import ExportSection, Precision, QuantizationSection
 from trt_qat.engine.compile import compile_onnx
 from trt_qat.engine.compiled import CompiledEngine, Kernel
 from trt_qat.engine.onnx_nodes import node_by_name
@@ -25,17 +27,20 @@ from trt_qat.errors import ConfigError
 from trt_qat.exporter.float_groups import leave_float_
 from trt_qat.exporter.onnx_export import export_onnx
 from trt_qat.exporter.tensorrt_rtx import to_tensorrt_rtx_
-from trt_qat.mixed_precision.budget_search import Measured, fewest_float_groups
-from trt_qat.mixed_precision.compiler_search import cheapest_mix
+from trt_qat.mixed_precision.budget_search import Measured, fewest_float_groups, meets_budget
+from trt_qat.mixed_precision.compiler_search import Mix, cheapest_mix
 from trt_qat.progress import SILENT, Progress
-from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.insert import quantize_model
 from trt_qat.targets.export import export
 
 FP16: Final = "FP16"
 CHANNEL: Final = "INT8 per channel"
-FACTORS: Final = "INT8, factors behind the convolution"
+FACTORED: Final = "INT8 per channel, factored"
 TENSOR: Final = "INT8 per tensor"
 MIXED: Final = "mixed"
+_PREFERRED = (CHANNEL, TENSOR, MIXED, FACTORED)  # the last keeps the scales per channel and all of INT8
+_TELLABLE = 1.01
+_ANY = 8.0
 _REASON = "left float: INT8 is estimated slower there"
 
 Accuracy = Callable[[Path], float]
@@ -49,7 +54,7 @@ class Form:
     """One way to deploy the network: its file, what the compiler makes of it, how long that takes at least.
 
     Args:
-        name: one of :data:`FP16`, :data:`CHANNEL`, :data:`FACTORS`, :data:`TENSOR` and :data:`MIXED`.
+        name: one of :data:`FP16`, :data:`CHANNEL`, :data:`FACTORED`, :data:`TENSOR` and :data:`MIXED`.
         map50_95: of the file, a fraction; None where it was not measured.
         float_groups: scale groups left float.
         int8_groups: those in INT8.
@@ -63,6 +68,11 @@ class Form:
     float_groups: tuple[str, ...] = ()
     int8_groups: tuple[str, ...] = ()
 
+    @property
+    def ms(self) -> float:
+        """The estimate, no latency."""
+        return self.estimate.total_ms
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON object; "estimated_ms" is an estimate, no latency."""
         return {
@@ -72,7 +82,7 @@ class Form:
             "activation_bytes": self.engine.activation_bytes,
             "weight_bytes": self.engine.weight_bytes,
             "plan_bytes": self.engine.plan_bytes,
-            "estimated_ms": self.estimate.total_ms,
+            "estimated_ms": self.ms,
             "map50_95": self.map50_95,
             "int8_groups": len(self.int8_groups),
             "float_groups": list(self.float_groups),
@@ -101,29 +111,33 @@ class Advice:
 
     @property
     def recommended(self) -> Form:
-        """The one with the lowest estimate among those that keep the accuracy; FP16 where nothing is below it."""
-        return min((form for form in self.forms if self.keeps_accuracy(form)), key=lambda form: form.estimate.total_ms)
+        """The form to use, never one that is estimated slower than FP16.
+
+        Of those that keep the accuracy and are within 1 % of the lowest estimate, which tells no smaller difference:
+        FP16 before the others, then the one with the highest mAP, then the one whose numbers are nearest to float.
+        """
+        allowed = [form for form in self.forms if self.keeps_accuracy(form) and form.ms <= self.fp16.ms]
+        lowest = min(form.ms for form in allowed)
+        near = [form for form in allowed if form.ms <= _TELLABLE * lowest]
+        if self.fp16 in near:
+            return self.fp16
+        return max(near, key=lambda form: (form.map50_95 or 0.0, _PREFERRED.index(form.name)))
 
     def keeps_accuracy(self, form: Form) -> bool:
         """Whether a form is within ``max_drop`` of FP16."""
-        if form.map50_95 is None or self.fp16.map50_95 is None or self.max_drop is None:
-            return True
-        return 100 * (self.fp16.map50_95 - form.map50_95) <= self.max_drop
+        return self.max_drop is None or not _costs_more(form, self.fp16, self.max_drop)
 
     @property
     def sentence(self) -> str:
         """The recommendation in words."""
         best, where = self.recommended, f"{self.gpu.label} at batch {self.batch}"
         if best is self.fp16:
-            return f"Use FP16: no INT8 form is estimated to be faster on {where}{self._within()}."
-        times = self.fp16.estimate.total_ms / best.estimate.total_ms
+            within = "" if self.max_drop is None else f" within {self.max_drop:g} mAP points"
+            return f"Use FP16: no INT8 form{within} is estimated to be faster by more than 1 % on {where}."
         return (
-            f"Use {best.name}: estimated {best.estimate.total_ms:.3f} ms on {where}, FP16 "
-            f"{self.fp16.estimate.total_ms:.3f} ms ({times:.2f}x). Measure it there before you rely on it."
+            f"Use {best.name}: estimated {best.ms:.3f} ms on {where}, FP16 {self.fp16.ms:.3f} ms "
+            f"({self.fp16.ms / best.ms:.2f}x). Measure it there before you rely on it."
         )
-
-    def _within(self) -> str:
-        return "" if self.max_drop is None else f" within {self.max_drop:g} mAP points"
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object."""
@@ -142,113 +156,128 @@ class Advice:
         }
 
 
-@dataclass(frozen=True)
 class Adviser:
-    """Makes the forms of one calibrated model for one GPU and batch.
+    """Makes the forms of one calibrated model; what several GPUs or batches share is exported and compiled once.
 
     Args:
         model: calibrated, with scales per channel.
-        out: folder for the files.
+        out: folder for the files, which take any batch.
         accuracy: measures a file; None where no data is at hand.
-        rank: asked only if the cheapest mix costs more than ``max_drop``.
+        rank: asked only if the cheapest mix costs more than is allowed.
     """
 
-    model: Model
-    gpu: Gpu
-    batch: int
-    out: Path
-    accuracy: Accuracy | None
-    rank: Rank
-    progress: Progress = SILENT
+    def __init__(
+        self, model: Model, out: Path, accuracy: Accuracy | None, rank: Rank, progress: Progress = SILENT
+    ) -> None:
+        quantized = model.require_quantized()
+        self._model = model
+        self._out = out
+        self._accuracy = accuracy
+        self._rank = rank
+        self._progress = progress
+        self._convs = {group.name: group.convs for group in quantized.placement.groups}
+        self._files: dict[str, Path] = {}
+        self._map50_95: dict[Path, float] = {}
+        self._engines: dict[tuple[str | frozenset[str], int, int], CompiledEngine] = {}
+        self._plain: onnx.ModelProto | None = None
 
-    def advise(self, max_drop: float | None, limit: int) -> Advice:
-        """Make, compile and measure every form.
+    def advise(self, gpu: Gpu, batch: int, max_drop: float | None, limit: int) -> Advice:
+        """Make, compile and measure every form for one GPU.
 
         Args:
+            batch: images per inference.
             max_drop: mAP points.
             limit: mixes to compile at most.
         """
-        fp16 = self.form(FP16, "fp16", self.model, "fp16")
-        channel = self.form(CHANNEL, "int8_channel", self.model, "int8+fp16", target="tensorrt")
-        factors = self.form(FACTORS, "int8_factors", self.model, "int8+fp16")
-        tensor = self.form(TENSOR, "int8_tensor", with_weight_scales(self.model, "tensor"), "int8+fp16")
-        floats, tried = self.cheapest(fp16, factors, limit)
-        forms = [fp16, channel, factors, tensor]
-        if 0 < len(floats) < len(self.groups):
-            forms.append(self.mixed(floats, fp16, max_drop))
-        return Advice(self.gpu, self.batch, max_drop, tuple(forms), tried)
+        fp16 = self._form(FP16, "fp16", self._model, gpu, batch, precision="fp16")
+        factored = self._form(FACTORED, "int8_factored", self._model, gpu, batch)
+        channel = self._form(CHANNEL, "int8_channel", self._model, gpu, batch, target="tensorrt")
+        per_tensor = self._model if "int8_tensor" in self._files else with_weight_scales(self._model, "tensor")
+        tensor = self._form(TENSOR, "int8_tensor", per_tensor, gpu, batch)
+        mix = self._cheapest(fp16, factored, gpu, batch, limit)
+        forms = [fp16, channel, tensor, factored]
+        if 0 < len(mix.float_groups) < len(self._convs):
+            forms.append(self._mixed(mix.float_groups, fp16, gpu, batch, max_drop))
+        return Advice(gpu, batch, max_drop, tuple(forms), mix.tried)
 
-    @property
-    def quantized(self) -> QuantizedModel:
-        """The model's quantizers."""
-        return self.model.require_quantized()
+    def _form(
+        self,
+        name: str,
+        stem: str,
+        model: Model,
+        gpu: Gpu,
+        batch: int,
+        *,
+        precision: Precision = "int8+fp16",
+        target: str = "tensorrt-rtx",
+    ) -> Form:
+        """Export, compile, estimate and measure, each only if that was not done before."""
+        if stem not in self._files:
+            self._progress.note(f"{name}: exporting")
+            section = ExportSection(target=target, precision=precision, dynamic_batch=True, check=False)
+            self._files[stem] = export(model, self._out / f"{stem}.onnx", section).path
+        file = self._files[stem]
+        if self._accuracy is not None and file not in self._map50_95:
+            self._map50_95[file] = self._accuracy(file)
+        engine = self._compiled(stem, file, gpu, batch)
+        groups = () if precision == "fp16" else tuple(g.name for g in model.require_quantized().placement.groups)
+        floats = tuple(group for group in self._convs if group not in groups)
+        return Form(name, file, engine, estimate(engine, gpu), self._map50_95.get(file), floats, groups)
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Every scale group."""
-        return tuple(group.name for group in self.quantized.placement.groups)
+    def _compiled(self, what: str | frozenset[str], file: Path, gpu: Gpu, batch: int) -> CompiledEngine:
+        key = (what, gpu.sm, batch)
+        if key not in self._engines:
+            self._engines[key] = compile_onnx(file, gpu.sm, batch)
+        return self._engines[key]
 
-    def form(self, name: str, stem: str, model: Model, precision: Precision, target: str = "tensorrt-rtx") -> Form:
-        """Export, compile, estimate and measure."""
-        section = ExportSection(target=target, precision=precision, batch=self.batch, check=False)
-        self.progress.note(f"{name}: exporting and compiling")
-        file = export(model, self.out / f"{stem}.onnx", section).path
-        engine = compile_onnx(file, self.gpu.sm)
-        found = None if self.accuracy is None else self.accuracy(file)
-        int8: tuple[str, ...] = ()
-        if precision != "fp16":
-            int8 = tuple(group.name for group in model.require_quantized().placement.groups)
-        floats = tuple(group for group in self.groups if group not in int8)
-        return Form(name, file, engine, estimate(engine, self.gpu), found, floats, int8)
-
-    def cheapest(self, fp16: Form, int8: Form, limit: int) -> tuple[frozenset[str], int]:
-        """The groups that the compiler would leave float, and how many mixes it judged."""
-        convs = {group.name: group.convs for group in self.quantized.placement.groups}
-        gains = group_gains(convs, fp16.estimate, int8.estimate)
-        known = {frozenset(self.groups): fp16.estimate.total_ms, frozenset[str](): int8.estimate.total_ms}
+    def _cheapest(self, fp16: Form, int8: Form, gpu: Gpu, batch: int, limit: int) -> Mix:
+        """The groups that the compiler would leave float."""
+        gains = group_gains(self._convs, fp16.estimate, int8.estimate)
+        known = {frozenset(self._convs): fp16.estimate.total_ms, frozenset[str](): int8.estimate.total_ms}
+        judged: set[frozenset[str]] = set()
         with tempfile.TemporaryDirectory() as folder:
-            plain = Path(folder) / "plain.onnx"
-            section = ExportSection(precision="int8+fp16", batch=self.batch)
-            model = onnx.load(export_onnx(self.model, plain, section).path)
-            mixes = 0
 
             def cost(groups: frozenset[str]) -> float:
-                nonlocal mixes
-                mixes += 1
-                self.progress.step("compiling mixes", mixes, limit)
+                judged.add(groups)
+                self._progress.step("compiling mixes", len(judged), limit)
                 if groups in known:
                     return known[groups]
-                mixed = gs.import_onnx(model)
-                leave_float_(mixed, [conv for group in groups for conv in convs[group]])
-                to_tensorrt_rtx_(mixed)
-                onnx.save(gs.export_onnx(mixed), str(plain))
-                return estimate(compile_onnx(plain, self.gpu.sm), self.gpu).total_ms
+                if (groups, gpu.sm, batch) not in self._engines:
+                    self._write_mix(groups, Path(folder) / "mix.onnx")
+                return estimate(self._compiled(groups, Path(folder) / "mix.onnx", gpu, batch), gpu).total_ms
 
-            mix = cheapest_mix(gains, cost, limit)
-        return mix.float_groups, mix.tried
+            return cheapest_mix(gains, cost, limit)
 
-    def mixed(self, floats: frozenset[str], fp16: Form, max_drop: float | None) -> Form:
+    def _write_mix(self, groups: frozenset[str], file: Path) -> None:
+        """What exporting a mix would write, as far as a compiler can tell, in a fraction of the time."""
+        if self._plain is None:
+            section = ExportSection(precision="int8+fp16", dynamic_batch=True)
+            self._plain = onnx.load(export_onnx(self._model, file, section).path)
+        graph = gs.import_onnx(self._plain)
+        leave_float_(graph, [conv for group in groups for conv in self._convs[group]])
+        to_tensorrt_rtx_(graph)
+        onnx.save(gs.export_onnx(graph), str(file))
+
+    def _mixed(self, floats: frozenset[str], fp16: Form, gpu: Gpu, batch: int, max_drop: float | None) -> Form:
         """The cheapest mix; where it costs more accuracy than allowed, with the fewest further groups left float."""
+        made: dict[tuple[str, ...], Form] = {}
 
-        def made(more: Sequence[str]) -> Form:
-            left = self.quantized.leave_float([*floats, *more], _REASON)
-            return self.form(MIXED, "mixed", self.model.with_quantized(left, self.model.stage, {}), "int8+fp16")
+        def mix(more: tuple[str, ...]) -> Form:
+            if more not in made:
+                left = self._model.require_quantized().leave_float([*floats, *more], _REASON)
+                model = self._model.with_quantized(left, self._model.stage, self._model.provenance)
+                stem = f"mixed_{gpu.name}_{batch}" + (f"_{len(more)}" if more else "")
+                made[more] = self._form(MIXED, stem, model, gpu, batch)
+            return made[more]
 
-        first = made(())
-        if max_drop is None or fp16.map50_95 is None or first.map50_95 is None:
+        first = mix(())
+        if max_drop is None or not _costs_more(first, fp16, max_drop):
             return first
-        if 100 * (fp16.map50_95 - first.map50_95) <= max_drop:
-            return first
-        ranked = [group for group in self.rank(self.model) if group not in floats][:-1]  # one group stays INT8
-        search = fewest_float_groups(
-            ranked,
-            _measured(fp16),
-            _measured(first),
-            max_drop,
-            lambda more: _measured(made(more)),
-            "fine-tuned" if self.model.stage == "qat" else "calibrated",
+        ranked = [group for group in self._rank(self._model) if group not in floats][:-1]  # one group stays INT8
+        found = fewest_float_groups(
+            ranked, _measured(fp16), _measured(first), max_drop, lambda more: _measured(mix(more)), "calibrated"
         )
-        return made(search.chosen.groups)
+        return mix(found.chosen.groups)
 
 
 def group_gains(convs: Mapping[str, Sequence[str]], fp16: Estimate, int8: Estimate) -> dict[str, float]:
@@ -275,8 +304,24 @@ def _modules(kernel: Kernel) -> set[str]:
     return {node.module for node in nodes if node.op not in ("QuantizeLinear", "DequantizeLinear")}
 
 
+def _costs_more(form: Form, fp16: Form, max_drop: float) -> bool:
+    if form.map50_95 is None or fp16.map50_95 is None:
+        return False
+    return not meets_budget(_measured(fp16), _measured(form), max_drop)
+
+
 def _measured(form: Form) -> Measured:
-    return Measured(form.map50_95 or 0.0, form.estimate.total_ms, form.estimate.total_ms)
+    return Measured(form.map50_95 or 0.0, form.ms, form.ms)
+
+
+def with_any_ranges(model: Model, section: QuantizationSection) -> Model:
+    """A float model with quantizers that nobody calibrated: a compiler looks at types, not at numbers.
+
+    Its files must not be deployed. It takes no image and no forward pass.
+    """
+    quantized = quantize_model(copy.deepcopy(model.network), model.names, section)
+    quantized.load_amax_({f"activation.{group.name}": torch.tensor(_ANY) for group in quantized.placement.groups})
+    return model.with_quantized(quantized, "ptq", model.provenance)
 
 
 def gpu_for_advice(name: str) -> Gpu:
