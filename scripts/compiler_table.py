@@ -29,11 +29,12 @@ BATCHES = (1, 8)
 Row = dict[str, object]
 
 
-@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for rows.json and tables.md.")
 @click.option("--size", "sizes", multiple=True, default=("n", "s", "m", "x"), show_default=True)
 @click.option("--mixes", default=12, show_default=True, help="Mixes that the compiler judges per GPU and batch.")
 def main(out: Path, sizes: tuple[str, ...], mixes: int) -> None:
+    """Make the tables of docs/compiler.md."""
     tune_cpu()
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Row] = json.loads(text) if (text := _text(out / "rows.json")) else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ import torch
 from trt_qat.checkpoint import Model, with_weight_scales
 from trt_qat.config import ExportSection, Precision, QuantizationSection
 from trt_qat.engine.compile import compile_onnx
-from trt_qat.engine.compiled import CompiledEngine, Kernel
+from trt_qat.engine.compiled import CompiledEngine
 from trt_qat.engine.onnx_nodes import node_by_name
 from trt_qat.engine.roofline import LEFT_OUT, Estimate, Gpu, estimate, gpu_named
 from trt_qat.errors import ConfigError
@@ -40,6 +40,7 @@ TENSOR: Final = "INT8 per tensor"
 MIXED: Final = "mixed"
 _PREFERRED = (CHANNEL, TENSOR, MIXED, FACTORED)  # the last keeps the scales per channel and all of INT8
 _TELLABLE = 1.01
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _ANY = 8.0
 _REASON = "left float: INT8 is estimated slower there"
 
@@ -282,26 +283,30 @@ class Adviser:
 
 def group_gains(convs: Mapping[str, Sequence[str]], fp16: Estimate, int8: Estimate) -> dict[str, float]:
     """By scale group, the milliseconds that its convolutions take less in INT8, with the kernels that they cause."""
-    before, after = _by_convolution(fp16), _by_convolution(int8)
+    known = {conv for members in convs.values() for conv in members}
+    before, after = _by_convolution(fp16, known), _by_convolution(int8, known)
     return {
         group: sum(before.get(conv, 0.0) - after.get(conv, 0.0) for conv in members) for group, members in convs.items()
     }
 
 
-def _by_convolution(found: Estimate) -> dict[str, float]:
-    """Milliseconds by PyTorch module; a kernel that works for several is divided among them."""
+def _by_convolution(found: Estimate, convs: Collection[str]) -> dict[str, float]:
+    """Milliseconds by convolution; a kernel that computes parts of several is divided among them.
+
+    Copies and quantizers are counted to the convolution that is launched next, which in most cases reads them.
+    """
     shares: dict[str, float] = {}
+    waiting = 0.0
     for entry in found.kernels:
-        modules = _modules(entry.kernel)
-        for module in modules:
-            shares[module] = shares.get(module, 0.0) + entry.ms / len(modules)
+        nodes = [node_by_name(name) for name in entry.kernel.onnx_nodes]
+        served = {node.module for node in nodes if node.op not in _QUANTIZERS} & set(convs)
+        if served or entry.kernel.is_convolution:
+            for conv in served:
+                shares[conv] = shares.get(conv, 0.0) + (entry.ms + waiting) / len(served)
+            waiting = 0.0
+        else:
+            waiting += entry.ms
     return shares
-
-
-def _modules(kernel: Kernel) -> set[str]:
-    """Modules whose convolution, factor or bias a kernel computes; quantizers belong to whom they are computed with."""
-    nodes = [node_by_name(name) for name in kernel.onnx_nodes]
-    return {node.module for node in nodes if node.op not in ("QuantizeLinear", "DequantizeLinear")}
 
 
 def _costs_more(form: Form, fp16: Form, max_drop: float) -> bool:
