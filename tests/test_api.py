@@ -108,7 +108,7 @@ DOCUMENTED = [name for name in trt_qat._HOMES if trt_qat._HOMES[name] in ("trt_q
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_the_examples_of_a_verb_give_what_they_say(ran: dict[str, Any], name: str) -> None:
-    if name == "build" and not builds_engines():
+    if name in ("advise", "build") and not builds_engines():
         pytest.skip("tensorrt_rtx is not installed")
     documented = getattr(trt_qat, name)
     test = doctest.DocTestParser().get_doctest(inspect.getdoc(documented) or "", dict(ran), name, None, 0)

@@ -140,6 +140,10 @@ CASES = {
         "export yolov8n.yaml --precision int8+fp16 --set model.imgsz=64 --out a.onnx",
         "Run `trt-qat calibrate` first",
     ),
+    # advice
+    "unknown GPU": ("advise --weights yolov8n.yaml --gpu rtx9000 --out a", "Unknown GPU 'rtx9000'. Known: rtx3060"),
+    "GPU of another compiler": ("advise --weights yolov8n.yaml --gpu agx-orin --out a", "AGX Orin 64 GB runs TensorRT"),
+    "advice without weights": ("advise --weights none.pt --gpu rtx4090 --out a", "'none.pt' does not exist"),
     # datasets
     "missing data.yaml": (
         "run --weights yolov8n.yaml --data none/data.yaml --out a",
