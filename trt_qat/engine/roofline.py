@@ -186,7 +186,7 @@ def _arithmetic_ms(kernel: Kernel, gpu: Gpu) -> float:
 
 
 def _lower_bound_ms(engine: CompiledEngine, gpu: Gpu) -> float:
-    """What no compiler goes below. A file with INT8 counts as INT8 throughout: others may find kernels for more of it."""
+    """What no compiler goes below. A file with INT8 counts as INT8 throughout: another may compute more of it so."""
     once = sum(tensor.bytes for tensor in (*engine.inputs, *engine.outputs))
     weights = {tensor.name: tensor.bytes for kernel in engine.kernels for tensor in kernel.constants if kernel.macs}
     if any(tensor.is_int8 for kernel in engine.kernels for tensor in (*kernel.inputs, *kernel.outputs)):
