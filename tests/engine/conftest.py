@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from trt_qat.checkpoint import Model
+    from trt_qat.engine.compiled import CompiledEngine
 
 LOGS = Path(__file__).with_name("logs")
 
@@ -36,3 +37,12 @@ def demo_onnx(demo_detector: Model, demo_int8: Model, tmp_path_factory: pytest.T
         precision: export(model, folder / f"{precision}.onnx", target="tensorrt", precision=precision, check=False).path
         for precision, model in models.items()
     }
+
+
+@pytest.fixture(scope="session")
+def demo_engines(demo_onnx: Mapping[str, Path]) -> Mapping[str, CompiledEngine]:
+    """The same, compiled for SM 89 at batch 1."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    from trt_qat.engine.compile import compile_onnx
+
+    return {precision: compile_onnx(path, 89) for precision, path in demo_onnx.items()}

@@ -24,7 +24,7 @@ LAYERS = [
         "Weights": {"Type": "Float", "Count": 16 * 3 * 9},
         "Bias": {"Type": "Float", "Count": 16},
         "Activation": "NONE",
-        "Metadata": "[ONNX Layer: /model.0/conv/Conv]\x1f[ONNX Layer: /model.0/act/Sigmoid]\x1f[ONNX Layer: /model.0/act/Mul]",
+        "Metadata": "\x1f".join(f"[ONNX Layer: /model.0/{name}]" for name in ("conv/Conv", "act/Sigmoid", "act/Mul")),
     },
     {
         "Name": "model.1.conv + SiLU",
@@ -103,6 +103,11 @@ def test_types_out_of_descriptions(text: str, dtype: str) -> None:
         ({"Inputs": [_tensor("a", "Row major NF4")]}, "names no data type that is known: 'Row major NF4'"),
         ({"Inputs": [_tensor("a", "FP32 or FP16")]}, "names no data type that is known"),
         ({"Inputs": [{**_tensor("a", "Int8"), "Dimensions": [-1, 3]}]}, r"free shape \(-1, 3\): its bytes cannot be"),
+        (
+            {"Inputs": [{**_tensor("a", "Int8"), "Dimensions": [1, 2.5]}]},
+            r"not understood \(ValueError: 2.5 is no whole",
+        ),
+        ({"Weights": {"Type": "Int8", "Count": True}}, "True is no whole number"),
         ({"Weights": {}}, "weight of convolution 'model.1.conv . SiLU' is not listed"),
         ({"LayerType": "gemm"}, "matrix product 'model.1.conv . SiLU' cannot be counted"),
     ],

@@ -97,7 +97,7 @@ def test_what_cannot_be_estimated_is_said() -> None:
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_rates_of_a_card_are_dense_and_in_proportion(gpu: Gpu) -> None:
-    """Tensor cores of every generation in the table do INT8 twice as fast as FP16, FP16 at least twice as fast as FP32."""
+    """Tensor cores of every generation here do INT8 twice as fast as FP16, and FP16 at least twice as fast as FP32."""
     assert gpu.int8_tops == pytest.approx(2 * gpu.fp16_tflops, rel=0.02)
     assert gpu.fp16_tflops >= 1.95 * gpu.fp32_tflops
     assert len(gpu.source) > 20

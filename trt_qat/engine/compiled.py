@@ -274,7 +274,7 @@ class CompiledEngine:
     @property
     def detailed(self) -> bool:
         """Whether the source tells more than names; without, there are no bytes and no types to count."""
-        return any(kernel.kind for kernel in self.kernels)
+        return all(kernel.kind for kernel in self.kernels)
 
     def count(self, role: Role) -> int:
         """How many kernels have a role."""
