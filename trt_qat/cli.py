@@ -152,7 +152,7 @@ def _check_json_path(path: Path) -> None:
 
 def _check_inputs_stay(json_file: Path | None, arguments: Mapping[str, Any]) -> None:
     """Refuse to write a result over a file that the command reads, or loose into the whole file system."""
-    written = {"json": json_file, "out": arguments.get("out"), "svg": arguments.get("svg")}
+    written = {"json": json_file, **{name: arguments.get(name) for name in ("out", "svg", "html")}}
     read = [value for name, value in arguments.items() if name not in written and isinstance(value, str | Path | tuple)]
     files = [Path(value) for entry in read for value in (entry if isinstance(entry, tuple) else (entry,))]
     for option, out in written.items():
@@ -579,6 +579,64 @@ def lint(config: Config, onnx: Path, target: str, svg: Path | None) -> dict[str,
     if report.errors:
         _exit_at_end(1)
     return report.as_dict()
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+@click.option("--against", multiple=True, type=FILE, help="Another file beside it; repeatable.")
+@click.option("--sm", type=click.IntRange(min=1), default=89, show_default=True, help="Compute capability, e.g. 86.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
+@click.option(
+    "--gpu", "gpus", multiple=True, help="Estimate for this GPU, e.g. rtx4060; repeatable [default: by --sm]."
+)
+@click.option("--launch-us", type=click.FloatRange(min=0), help="Assumed cost of a launch, microseconds.")
+@click.option("--layers", is_flag=True, help="Also list every kernel.")
+@click.option("--html", type=FILE, help="Also write a page with a bar per kernel.")
+@click.option("--svg", type=FILE, help="Also write the bars alone.")
+@_command
+def inspect(
+    config: Config,
+    file: Path,
+    against: tuple[Path, ...],
+    sm: int,
+    batch: int,
+    gpus: tuple[str, ...],
+    launch_us: float | None,
+    layers: bool,
+    html: Path | None,
+    svg: Path | None,
+) -> list[dict[str, Any]]:
+    """Show what the compiler makes of FILE.
+
+    FILE is a *.onnx, which TensorRT-RTX compiles here without a GPU, or a *.plan or *.engine, which needs a GPU that
+    runs it. Kernels, what is fused into convolutions, memory moved, and an estimate from published rates of named
+    GPUs: no measurement, and for cards that run TensorRT a lower bound only. What the lint predicts is looked up.
+    """
+    del config
+    from trt_qat.engine import report
+    from trt_qat.engine.picture import write_html, write_svg
+    from trt_qat.engine.roofline import LAUNCH_US
+
+    for out, suffix in ((html, ".html"), (svg, ".svg")):
+        if out is not None:
+            writable_file(out, suffix)
+    launch = LAUNCH_US if launch_us is None else launch_us
+    with _bars() as bars:
+        inspected = report.inspect_files((file, *against), sm, batch, gpus, launch, bars)
+    _print_table(report.HEADER, [report.kernel_cells(entry) for entry in inspected])
+    _print_table(report.SIZES_HEADER, [report.size_cells(entry) for entry in inspected])
+    _print_table(*report.estimate_table(inspected))
+    for entry in inspected if layers else ():
+        click.echo(entry.engine.source)
+        _print_table(report.LAYERS_HEADER, report.layer_cells(entry.engine))
+    click.echo("\n".join(report.notes(inspected, sm)))
+    if html is not None:
+        write_html(inspected, sm, html)
+        click.echo(f"Written: {html}")
+    if svg is not None:
+        write_svg(inspected, svg)
+        click.echo(f"Drawn: {svg}")
+    return [entry.as_dict() for entry in inspected]
 
 
 @cli.group()

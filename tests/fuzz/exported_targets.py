@@ -267,7 +267,51 @@ def _check_runner(runner: Any) -> None:
             assert output.dtype == np.float32, f"an output of {output.dtype}"
 
 
+@cache
+def _logs() -> tuple[str, ...]:
+    """Recorded logs, cut to their first layers and the end: a whole one would be nearly all that is mutated."""
+    import gzip
+
+    folder = Path(__file__).resolve().parents[1] / "engine" / "logs"
+    texts = [gzip.decompress(path.read_bytes()).decode("utf-8") for path in sorted(folder.glob("*.gz"))]
+    heads = [text.split("\n\n")[0].split("\n")[:12] for text in texts]
+    return tuple("\n".join(head) + text[text.index("\n\n") :] for head, text in zip(heads, texts, strict=True))
+
+
+def _log_bytes() -> SearchStrategy[bytes]:
+    return mutated_text(_logs())
+
+
+def _check_compiler_log(content: bytes, folder: Path) -> None:
+    from trt_qat.engine.compiler_log import engine_from_log
+
+    del folder
+    engine = engine_from_log(content.decode("utf-8", "replace"), version="1.7.1.116", sm=89)
+    said = json.loads(json.dumps(engine.as_dict(), allow_nan=False))
+    assert said["activation_bytes"] == sum(layer["activation_bytes"] for layer in said["layers"]) >= 0
+    assert said["macs"] >= 0
+
+
+def _inspector_json() -> SearchStrategy[bytes]:
+    tensor = {"Name": "a", "Dimensions": [1, 16, 8, 8], "Format/Datatype": "Row major Int8 format"}
+    layer = {
+        "Name": "conv", "LayerType": "CaskConvolution", "Inputs": [tensor], "Outputs": [tensor],
+        "Weights": {"Type": "Int8", "Count": 256}, "Activation": "RELU", "Metadata": "[ONNX Layer: /conv/Conv]",
+    }  # fmt: skip
+    good = {"Layers": [layer, "named only"], "Bindings": ["a"], "I/O Tensors": [{"Name": "a"}]}
+    return mutated_json(good)
+
+
+def _check_inspector_json(content: bytes, folder: Path) -> None:
+    from trt_qat.engine.inspect import engine_from_json
+
+    del folder
+    json.dumps(engine_from_json(content.decode("utf-8", "replace")).as_dict(), allow_nan=False)
+
+
 TARGETS = (
+    Target("compiler-log", _log_bytes, _check_compiler_log),
+    Target("inspector-json", _inspector_json, _check_inspector_json),
     Target("onnx-metadata", _onnx_bytes, _check_onnx_metadata),
     Target("lint", _onnx_bytes, _check_lint),
     Target("onnxruntime", _onnx_bytes, _check_onnxruntime),

@@ -65,9 +65,12 @@ def test_plan_is_chosen_for_its_onnx(engine: EngineArtifact) -> None:
 
 
 def test_inspection_finds_layers(engine: EngineArtifact) -> None:
-    layers = inspect_engine(engine.path, engine.flavor)
+    inspected = inspect_engine(engine.path, engine.flavor, batch=2)
+    layers = inspected.kernels
     assert layers
-    assert any(layer.touches_io for layer in layers)
+    assert any(inspected.touches_io(layer) for layer in layers)
+    assert inspected.inputs[0].shape == (2, 3, 64, 64)
+    assert inspected.macs > 0
 
 
 def test_damaged_plan_is_one_line(engine: EngineArtifact) -> None:

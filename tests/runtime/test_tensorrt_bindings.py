@@ -35,7 +35,13 @@ DRIVERS: list[tuple[Path, dict[str, Any]]] = [
     ),
     (
         ENGINE / "inspect.py",
-        {"trt": trt, "runtime": trt.Runtime, "engine": trt.ICudaEngine, "inspector": trt.EngineInspector},
+        {
+            "trt": trt,
+            "runtime": trt.Runtime,
+            "engine": trt.ICudaEngine,
+            "context": trt.IExecutionContext,
+            "inspector": trt.EngineInspector,
+        },
     ),
     (
         ENGINE / "build_process.py",

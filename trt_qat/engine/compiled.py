@@ -40,7 +40,10 @@ _ACTIVATIONS: Final = frozenset(
     {"Sigmoid", "Relu", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Clip", "Tanh", "Elu", "Gelu", "Mish"}
     | {"Softplus", "Swish", "Selu", "Silu", "Sigm"}  # the last two are Myelin's abbreviations
 )
-_MOVES: Final = frozenset({"Move", "Slic", "Conc", "Resh", "Tran", "Resi", "Tile", "Pad", "Copy"})
+MOVES: Final = frozenset({"Move", "Slic", "Conc", "Resh", "Tran", "Resi", "Tile", "Pad", "Copy"})
+"""Steps that move values and change none, in Myelin's abbreviations."""
+FLOATS: Final = frozenset({"Float", "Half", "BFloat16"})
+"""Types that are no grid."""
 _NARROW: Final = frozenset({"Int8", "FP8"})
 
 
@@ -155,7 +158,7 @@ class Kernel:
             return "pool"
         if self.kind in ("Reformat", "NoOp", "Shuffle"):
             return "reformat" if self.input_type == self.output_type else "cast"
-        if self.ops and set(self.ops) <= _MOVES | {"Cast"}:
+        if self.ops and set(self.ops) <= MOVES | {"Cast"}:
             if "Cast" in self.ops:
                 return "cast"
             reordered = "Tran" in self.ops or self._formats(self.inputs) != self._formats(self.outputs)
@@ -271,7 +274,7 @@ class CompiledEngine:
     @property
     def detailed(self) -> bool:
         """Whether the source tells more than names; without, there are no bytes and no types to count."""
-        return any(kernel.kind for kernel in self.kernels)
+        return all(kernel.kind for kernel in self.kernels)
 
     def count(self, role: Role) -> int:
         """How many kernels have a role."""
@@ -283,7 +286,8 @@ class CompiledEngine:
         return any(tensor.name in names for tensor in (*kernel.inputs, *kernel.outputs))
 
     def as_dict(self) -> dict[str, Any]:
-        """The object of ``--json``; "layers" holds a row per kernel."""
+        """The object of ``--json``; "layers" holds a row per kernel, and what names alone do not tell is null."""
+        known = self.detailed
         return {
             "source": self.source,
             "flavor": self.flavor,
@@ -291,10 +295,10 @@ class CompiledEngine:
             "sm": self.sm,
             "plan_bytes": self.plan_bytes,
             "kernels": self.kernel_count,
-            "roles": {role: self.count(role) for role in ROLES},
-            "activation_bytes": self.activation_bytes,
-            "weight_bytes": self.weight_bytes,
-            "macs": self.macs,
+            "roles": {role: self.count(role) for role in ROLES} if known else None,
+            "activation_bytes": self.activation_bytes if known else None,
+            "weight_bytes": self.weight_bytes if known else None,
+            "macs": self.macs if known else None,
             "convolutions": [_convolution_row(pair, kernels) for pair, kernels in self.convolutions.items()],
             "layers": [_layer_row(kernel) for kernel in self.kernels],
         }

@@ -32,7 +32,7 @@ _LAYER: Final = re.compile(
     rf"Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], TacticName: [^,]*, "
     rf"StreamId: \d+,(?: EventId: \d+,)? Metadata: (?P<metadata>.*)"
 )
-_NODE: Final = re.compile(r"\[ONNX Layer: ([^{}\x00-\x1f\x7f]*)\]")
+_NODE: Final = re.compile(r"\[ONNX Layer: ((?:(?!\[ONNX Layer: )[^{}\x00-\x1f\x7f])*)\]")
 _TENSOR: Final = re.compile(
     rf"\{{ Name: (?P<name>{_NAME}), Dimensions: \[(?P<shape>[0-9,]*)\], Strides: \[[0-9,]*\], "
     rf"StrideOrder: \[[0-9,]*\], Datatype: (?P<dtype>[A-Za-z0-9]+), Format: (?P<format>[^{{}}]*?) \}}"
@@ -109,8 +109,9 @@ def _blocks(text: str) -> tuple[list[str], list[str]]:
 
 def _kernel(line: str, nodes: Mapping[str, OnnxNode] | None) -> Kernel | None:
     """The kernel of a line; None for an event of streams."""
-    found = _LAYER.fullmatch(line)
-    if found is None or any(line.count(mark) != 1 for mark in _ONCE):
+    # counted first: with every mark there once, the expression has one way to match, however long the line
+    found = _LAYER.fullmatch(line) if all(line.count(mark) == 1 for mark in _ONCE) else None
+    if found is None:
         raise EngineError(f"The compiler's log has a layer that is not understood: '{line[:120]}'.")
     kind = found["kind"]
     if kind not in _KINDS:

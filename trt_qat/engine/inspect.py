@@ -110,7 +110,7 @@ def _weights(entry: Mapping[str, Any]) -> Iterable[CompiledTensor]:
     for what in ("Weights", "Bias"):
         listed = entry.get(what, {})
         if listed.get("Count", 0):
-            yield CompiledTensor(what.lower(), _dtype(listed["Type"]), (int(listed["Count"]),))
+            yield CompiledTensor(what.lower(), _dtype(listed["Type"]), (_whole(listed["Count"]),))
 
 
 def _tensors(entries: Iterable[Mapping[str, Any]]) -> tuple[CompiledTensor, ...]:
@@ -120,10 +120,16 @@ def _tensors(entries: Iterable[Mapping[str, Any]]) -> tuple[CompiledTensor, ...]
 def _tensor(entry: Mapping[str, Any]) -> CompiledTensor:
     parts = [entry.get(key, "") for key in ("Format/Datatype", "Format", "Datatype", "DataType")]
     text = " ".join(part for part in parts if part)
-    shape = tuple(int(size) for size in entry["Dimensions"])
+    shape = tuple(_whole(size) for size in entry["Dimensions"])
     if any(size < 0 for size in shape):
         raise EngineError(f"Tensor '{entry['Name']}' has the free shape {shape}: its bytes cannot be counted.")
     return CompiledTensor(entry["Name"], _dtype(text), shape, text)
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int:  # True is one of Python's ints
+        raise ValueError(f"{number!r} is no whole number")
+    return number
 
 
 def _dtype(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 
 from trt_qat.engine.compiled import CompiledTensor, Kernel
-from trt_qat.engine.onnx_nodes import OnnxNode, node_by_name
+from trt_qat.engine.onnx_nodes import WORK, OnnxNode, node_by_name
 from trt_qat.errors import EngineError
 from trt_qat.linter.view import DEQUANTIZE, QUANTIZE, UNKNOWN_MODULE
 
@@ -31,22 +31,26 @@ def make_kernel(
     """
     known = {node: _node(node, nodes) for node in onnx_nodes}
     ops = tuple(known[node].op for node in onnx_nodes)
-    kernel = Kernel(name, kind, onnx_nodes, inputs, outputs, constants, 0, ops, _module(known))
+    kernel = Kernel(name, kind, onnx_nodes, inputs, outputs, constants, 0, ops)
     if kernel.is_convolution:
-        return replace(kernel, macs=_convolution_macs(kernel, known))
-    if kernel.is_product or "gemm_mha" in name:
-        return replace(kernel, macs=_product_macs(kernel, known))
-    return kernel
+        kernel = replace(kernel, macs=_convolution_macs(kernel, known))
+    elif kernel.is_product or "gemm_mha" in name:
+        kernel = replace(kernel, macs=_product_macs(kernel, known))
+    return replace(kernel, module=_module(known, works=kernel.macs > 0))
 
 
 def _node(name: str, nodes: Mapping[str, OnnxNode] | None) -> OnnxNode:
     return nodes[name] if nodes and name in nodes else node_by_name(name)
 
 
-def _module(known: Mapping[str, OnnxNode]) -> str:
-    """The module of a convolution or a product, else of the first node that does more than quantize."""
-    ranked = sorted(known.values(), key=lambda node: (not node.macs, node.op in (QUANTIZE, DEQUANTIZE)))
+def _module(known: Mapping[str, OnnxNode], works: bool) -> str:
+    """The module of the convolution or product, if the kernel does that; else of what it does behind one."""
+    ranked = sorted(known.values(), key=lambda node: (node.op in (QUANTIZE, DEQUANTIZE), _is_work(node) != works))
     return next((node.module for node in ranked if node.module not in ("", UNKNOWN_MODULE)), UNKNOWN_MODULE)
+
+
+def _is_work(node: OnnxNode) -> bool:
+    return node.op in WORK
 
 
 def _convolution_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> int:

@@ -16,6 +16,8 @@ from trt_qat.linter.view import Node, OnnxView, module_from_path, read_model
 # Each listed by how the multiply-accumulates of one node are counted, see _macs.
 _CONVOLUTIONS: Final = frozenset({"Conv", "ConvInteger", "QLinearConv"})
 _PRODUCTS: Final = frozenset({"MatMul", "MatMulInteger", "Gemm"})
+WORK: Final = _CONVOLUTIONS | _PRODUCTS | {"ConvTranspose"}
+"""Operators that multiply and accumulate."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _check_names(names: Iterable[str], path: Path) -> None:
 
 
 def _macs(node: Node, view: OnnxView) -> int | None:
-    if node.op not in _CONVOLUTIONS | _PRODUCTS | {"ConvTranspose"}:
+    if node.op not in WORK:
         return 0
     data = _known(view.shape(node.inputs[0]))
     weight = _known(view.shape(node.inputs[3 if node.op == "QLinearConv" else 1]))

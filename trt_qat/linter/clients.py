@@ -1,6 +1,6 @@
 """Rules that hold in one client alone: what its importer, its optimizer or its reader of metadata does with a file.
 
-Tried with OpenVINO 2026.4, ONNX Runtime 1.32 and Ultralytics 8.4.190.
+Tried with OpenVINO 2026.4, ONNX Runtime 1.32, Ultralytics 8.4.190 and, read from its engines, TensorRT-RTX 1.7.
 """
 
 from __future__ import annotations
@@ -18,6 +18,35 @@ from trt_qat.metadata import read_metadata
 # ONNX Runtime's QDQPropagationTransformer moves a DQ behind these, and writes a Q before it.
 _ORT_MOVES_DQ_BEHIND = frozenset({"MaxPool", "Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze"})
 _FAULTY_OPSET = 21  # from here on Q may have an output_dtype, which that Q gets beside a missing zero point
+
+
+def rtx_channel_scales(graph: QdqGraph) -> Iterator[Place]:
+    """INT8 convolutions whose weight has a scale per channel: TensorRT-RTX writes their sums to memory as FP32."""
+    for conv in graph.convs:
+        weight = graph.grid(conv.inputs[1])
+        if weight is not None and weight.per_channel and graph.is_int8(conv) and _enlarged(conv, graph) is None:
+            message = "weight with a scale per channel: its sums go to memory as FP32"
+            advice = "Export with --target tensorrt-rtx: one scale, the channels' factors behind the convolution."
+            yield Place(conv, message, advice)
+
+
+def rtx_enlarged(graph: QdqGraph) -> Iterator[Place]:
+    """INT8 convolutions behind a Resize without a Q/DQ pair between: TensorRT-RTX computes them in FP16."""
+    for conv in graph.convs:
+        enlargement = _enlarged(conv, graph)
+        if enlargement is not None and graph.is_int8(conv):
+            message = f"reads the Resize '{enlargement.name}' without a Q/DQ behind that: it runs in float"
+            advice = "Export with --target tensorrt-rtx, which repeats the pair behind the Resize."
+            yield Place(conv, message, advice)
+
+
+def _enlarged(conv: Node, graph: QdqGraph) -> Node | None:
+    """The Resize that a convolution reads through nothing but copies."""
+
+    def through(node: Node) -> bool:
+        return node.op != "Resize" and graph.is_copy(node)
+
+    return next((node for node in graph.sources(conv.inputs[0], through) if node.op == "Resize"), None)
 
 
 def openvino_signed_concat(graph: QdqGraph) -> Iterator[Place]:

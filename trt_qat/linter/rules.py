@@ -18,6 +18,10 @@ def _cpu(openvino: Severity | None, onnxruntime: Severity | None) -> dict[str, S
     return {"openvino": openvino, "onnxruntime": onnxruntime, "ultralytics": onnxruntime}
 
 
+# TensorRT-RTX 1.7 fuses nothing behind an INT8 convolution: with or without a quantizer there, the demo's engine has
+# the same kernels and moves the same bytes (tests/engine/test_lint_check.py compiles both)
+_RTX_FUSES_NOTHING: Final[dict[str, Severity | None]] = {"tensorrt-rtx": "warning"}
+
 # fmt: off
 RULES: Final = (
     Rule("qoperator", "operators with built-in quantization instead of Q/DQ",
@@ -48,8 +52,12 @@ RULES: Final = (
          numbers.per_channel_activation, "slow"),
     Rule("weight-axis", "weight scales not along the output channels",
          numbers.weight_axis, "slow"),
+    Rule("rtx-channel-scales", "weight scales per channel",
+         clients.rtx_channel_scales, None, {"tensorrt-rtx": "slow"}),
+    Rule("rtx-enlarged", "convolution behind a Resize without Q/DQ between",
+         clients.rtx_enlarged, None, {"tensorrt-rtx": "slow"}),
     Rule("q-between-conv-and-activation", "quantizer between a convolution and its activation",
-         placement.q_between_conv_and_activation, "slow", _cpu("warning", None)),
+         placement.q_between_conv_and_activation, "slow", {**_cpu("warning", None), **_RTX_FUSES_NOTHING}),
     Rule("two-scales-one-tensor", "one tensor quantized twice differently",
          placement.two_scales_one_tensor, "slow", _cpu("warning", "warning")),
     Rule("unequal-scales", "concat or max-pool with different scales",
