@@ -28,15 +28,16 @@ def recorded() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def demo_onnx(demo_detector: Model, demo_int8: Model, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """The shipped detector for TensorRT, 320 pixels, by precision."""
+    """The shipped detector for TensorRT, 320 pixels, by precision, and its INT8 file for TensorRT-RTX."""
     from trt_qat.api import export
 
     folder = tmp_path_factory.mktemp("demo_onnx")
     models = {"fp32": demo_detector, "fp16": demo_detector, "int8+fp16": demo_int8}
-    return {
+    files = {
         precision: export(model, folder / f"{precision}.onnx", target="tensorrt", precision=precision, check=False).path
         for precision, model in models.items()
     }
+    return {**files, "rtx": export(demo_int8, folder / "rtx.onnx", target="tensorrt-rtx", check=False).path}
 
 
 @pytest.fixture(scope="session")

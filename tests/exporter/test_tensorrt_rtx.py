@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,12 @@ def test_a_pair_stands_behind_each_enlargement(files: Files) -> None:
         before, behind = source[node.input[0]], readers[node.output[0]]
         assert (before.op_type, behind.op_type) == ("DequantizeLinear", "QuantizeLinear")
         assert list(before.input[1:]) == list(behind.input[1:])
+
+
+def test_lint_names_what_the_form_mends(files: Files) -> None:
+    found = Counter(finding.rule for finding in lint(files["plain fp16"], "tensorrt-rtx").findings)
+    assert (found["rtx-channel-scales"], found["rtx-enlarged"]) == (55, 2)
+    assert not {"rtx-channel-scales", "rtx-enlarged"} & {f.rule for f in lint(files["plain fp16"]).findings}
 
 
 def test_lint_has_nothing_to_say(files: Files) -> None:

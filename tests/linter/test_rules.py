@@ -264,6 +264,7 @@ def test_every_rule_has_a_planted_defect() -> None:
     covered = {rule for _, rule, _, _ in PLANTED} | {"no-qdq", "qoperator", "channels-not-16", "int8-head"}
     covered |= {"openvino-signed-concat", "onnxruntime-opset", "onnxruntime-float-conv"}  # in test_clients.py
     covered |= {"ultralytics-dynamic", "ultralytics-names"}
+    covered |= {"rtx-channel-scales", "rtx-enlarged"}  # in tests/exporter/test_tensorrt_rtx.py
     assert covered == {rule.name for rule in RULES}
     assert len(covered) == len(RULES)
 
