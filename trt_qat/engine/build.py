@@ -22,6 +22,7 @@ from trt_qat import errors
 from trt_qat.artifacts import EngineArtifact, atomic_path, existing_file, file_sha256, writable_folder
 from trt_qat.config import EngineSection, Flavor, FlavorChoice
 from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path, write_sidecar
+from trt_qat.engine.flags import check_flags
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
@@ -42,9 +43,11 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
 
     Raises:
         ArtifactError: the ONNX file is missing or empty, or ``out`` cannot be written.
-        ConfigError: the batch sizes of the optimization profile are not in order.
+        ConfigError: the shapes of the optimization profile are not in order or contradict the ONNX file, or the
+            flavor or version of TensorRT does not have a setting.
         MissingDependency: the TensorRT package is not installed.
-        EngineError: no GPU for flavor ``tensorrt``, the parser or the builder refuses the ONNX file.
+        EngineError: no GPU for flavor ``tensorrt``, the parser or the builder refuses the ONNX file: the line names
+            the PyTorch module and what to try.
     """
     existing_file(onnx, "ONNX file")
     check_engine_name(out)
@@ -74,7 +77,7 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
             "build_seconds": round(time.perf_counter() - started, 3),
         }
         if out.suffix == ".engine":
-            prepend_header(plan_part, content["metadata"], flavor)
+            prepend_header(plan_part, content)
         else:
             write_sidecar(files.enter_context(atomic_path(sidecar)), content)
     return EngineArtifact(path=out, sidecar=sidecar if out.suffix == ".plan" else None, flavor=flavor)
@@ -93,13 +96,7 @@ def choose_flavor(wanted: FlavorChoice) -> tuple[Flavor, str]:
 
 
 def _check_section(section: EngineSection, flavor: Flavor) -> None:
-    if not section.min_batch <= section.opt_batch <= section.max_batch:
-        raise ConfigError(
-            f"engine.min_batch={section.min_batch}, opt_batch={section.opt_batch}, max_batch={section.max_batch}: "
-            "they must be in ascending order."
-        )
-    if section.compute_capabilities and flavor != "tensorrt-rtx":
-        raise ConfigError("engine.compute_capabilities works with --flavor tensorrt-rtx only. Leave it empty.")
+    check_flags(section, flavor)
     if section.timing_cache not in ("", "auto"):
         cache = Path(section.timing_cache)
         if cache.suffix != ".cache":  # it is written after the build, whatever it held before
