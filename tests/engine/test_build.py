@@ -202,6 +202,10 @@ def test_the_build_says_which_flavor_and_why(tmp_path: Path) -> None:
     section = EngineSection(flavor="tensorrt-rtx")
     build_engine(write_tiny_detector(tmp_path / "tiny.onnx"), tmp_path / "tiny.plan", section, notes)
     assert notes.lines == ["Building with tensorrt-rtx: it was asked for."]
+    one = (tmp_path / "tiny.plan").stat().st_size
+    build_engine(tmp_path / "tiny.onnx", tmp_path / "two.plan", section.replace(compute_capabilities=(75, 89)), notes)
+    assert notes.lines[-1].startswith("The oldest GPU generation decides the kernels for all: with 75 in ")
+    assert (tmp_path / "two.plan").stat().st_size > one  # both are in it
 
 
 def test_parser_error_names_the_node(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trt_qat.config import EngineSection, Flavor
-from trt_qat.engine.flags import check_flags, flag_options
+from trt_qat.engine.flags import check_flags, flag_options, mixes_turing
 from trt_qat.errors import ConfigError
 
 TENSORRT_ONLY = ({"optimization_level": 0}, {"hardware_compatible": "ampere_plus"}, {"version_compatible": True})
@@ -40,6 +41,17 @@ def test_options_are_those_of_the_real_module() -> None:
     }
     same = flag_options(EngineSection(hardware_compatible="same_compute_capability"), trt)
     assert same == {"hardware_compatibility_level": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY}
+
+
+@pytest.mark.parametrize(("wanted", "mixed"), [((), False), ((75,), False), ((86, 120), False), ((89, 75), True)])
+def test_turing_beside_others(wanted: tuple[int, ...], mixed: bool) -> None:
+    assert mixes_turing(EngineSection(compute_capabilities=wanted)) is mixed
+
+
+def test_polygraphy_takes_the_options() -> None:
+    config = pytest.importorskip("polygraphy.backend.trt.config", reason="polygraphy is not installed")
+    taken = signature(config._CreateConfigCommon.__init__).parameters
+    assert {"builder_optimization_level", "hardware_compatibility_level", "version_compatible"} <= taken.keys()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from trt_qat import errors
 from trt_qat.artifacts import EngineArtifact, atomic_path, existing_file, file_sha256, writable_folder
 from trt_qat.config import EngineSection, Flavor, FlavorChoice
 from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path, write_sidecar
-from trt_qat.engine.flags import check_flags
+from trt_qat.engine.flags import check_flags, mixes_turing
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
@@ -62,6 +62,11 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
     _check_section(section, flavor)
     _check_flavor(flavor)
     progress.note(f"Building with {flavor}: {why}.")
+    if mixes_turing(section):
+        progress.note(
+            "The oldest GPU generation decides the kernels for all: with 75 in engine.compute_capabilities the others "
+            "get Turing's. Build a plan of its own for 75."
+        )
     sidecar = sidecar_path(out)
     started = time.perf_counter()
     with contextlib.ExitStack() as files:

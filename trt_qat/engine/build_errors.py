@@ -109,7 +109,8 @@ KNOWN: Final = (
     ),
     _row(
         r"libnvinfer_lean",
-        "engine.version_compatible needs TensorRT's lean runtime: pip install tensorrt-lean, or set it to false",
+        "engine.version_compatible needs TensorRT's lean runtime: put the folder with libnvinfer_lean, of the package "
+        "tensorrt-lean in the same version, into LD_LIBRARY_PATH, or set it to false",
     ),
     _row(r"unable to load library", "TensorRT is not installed completely: install the package again"),
     _row(

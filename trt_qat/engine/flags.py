@@ -14,6 +14,8 @@ from typing import Any
 from trt_qat.config import EngineSection, Flavor
 from trt_qat.errors import ConfigError
 
+_TURING = 75
+
 
 @dataclass(frozen=True)
 class _Flag:
@@ -60,6 +62,16 @@ def check_flags(section: EngineSection, flavor: Flavor) -> None:
     for flag in _FLAGS:
         if flag.is_set(section) and flag.flavor != flavor:
             raise ConfigError(f"engine.{flag.key} works with --flavor {flag.flavor} only. {flag.instead}")
+
+
+def mixes_turing(section: EngineSection) -> bool:
+    """One plan shall serve Turing and later GPUs.
+
+    Measured with TensorRT-RTX 1.7.1 (docs/engines.md): every generation in the list gets the kernels of the oldest, and
+    Turing's are many more. NVIDIA's support matrix advises a plan of its own, too.
+    """
+    wanted = section.compute_capabilities
+    return _TURING in wanted and len(wanted) > 1
 
 
 def flag_options(section: EngineSection, trt: Any) -> dict[str, Any]:
