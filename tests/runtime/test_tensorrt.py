@@ -281,7 +281,7 @@ def test_images_of_changing_size(monkeypatch: pytest.MonkeyPatch, plan: Path) ->
         for shape, said in (
             ((5, 3, 2, 2), r"batches of 1 to 4, found 5.*engine.max_batch"),
             ((1, 3, 8, 8), r"heights of 2 to 4, found 8.*engine.max_size"),
-            ((1, 3, 4, 1), r"widths of 2 to 8, found 1.*engine.max_size"),
+            ((1, 3, 4, 1), r"widths of 2 to 8, found 1.*engine.min_size"),
         ):
             with pytest.raises(RunnerError, match=said):
                 runner.infer(np.ones(shape, np.float32))

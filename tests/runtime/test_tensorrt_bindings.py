@@ -67,7 +67,7 @@ DRIVERS: list[tuple[Path, dict[str, str]]] = [
 OTHERS: dict[str, set[str]] = {
     "tensorrt.py": {
         "self", "self._buffers", "self._buffers[name]", "self._errors[-1]", "self._memory", "self._ranges",
-        "_AXES", "_SETTINGS", "batch", "buffer", "cleanup", "description", "host", "resources", "result", "source",
+        "_AXES", "batch", "buffer", "cleanup", "description", "host", "resources", "result", "source",
     },
     "inspect.py": {"self", "self.format", "content", "entry", "plan", "tensor"},
     "build_process.py": {

@@ -25,6 +25,7 @@ from trt_qat.engine.engine_file import check_engine_name, prepend_header, sideca
 from trt_qat.engine.flags import check_flags, mixes_turing
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
+from trt_qat.engine.profiles import check_batches
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency, TrtQatError
 from trt_qat.progress import SILENT, Progress
 
@@ -101,6 +102,7 @@ def choose_flavor(wanted: FlavorChoice) -> tuple[Flavor, str]:
 
 
 def _check_section(section: EngineSection, flavor: Flavor) -> None:
+    check_batches(section)
     check_flags(section, flavor)
     if section.timing_cache not in ("", "auto"):
         cache = Path(section.timing_cache)

@@ -32,7 +32,7 @@ def input_profile(
     Raises:
         ConfigError: the settings contradict a fixed axis or each other, or nobody says how large the images are.
     """
-    _check_order(section)
+    check_batches(section)
     batches = section.min_batch, section.opt_batch, section.max_batch
     if shape[_BATCH] != _FREE:
         _check_fixed_batch(int(shape[_BATCH]), batches, onnx)
@@ -44,7 +44,12 @@ def input_profile(
     return ProfileShapes(min=smallest, opt=usual, max=largest)
 
 
-def _check_order(section: EngineSection) -> None:
+def check_batches(section: EngineSection) -> None:
+    """What can be told of the batches without the ONNX file.
+
+    Raises:
+        ConfigError: they are not in ascending order.
+    """
     if not section.min_batch <= section.opt_batch <= section.max_batch:
         raise ConfigError(
             f"engine.min_batch={section.min_batch}, opt_batch={section.opt_batch}, max_batch={section.max_batch}: "

@@ -30,8 +30,7 @@ from trt_qat.runtime.runner import check_batch, closed_error
 
 TRUST_PLAN = "TRT_QAT_TRUST_PLAN"
 """Environment variable: 1 lets plans with code for the CPU load."""
-_SETTINGS = {0: "max_batch", 2: "max_size", 3: "max_size"}
-_AXES = {0: "batches", 2: "heights", 3: "widths"}
+_AXES = {0: ("batches", "batch"), 2: ("heights", "size"), 3: ("widths", "size")}  # in words, and in settings
 
 
 @dataclass(frozen=True)
@@ -148,9 +147,11 @@ class TensorRtRunner:
         """Fresh buffers of the right size for this input shape."""
         for axis, (smallest, largest) in self._ranges.items():
             if not smallest <= shape[axis] <= largest:
+                name, setting = _AXES.get(axis, ("channels", "size"))
+                end = "min" if shape[axis] < smallest else "max"
                 raise RunnerError(
-                    f"The engine takes {_AXES.get(axis, f'axis {axis}')} of {smallest} to {largest}, "
-                    f"found {shape[axis]}. Build it with another engine.{_SETTINGS.get(axis, 'max_size')}."
+                    f"The engine takes {name} of {smallest} to {largest}, found {shape[axis]}. "
+                    f"Build it with another engine.{end}_{setting}."
                 )
         self._unbind()
         if not self._context.set_input_shape(self._input, shape):
