@@ -208,6 +208,11 @@ class EngineSection(Section):
     hardware_compatible: HardwareCompatible = "none"
     version_compatible: bool = False
 
+    @field_validator("timing_cache", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: Any) -> Any:
+        return "" if value is None else value  # --set engine.timing_cache=
+
     @field_validator("min_size", "opt_size", "max_size", mode="before")
     @classmethod
     def _square(cls, value: Any) -> Any:

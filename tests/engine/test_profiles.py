@@ -83,6 +83,11 @@ def test_a_size_is_a_square_or_two_sides(override: str, size: tuple[int, int] | 
     assert Config.load(overrides=[f"engine.opt_size={override}"]).engine.opt_size == size
 
 
+@pytest.mark.parametrize("nothing", ["", '""', "null"])
+def test_nothing_is_no_timing_cache(nothing: str) -> None:
+    assert Config.load(overrides=[f"engine.timing_cache={nothing}"]).engine.timing_cache == ""
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
