@@ -54,6 +54,32 @@ def write_tiny_detector(path: Path, batch: int | None = 1, names: bool = True) -
     return path
 
 
+def write_free_size(
+    path: Path, axes: Sequence[int | None] = (None, None, None), props: dict[str, str] | None = None
+) -> Path:
+    """Colour scores per cell for images of any size; ``axes`` are batch, height and width, None for a free one."""
+    batch, height, width = (name if axis is None else axis for name, axis in zip("bhw", axes, strict=True))
+    weights = np.zeros((CHANNELS, 3, 1, 1), np.float32)
+    weights[4:, :, 0, 0] = np.eye(3)
+    nodes = [
+        helper.make_node("AveragePool", ["images"], ["cells"], "pool", kernel_shape=[CELL] * 2, strides=[CELL] * 2),
+        helper.make_node("Conv", ["cells", "weights"], ["maps"], "conv"),
+        helper.make_node("Reshape", ["maps", "shape"], ["output0"], "reshape"),
+    ]
+    constants = {"weights": weights, "shape": np.array([0, CHANNELS, -1], np.int64)}
+    graph = helper.make_graph(
+        nodes,
+        "free",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, height, width])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [batch, CHANNELS, None])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    helper.set_model_props(model, {"names": str(NAMES)} if props is None else props)
+    onnx.save(model, path)
+    return path
+
+
 def write_unknown_operator(path: Path) -> Path:
     """An ONNX file with a node that no runtime knows."""
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, SIZE, SIZE]) for name in ("images", "out")]

@@ -433,6 +433,10 @@ def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -
 
     Flavor auto is tensorrt where it and a GPU are there, else tensorrt-rtx, which needs no GPU to build. OUT is a
     *.plan (plain, with a JSON file beside it that describes it) or a *.engine (with the header that Ultralytics reads).
+
+    --set engine.KEY=VALUE: min_batch, opt_batch and max_batch where the file's batch is free; min_size, opt_size and
+    max_size where height and width are, e.g. [480,640]; optimization_level, hardware_compatible and version_compatible
+    for tensorrt; compute_capabilities, e.g. [86,89], for tensorrt-rtx. configs/export_config.yaml explains each.
     """
     from trt_qat.engine.build import build_engine
     from trt_qat.engine.engine_file import check_engine_name

@@ -29,6 +29,7 @@ WeightScales = Literal["channel", "tensor"]
 QatLoss = Literal["detection", "distill", "both"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
+HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
 SensitivityMetric = Literal["error", "map", "both"]
 
 
@@ -44,6 +45,9 @@ RENAMED = {
 }
 
 
+_NUMBERS = (int, float, int | None, float | None)
+
+
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys and values that are not finite refused."""
 
@@ -52,7 +56,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float, float | None):
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
             raise ValueError("must be a number")
         return value
 
@@ -81,7 +85,7 @@ class ModelSection(Section):
     @classmethod
     def _multiple_of_stride(cls, value: int | None) -> int | None:
         if value is not None and value % 32:
-            raise ValueError(f"must be a multiple of 32, the nearest is {max(32, round(value / 32) * 32)}")
+            raise ValueError(f"must be a multiple of 32, the nearest is {_nearest_side(value)}")
         return value
 
 
@@ -197,8 +201,41 @@ class EngineSection(Section):
     min_batch: int = Field(default=1, ge=1)
     opt_batch: int = Field(default=1, ge=1)
     max_batch: int = Field(default=8, ge=1)
+    min_size: tuple[int, int] | None = None
+    opt_size: tuple[int, int] | None = None
+    max_size: tuple[int, int] | None = None
     timing_cache: str = "auto"
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
     compute_capabilities: tuple[int, ...] = ()
+    hardware_compatible: HardwareCompatible = "none"
+    version_compatible: bool = False
+
+    @field_validator("timing_cache", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: Any) -> Any:
+        return "" if value is None else value  # --set engine.timing_cache=
+
+    @field_validator("min_size", "opt_size", "max_size", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("min_size", "opt_size", "max_size")
+    @classmethod
+    def _sides(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        for side in value or ():
+            if side < 32 or side % 32:
+                raise ValueError(
+                    f"height and width must be multiples of 32, {_nearest_side(side)} is nearest to {side}"
+                )
+        return value
+
+    @field_validator("compute_capabilities")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each GPU generation must stand there once")
+        return value
 
 
 class EvaluationSection(Section):
@@ -308,6 +345,10 @@ def _merge(into: dict[str, dict[str, Any]], new: Mapping[str, Any], source: str)
                 names = [f"{section}.{name}" for name in known]
                 raise ConfigError(_unknown(f"{section}.{key}", names, f" in {source}"))
             into.setdefault(section, {})[key] = value
+
+
+def _nearest_side(pixels: int) -> int:
+    return max(32, round(pixels / 32) * 32)
 
 
 def _section_class(section: str) -> type[Section]:

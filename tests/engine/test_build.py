@@ -3,15 +3,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import onnx as onnx_package
 import pytest
-from tiny_onnx import NAMES, write_tiny_detector, write_unknown_operator
+from tiny_onnx import NAMES, write_free_size, write_tiny_detector, write_unknown_operator
 
+import trt_qat
 from trt_qat.artifacts import file_sha256
 from trt_qat.config import EngineSection
 from trt_qat.engine import build
 from trt_qat.engine.build import build_engine, choose_flavor
-from trt_qat.engine.engine_file import read_engine, read_sidecar
+from trt_qat.engine.engine_file import Gpu, Preprocessing, read_engine, read_sidecar
+from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency
 from trt_qat.progress import Silent
 
@@ -38,6 +42,47 @@ def test_plan_and_sidecar_of_a_dynamic_model(tmp_path: Path) -> None:
     assert sorted(path.name for path in artifact.path.parent.iterdir()) == ["tiny.json", "tiny.plan"]
 
 
+def test_the_sidecar_says_how_to_feed_the_plan_and_what_made_it(tmp_path: Path) -> None:
+    import tensorrt_rtx
+
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    section = EngineSection(flavor="tensorrt-rtx", compute_capabilities=(86, 120))
+    described = read_sidecar(build_engine(onnx, tmp_path / "tiny.plan", section).path)
+    assert described.tensorrt_version == tensorrt_rtx.__version__
+    assert described.onnx_version == onnx_package.__version__
+    assert described.trt_qat_version == trt_qat.__version__
+    assert described.gpu == (Gpu(name=gpu_names()[0], compute_capability=compute_capability()) if gpu_names() else None)
+    assert described.compute_capabilities == (86, 120)
+    assert (described.hardware_compatible, described.version_compatible) == ("none", False)
+    assert described.names == NAMES
+    assert described.preprocessing == Preprocessing(size=(64, 64))
+    text = (tmp_path / "tiny.json").read_text()
+    (tmp_path / "tiny.json").write_text(text.replace("tiny.onnx", "other.onnx"))
+    with pytest.raises(ArtifactError, match=r"tiny.json' was changed after it was written"):
+        read_engine(tmp_path / "tiny.plan")
+
+
+def test_height_and_width_may_be_free(tmp_path: Path) -> None:
+    onnx = write_free_size(tmp_path / "free.onnx", props={"names": str(NAMES), "imgsz": "[96, 96]", "stride": "32"})
+    section = EngineSection(flavor="tensorrt-rtx", min_size=(32, 64), max_size=(128, 96), max_batch=2)
+    described = read_sidecar(build_engine(onnx, tmp_path / "free.plan", section).path)
+    assert described.inputs[0].shape == (-1, 3, -1, -1)
+    (profile,) = described.profiles
+    assert (profile["images"].min, profile["images"].opt) == ((1, 3, 32, 64), (1, 3, 96, 96))
+    assert profile["images"].max == (2, 3, 128, 96)
+    assert described.preprocessing == Preprocessing(size=(96, 96))
+    assert described.metadata["imgsz"] == "[96, 96]"
+    smaller = build_engine(onnx, tmp_path / "free.plan", section.replace(opt_size=(64, 96), max_size=(64, 96)))
+    assert read_sidecar(smaller.path).metadata["imgsz"] == "[64, 96]"  # what the plan takes, not what the file says
+
+
+def test_shapes_that_contradict_the_file_build_nothing(tmp_path: Path) -> None:
+    onnx = write_tiny_detector(tmp_path / "tiny.onnx")
+    with pytest.raises(ConfigError, match=r"max_batch=4: the batch of 'tiny.onnx' is fixed at 1"):
+        build_engine(onnx, tmp_path / "x.plan", EngineSection(flavor="tensorrt-rtx", max_batch=4))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
 def test_static_model_has_no_profile(tmp_path: Path) -> None:
     onnx, section = write_tiny_detector(tmp_path / "tiny.onnx"), EngineSection(compute_capabilities=(89,))
     artifact = build_engine(onnx, tmp_path / "tiny.plan", section)
@@ -57,6 +102,10 @@ def test_an_engine_file_has_the_header_of_ultralytics_and_a_plan(tmp_path: Path)
     description, plan = read_engine(artifact.path)
     assert (description.flavor, description.metadata["names"]) == ("tensorrt-rtx", str(NAMES))
     assert plan == artifact.path.read_bytes()[offset:]
+    assert description.tensorrt_version == metadata["trt_qat"]["tensorrt_version"] != "of unknown version"
+    backend = SimpleNamespace(dynamic=False)
+    BaseBackend.apply_metadata(backend, metadata)  # what Ultralytics does with a header
+    assert (backend.names, backend.imgsz) == (NAMES, [64, 64])
     built = build_engine(onnx, tmp_path / "tiny.plan", section).path.read_bytes()
     assert plan[:4] == built[:4]
 
@@ -153,6 +202,10 @@ def test_the_build_says_which_flavor_and_why(tmp_path: Path) -> None:
     section = EngineSection(flavor="tensorrt-rtx")
     build_engine(write_tiny_detector(tmp_path / "tiny.onnx"), tmp_path / "tiny.plan", section, notes)
     assert notes.lines == ["Building with tensorrt-rtx: it was asked for."]
+    one = (tmp_path / "tiny.plan").stat().st_size
+    build_engine(tmp_path / "tiny.onnx", tmp_path / "two.plan", section.replace(compute_capabilities=(75, 89)), notes)
+    assert notes.lines[-1].startswith("The oldest GPU generation decides the kernels for all: with 75 in ")
+    assert (tmp_path / "two.plan").stat().st_size > one  # both are in it
 
 
 def test_parser_error_names_the_node(tmp_path: Path) -> None:
@@ -183,6 +236,9 @@ def test_missing_and_truncated_onnx(tmp_path: Path) -> None:
         ({"min_batch": 3}, "ascending order"),
         ({"timing_cache": "model.onnx"}, r"named \*.cache"),
         ({"flavor": "tensorrt", "compute_capabilities": (89,)}, "tensorrt-rtx only"),
+        ({"flavor": "tensorrt-rtx", "optimization_level": 5}, "--flavor tensorrt only"),
+        ({"flavor": "tensorrt-rtx", "version_compatible": True}, "--flavor tensorrt only"),
+        ({"flavor": "tensorrt-rtx", "hardware_compatible": "ampere_plus"}, "--flavor tensorrt only"),
     ],
 )
 def test_wrong_section(tmp_path: Path, values: dict[str, object], message: str) -> None:

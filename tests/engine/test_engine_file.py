@@ -9,10 +9,22 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from trt_qat.engine.engine_file import EngineDescription, read_engine, read_sidecar, sidecar_path, write_sidecar
+from trt_qat.engine.engine_file import (
+    EngineDescription,
+    Gpu,
+    Preprocessing,
+    prepend_header,
+    read_engine,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
 from trt_qat.errors import ArtifactError
+from trt_qat.vision import letterbox
+from trt_qat.vision.letterbox import network_input
 
 PLAN = b"a plan"
 GOOD: dict[str, Any] = {
@@ -47,6 +59,23 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "metadata": ({"metadata": {"names": 3}}, "metadata.names = 3"),
     "names": ({"metadata": {"names": "{0: 'a', 2: 'b'}"}}, "1 is missing"),
     "imgsz": ({"metadata": {"imgsz": "1000000000"}}, "imgsz"),
+    "gpu": ({"gpu": {"name": ""}}, "gpu.name = ''"),
+    "gpu capability": ({"gpu": {"name": "A", "compute_capability": "8.9"}}, "gpu.compute_capability = '8.9'"),
+    "level": ({"optimization_level": 6}, "optimization_level = 6"),
+    "compatible": ({"hardware_compatible": "all"}, "hardware_compatible = 'all'"),
+    "version_compatible": ({"version_compatible": "yes"}, "version_compatible = 'yes'"),
+    "order": (
+        {"profiles": [{"images": {"min": [2, 3], "opt": [1, 3], "max": [8, 3]}}]},
+        "profiles.0.images",
+    ),
+    "axes": ({"profiles": [{"images": {"min": [1], "opt": [1, 3], "max": [8, 3]}}]}, "as many axes"),
+    "class names": ({"names": {"0": "a", "2": "b"}}, "1 is missing"),
+    "another scale": ({"preprocessing": {"size": [64, 64], "scale": 1.0}}, "preprocessing.scale = 1.0: pixels"),
+    "another order": ({"preprocessing": {"size": [64, 64], "channels": "BGR"}}, "preprocessing.channels = 'BGR'"),
+    "another layout": ({"preprocessing": {"size": [64, 64], "layout": "NHWC"}}, "preprocessing.layout = 'NHWC'"),
+    "another border": ({"preprocessing": {"size": [64, 64], "pad_value": 0}}, "preprocessing.pad_value = 0"),
+    "stretched": ({"preprocessing": {"size": [64, 64], "resize": "stretch"}}, "preprocessing.resize = 'stretch'"),
+    "no size": ({"preprocessing": {}}, "preprocessing.size"),
     "another plan": ({"plan_sha256": "0" * 64}, "its SHA-256 is another"),
 }
 
@@ -64,6 +93,65 @@ def test_a_good_one(tmp_path: Path) -> None:
     write_sidecar(tmp_path / "y.json", GOOD)
     assert read_sidecar(tmp_path / "y.plan") == read_sidecar(plan)
     assert read_sidecar(_plan(tmp_path, {"flavor": "tensorrt-rtx"})) == EngineDescription(flavor="tensorrt-rtx")
+
+
+FULL: dict[str, Any] = GOOD | {
+    "trt_qat_version": "0.1.0",
+    "onnx_version": "1.23.2",
+    "gpu": {"name": "NVIDIA RTX 4090", "compute_capability": 89},
+    "hardware_compatible": "ampere_plus",
+    "version_compatible": True,
+    "optimization_level": 5,
+    "names": {"0": "a"},
+    "preprocessing": {"size": [64, 64]},
+}
+
+
+def test_the_preprocessing_is_the_one_of_the_letterbox() -> None:
+    """A white and a black pixel side by side, through the code that feeds the plan."""
+    image_bgr = np.zeros((2, 1, 3), np.uint8)
+    image_bgr[0] = (0, 0, 255)  # red above black
+    batch, _ = network_input(image_bgr, 64)
+    described = Preprocessing(size=(64, 64))
+    assert batch.shape == (1, 3, 64, 64)  # NCHW
+    assert batch[0, :, 0, 32] == pytest.approx([255 * described.scale, 0, 0])  # RGB
+    assert batch[0, :, 0, 0] == pytest.approx([letterbox.PAD_VALUE * described.scale] * 3)
+    assert described.pad_value == letterbox.PAD_VALUE
+
+
+def test_every_field_comes_back_and_a_change_is_noticed(tmp_path: Path) -> None:
+    """In every field, whatever it is changed to; line breaks and the order of the fields are no change."""
+    (tmp_path / "x.plan").write_bytes(PLAN)
+    write_sidecar(tmp_path / "x.json", FULL)
+    described, text = read_sidecar(tmp_path / "x.plan"), (tmp_path / "x.json").read_text()
+    assert described.gpu == Gpu(name="NVIDIA RTX 4090", compute_capability=89)
+    assert described.names == {0: "a"}
+    assert described.preprocessing == Preprocessing(size=(64, 64))
+    content = json.loads(text)
+    (tmp_path / "x.json").write_text(json.dumps(dict(reversed(content.items()))))
+    assert read_sidecar(tmp_path / "x.plan") == described
+    changes: dict[str, Any] = {
+        "onnx": "y.onnx", "onnx_sha256": "1" * 64, "flavor": "tensorrt-rtx", "tensorrt_version": "10.2",
+        "trt_qat_version": "9", "onnx_version": "9", "gpu": None, "inputs": [], "outputs": [], "profiles": [],
+        "compute_capabilities": [], "hardware_compatible": "none", "version_compatible": False,
+        "optimization_level": 1, "size_bytes": 1, "plan_sha256": "1" * 64, "build_seconds": 9.0,
+        "names": {"0": "b"}, "preprocessing": {"size": [96, 96]}, "metadata": {}, "content_sha256": "1" * 64,
+    }  # fmt: skip
+    assert changes.keys() == content.keys()
+    for key, value in changes.items():
+        (tmp_path / "x.json").write_text(json.dumps(content | {key: value}))
+        with pytest.raises(ArtifactError, match=r"x.json' was changed after it was written: .*build the engine again"):
+            read_sidecar(tmp_path / "x.plan")
+
+
+def test_the_header_says_what_the_runner_compares(tmp_path: Path) -> None:
+    (tmp_path / "x.engine").write_bytes(PLAN)
+    prepend_header(tmp_path / "x.engine", FULL)
+    described, plan = read_engine(tmp_path / "x.engine")
+    assert plan == PLAN
+    assert (described.gpu, described.tensorrt_version) == (Gpu(name="NVIDIA RTX 4090", compute_capability=89), "10.1")
+    assert (described.version_compatible, described.hardware_compatible) == (True, "ampere_plus")
+    assert described.metadata == {**FULL["metadata"], "flavor": "tensorrt"}
 
 
 @pytest.mark.parametrize(("change", "found"), VIOLATIONS.values(), ids=VIOLATIONS)
@@ -106,6 +194,9 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
         (b'{"imgsz": [64, 64], "stride": 7}', "stride"),
         (b'{"task": "pose"}', "task"),
         (b'{"stride": -1}', "stride"),
+        (b'{"trt_qat": 5}', "'trt_qat' is not what trt_qat writes"),
+        (b'{"trt_qat": {"plan_sha256": ""}}', "'trt_qat' is not what trt_qat writes"),
+        (b'{"trt_qat": {"gpu": 5}}', "gpu = 5"),
         (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "x.engine"),
         (b'{"a": ' + b"[" * 700 + b"]" * 700 + b', "names": 1}', "x.engine"),
     ],

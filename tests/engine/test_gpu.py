@@ -14,8 +14,9 @@ class FakeDriver:
 
     names = (b"NVIDIA GeForce RTX 4090", b"Tesla T4")
 
-    def __init__(self, init_status: int = 0) -> None:
+    def __init__(self, init_status: int = 0, attribute_status: int = 0) -> None:
         self.init_status = init_status
+        self.attribute_status = attribute_status
 
     def cuInit(self, flags: int) -> int:  # noqa: N802
         return self.init_status
@@ -32,10 +33,17 @@ class FakeDriver:
         name.value = self.names[device.value]
         return 0
 
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = {75: 8, 76: 9}[attribute]
+        return self.attribute_status
+
 
 def test_names_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
     assert gpu.gpu_names() == ("NVIDIA GeForce RTX 4090", "NVIDIA Tesla T4")
+    assert gpu.compute_capability() == 89
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(attribute_status=1))
+    assert gpu.compute_capability() is None
 
 
 def test_no_driver_and_no_device_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +52,10 @@ def test_no_driver_and_no_device_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert gpu.gpu_names() == ()
+    assert gpu.compute_capability() is None
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(init_status=100))
     assert gpu.gpu_names() == ()
+    assert gpu.compute_capability() is None
 
 
 def test_missing_tensorrt_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,9 @@ SIDECAR = {
     "outputs": [{"name": "output0", "dtype": "float32", "shape": [-1, 5, 84]}],
     "profiles": [{"images": {"min": [1, 3, 64, 64], "opt": [2, 3, 64, 64], "max": [4, 3, 64, 64]}}],
     "compute_capabilities": [75, 120], "metadata": {"names": "{0: 'a'}", "imgsz": "[64, 64]", "stride": "32"},
+    "gpu": {"name": "NVIDIA A", "compute_capability": 89}, "hardware_compatible": "ampere_plus", "names": {"0": "a"},
+    "version_compatible": True, "optimization_level": 3, "onnx_version": "1.0", "trt_qat_version": "1.0",
+    "preprocessing": {"size": [64, 64], "resize": "letterbox", "pad_value": 114, "scale": 1 / 255, "channels": "RGB"},
 }  # fmt: skip
 
 

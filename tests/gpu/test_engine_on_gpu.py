@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_onnx import write_tiny_detector
+from tiny_onnx import write_free_size, write_tiny_detector
 
 from trt_qat.artifacts import EngineArtifact
 from trt_qat.config import EngineSection
 from trt_qat.engine.build import build_engine, sidecar_path
+from trt_qat.engine.engine_file import read_sidecar
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.engine.inspect import inspect_engine
-from trt_qat.errors import RunnerError
+from trt_qat.errors import EngineError, RunnerError
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.selection import choose_runner
 from trt_qat.runtime.tensorrt import TensorRtRunner
@@ -55,6 +56,40 @@ def test_open_and_close_many_times(engine: EngineArtifact) -> None:
             output = runner.infer(batch)[0]
         first = output if first is None else first
         np.testing.assert_array_equal(output, first)
+
+
+def test_height_and_width_of_the_profile(engine: EngineArtifact, tmp_path: Path) -> None:
+    onnx = write_free_size(tmp_path / "free.onnx", props={"imgsz": "[64, 64]"})
+    section = EngineSection(flavor=engine.flavor, min_size=(32, 64), max_size=(96, 128), max_batch=2)
+    plan = build_engine(onnx, tmp_path / "free.plan", section).path
+    with TensorRtRunner(plan) as runner, OnnxRuntimeRunner(onnx) as reference:
+        assert runner.input_shape == (None, 3, None, None)
+        for shape in ((1, 3, 64, 64), (2, 3, 96, 128), (1, 3, 32, 96)):
+            batch = np.random.default_rng(0).random(shape, dtype=np.float32)
+            np.testing.assert_allclose(runner.infer(batch)[0], reference.infer(batch)[0], atol=5e-3)
+        with pytest.raises(RunnerError, match="heights of 32 to 96, found 128"):
+            runner.infer(np.zeros((1, 3, 128, 128), np.float32))
+
+
+def test_flags_of_tensorrt(engine: EngineArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if engine.flavor != "tensorrt":
+        pytest.skip("TensorRT-RTX has none of them")
+    onnx, batch = engine.path.with_suffix(".onnx"), np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    section = EngineSection(flavor="tensorrt", optimization_level=1, version_compatible=True)
+    try:
+        plan = build_engine(onnx, tmp_path / "flags.plan", section.replace(hardware_compatible="ampere_plus")).path
+    except EngineError as exc:
+        if "tensorrt-lean" not in str(exc):
+            raise
+        pytest.skip(str(exc))
+    described = read_sidecar(plan)
+    assert described.gpu is not None
+    assert described.gpu.name == gpu_names()[0]
+    with pytest.raises(RunnerError, match="TRT_QAT_TRUST_PLAN=1"):
+        TensorRtRunner(plan)
+    monkeypatch.setenv("TRT_QAT_TRUST_PLAN", "1")
+    with TensorRtRunner(plan) as runner, OnnxRuntimeRunner(onnx) as reference:
+        np.testing.assert_allclose(runner.infer(batch)[0], reference.infer(batch)[0], atol=5e-3)
 
 
 def test_plan_is_chosen_for_its_onnx(engine: EngineArtifact) -> None:

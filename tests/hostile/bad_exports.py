@@ -360,6 +360,10 @@ SIDECARS: dict[str, Any] = {
     "sha number": '{"flavor": "tensorrt-rtx", "onnx_sha256": 5, "metadata": {}}',
     "long integer": '{"flavor": ' + "9" * 10_000 + "}",
     "UTF-16": "\udcff\udcfe{\0}\0", "binary": "\udcff\udc80" * 100, "surrogate": '{"flavor": "\\ud800"}',
+    "hash of itself": '{"flavor": "tensorrt-rtx", "content_sha256": 5}',
+    "hash of another": '{"flavor": "tensorrt-rtx", "content_sha256": "' + "0" * 64 + '"}',
+    "another preparation": '{"flavor": "tensorrt-rtx", "preprocessing": {"size": [64, 64], "scale": 1.0}}',
+    "long version": '{"flavor": "tensorrt-rtx", "tensorrt_version": "' + "9" * 100_000 + '"}',
     "same key twice": '{"flavor": "tensorrt-rtx", "flavor": 5}',
     "70 MB": '{"flavor": "' + "x" * 70_000_000 + '"}',
 }  # fmt: skip

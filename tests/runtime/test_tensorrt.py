@@ -26,7 +26,8 @@ class Machine:
     def __init__(self, batch: int = -1) -> None:
         self.events: list[str] = []
         self.live: dict[int, Any] = {}
-        self.shape = (batch, 3, 2, 2)
+        self.shape: tuple[int, ...] = (batch, 3, 2, 2)
+        self.profile = [(1, 3, 2, 2), (1, 3, 2, 2), (4, 3, 2, 2)]
         self.loads = True
         self.runs = True
         self.engine_error = ""
@@ -115,7 +116,7 @@ class Machine:
                 return "half"
 
             def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-                return [(1, 3, 2, 2), (1, 3, 2, 2), (4, 3, 2, 2)]
+                return machine.profile
 
             def create_execution_context(self) -> Context:
                 return Context(self)
@@ -140,10 +141,17 @@ class Machine:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Path:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Built with an older version for this one, too, and trusted."""
+    monkeypatch.setenv(tensorrt.TRUST_PLAN, "1")
     path = tmp_path / "x.plan"
     path.write_bytes(b"plan")
-    sidecar = {"flavor": "tensorrt", "tensorrt_version": "10.9", "metadata": {"names": "{0: 'a'}"}}
+    sidecar = {
+        "flavor": "tensorrt",
+        "tensorrt_version": "10.9",
+        "metadata": {"names": "{0: 'a'}"},
+        "version_compatible": True,
+    }
     path.with_suffix(".json").write_text(json.dumps(sidecar))
     return path
 
@@ -215,3 +223,65 @@ def test_no_gpu_and_missing_sidecar(monkeypatch: pytest.MonkeyPatch, plan: Path)
     plan.with_suffix(".json").unlink()
     with pytest.raises(ArtifactError, match=r"Side-car .* does not exist"):
         TensorRtRunner(plan)
+
+
+def _described(plan: Path, **said: Any) -> None:
+    content = {"flavor": "tensorrt", "tensorrt_version": "11.0", "metadata": {"names": "{0: 'a'}"}, **said}
+    plan.with_suffix(".json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"tensorrt_version": "10.9"}, r"it was built with TensorRT 10.9, here is 11.0, .*Build the engine again"),
+        (
+            {"gpu": {"name": "NVIDIA Other", "compute_capability": 86}},
+            r"built on NVIDIA Other of compute capability 8.6, NVIDIA Fake has 8.9",
+        ),
+        ({"version_compatible": True}, r"code that runs on this machine .*set TRT_QAT_TRUST_PLAN=1"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_tensorrt_sees_it(
+    monkeypatch: pytest.MonkeyPatch, plan: Path, said: dict[str, Any], why: str
+) -> None:
+    machine = _install(monkeypatch, Machine())
+    monkeypatch.setattr(tensorrt, "compute_capability", lambda: 89)
+    monkeypatch.delenv(tensorrt.TRUST_PLAN)
+    _described(plan)
+    with TensorRtRunner(plan) as runner:
+        assert runner.infer(_batch(1))[0].shape == (1, 3, 2, 2)
+    gc.collect()
+    machine.events.clear()
+    _described(plan, **said)
+    with pytest.raises(RunnerError, match=why) as caught:
+        TensorRtRunner(plan)
+    assert str(plan) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert machine.events == []  # no memory, no runtime
+
+
+def test_code_in_a_plan_runs_where_it_is_trusted_only(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:
+    _install(monkeypatch, Machine())
+    with TensorRtRunner(plan) as runner:
+        assert runner._runtime.engine_host_code_allowed is True
+    _described(plan)
+    with TensorRtRunner(plan) as runner:
+        assert not hasattr(runner._runtime, "engine_host_code_allowed")  # TensorRT's default: no
+
+
+def test_images_of_changing_size(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:
+    machine = _install(monkeypatch, Machine())
+    machine.shape = (-1, 3, -1, -1)
+    machine.profile = [(1, 3, 2, 2), (1, 3, 2, 4), (4, 3, 4, 8)]
+    with TensorRtRunner(plan) as runner:
+        assert runner.input_shape == (None, 3, None, None)
+        for shape in ((1, 3, 2, 2), (2, 3, 4, 8), (2, 3, 2, 8)):
+            batch = np.ones(shape, np.float32)
+            np.testing.assert_array_equal(runner.infer(batch)[0], batch * 2)
+        for shape, said in (
+            ((5, 3, 2, 2), r"batches of 1 to 4, found 5.*engine.max_batch"),
+            ((1, 3, 8, 8), r"heights of 2 to 4, found 8.*engine.max_size"),
+            ((1, 3, 4, 1), r"widths of 2 to 8, found 1.*engine.min_size"),
+        ):
+            with pytest.raises(RunnerError, match=said):
+                runner.infer(np.ones(shape, np.float32))

@@ -1,54 +1,113 @@
 """Every TensorRT, pycuda-free CUDA and parser attribute that the code names exists in the real bindings.
 
-The code that drives a GPU cannot run here; what it calls can still be looked up. The attributes are
-read from the source with ``ast``, so that a new call cannot be forgotten.
+The code that drives a GPU cannot run here; what it calls can still be looked up: in TensorRT-RTX's module, and what is
+needed at run time in that of the lean runtime, whose API is TensorRT 11's. The attributes are read from the source with
+``ast``, so that a new call cannot be forgotten, and every object on which the source reads one is listed, with its
+class or as something else, so that a new object cannot be forgotten either.
+
+Each package is asked in a process of its own: a process that has loaded TensorRT and its lean runtime mixes them up.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import json
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+import trt_qat
 import trt_qat.engine as engine_package
 import trt_qat.runtime as runtime_package
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-
+PACKAGE = Path(trt_qat.__file__).parent
 ENGINE = Path(engine_package.__file__).parent
 RUNTIME = Path(runtime_package.__file__).parent
-# how the sources call an object -> the binding's class or module
-DRIVERS: list[tuple[Path, dict[str, Any]]] = [
+MODULE = ""
+# how the sources call an object of TensorRT -> its class in the bindings
+DRIVERS: list[tuple[Path, dict[str, str]]] = [
     (
         RUNTIME / "tensorrt.py",
         {
-            "trt": trt,
-            "self._trt": trt,
-            "self._runtime": trt.Runtime,
-            "engine": trt.ICudaEngine,
-            "self._engine": trt.ICudaEngine,
-            "self._context": trt.IExecutionContext,
+            "trt": MODULE,
+            "self._trt": MODULE,
+            "self._runtime": "Runtime",
+            "engine": "ICudaEngine",
+            "self._engine": "ICudaEngine",
+            "self._context": "IExecutionContext",
         },
     ),
     (
         ENGINE / "inspect.py",
         {
-            "trt": trt,
-            "runtime": trt.Runtime,
-            "engine": trt.ICudaEngine,
-            "context": trt.IExecutionContext,
-            "inspector": trt.EngineInspector,
+            "trt": MODULE,
+            "runtime": "Runtime",
+            "engine": "ICudaEngine",
+            "context": "IExecutionContext",
+            "inspector": "EngineInspector",
         },
     ),
     (
         ENGINE / "build_process.py",
-        {"trt": trt, "parser": trt.OnnxParser, "error": trt.ParserError, "network": trt.INetworkDefinition},
+        {
+            "trt": MODULE,
+            "parser": "OnnxParser",
+            "error": "ParserError",
+            "error.code()": "ErrorCode",
+            "network": "INetworkDefinition",
+            "network.get_input(0)": "ITensor",
+            "tensor": "ITensor",
+            "dtype": "DataType",
+        },
     ),
-    (ENGINE / "flavor.py", {"trt": trt}),
+    (
+        ENGINE / "compile_process.py",
+        {
+            "trt": MODULE,
+            "builder": "Builder",
+            "config": "IBuilderConfig",
+            "network": "INetworkDefinition",
+            "parser": "OnnxParser",
+            "plan": "IHostMemory",
+            "profile": "IOptimizationProfile",
+            "tensor": "ITensor",
+        },
+    ),
+    (ENGINE / "flavor.py", {"trt": MODULE}),
+    (ENGINE / "flags.py", {"trt": MODULE}),
 ]
+# what else these sources read attributes from: nothing of TensorRT's
+OTHERS: dict[str, set[str]] = {
+    "tensorrt.py": {
+        "self", "self._buffers", "self._buffers[name]", "self._errors[-1]", "self._memory", "self._ranges",
+        "_AXES", "batch", "buffer", "cleanup", "description", "host", "resources", "result", "source",
+    },
+    "inspect.py": {
+        "_NODE", "_TYPE", "activation", "content", "described", "entry", "found", "kernel", "listed", "tensor", "what",
+        "word",
+    },
+    "compile_process.py": {
+        "line", "log", "name", "onnx", "said", "severity",
+    },
+    "build_process.py": {
+        "cache", "collected", "name", "names", "onnx", "plan", "profile", "profiles", "section", "shapes",
+        "trt.nptype(dtype)",
+    },
+    "flavor.py": {"errors", "msg"},
+    "flags.py": {"flag", "section"},
+}  # fmt: skip
+AT_RUN_TIME = ("tensorrt.py", "inspect.py", "flavor.py")
+PACKAGES = ("tensorrt_rtx", "tensorrt_lean", "tensorrt")
+NOT_IN = {
+    ("tensorrt_lean", "EngineInspector"): "its engines make such objects, its module does not name their class",
+    ("tensorrt", "ComputeCapability"): "TensorRT builds for the GPU of the machine; the code asks TensorRT-RTX alone",
+}
 
 
 def attributes(source: Path, receiver: str) -> set[str]:
@@ -62,15 +121,104 @@ def attributes(source: Path, receiver: str) -> set[str]:
     return found
 
 
-CASES = [(source, receiver, target) for source, names in DRIVERS for receiver, target in names.items()]
+CASES = [
+    (package, source, receiver, owner)
+    for package in PACKAGES
+    for source, names in DRIVERS
+    for receiver, owner in names.items()
+    if package != "tensorrt_lean" or source.name in AT_RUN_TIME
+]
 
 
-@pytest.mark.parametrize(("source", "receiver", "target"), CASES, ids=[f"{s.name}:{r}" for s, r, _ in CASES])
-def test_attributes_exist(source: Path, receiver: str, target: Any) -> None:
-    used = {name for name in attributes(source, receiver) if "(" not in name}
+# prints those of the dotted names on stdin that are not there
+_LOOK_UP = """
+import importlib, json, operator, sys
+def is_there(name):
+    try:
+        operator.attrgetter(name)(trt)
+    except AttributeError:
+        return False
+    return True
+trt = importlib.import_module(sys.argv[1])
+print(json.dumps([name for name in json.load(sys.stdin) if not is_there(name)]))
+"""
+
+
+@cache
+def _missing(package: str) -> frozenset[str]:
+    """What the sources use and the package lacks, as ``Class.attribute``."""
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    used = {name for _, source, receiver, owner in CASES for name in _used(source, receiver, owner)}
+    child = subprocess.run(
+        [sys.executable, "-c", _LOOK_UP, package],
+        input=json.dumps(sorted({*used, *(owner for _, owner in NOT_IN), "Nothing.such"})),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    missing = frozenset(json.loads(child.stdout))
+    assert "Nothing.such" in missing
+    return missing
+
+
+def _used(source: Path, receiver: str, owner: str) -> set[str]:
+    prefix = f"{owner}." if owner else ""
+    return {prefix + name for name in attributes(source, receiver) if "(" not in name}
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "receiver", "owner"), CASES, ids=[f"{p}-{s.name}:{r}" for p, s, r, _ in CASES]
+)
+def test_attributes_exist(package: str, source: Path, receiver: str, owner: str) -> None:
+    used = _used(source, receiver, owner)
     assert used, f"{source.name} no longer uses '{receiver}': remove it from DRIVERS"
-    for name in used:
-        attrgetter(name)(target)
+    known = {name for name in used if (package, name.partition(".")[0]) in NOT_IN}
+    assert used & _missing(package) == known
+
+
+@pytest.mark.parametrize(("package", "owner"), NOT_IN)
+def test_what_a_package_lacks_is_lacking(package: str, owner: str) -> None:
+    assert owner in _missing(package), f"{package} has {owner}: remove it from NOT_IN"
+
+
+def _receivers(source: Path) -> set[str]:
+    """The expressions that a source reads attributes from, its own and imported names and plain values apart."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    known = set(dir(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    known |= {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            while isinstance(owner, ast.Attribute) and ast.unparse(owner.value) != "self":
+                owner = owner.value
+            called = owner.func if isinstance(owner, ast.Call) else owner
+            if not isinstance(owner, ast.Constant | ast.JoinedStr) and ast.unparse(called) not in known:
+                found.add(ast.unparse(owner))
+    return found
+
+
+@pytest.mark.parametrize(("source", "names"), DRIVERS, ids=[source.name for source, _ in DRIVERS])
+def test_no_object_is_forgotten(source: Path, names: dict[str, str]) -> None:
+    assert _receivers(source) == set(names) | OTHERS[source.name], "list what is new in DRIVERS or in OTHERS"
+
+
+def test_no_source_is_forgotten() -> None:
+    """One that has TensorRT's module in its hands."""
+    using = set()
+    for source in PACKAGE.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        imported = [getattr(node, "module", None) or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        imported += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        if names & {"trt", "import_tensorrt"} or any(name.partition(".")[0] in PACKAGES for name in imported):
+            using.add(source)
+    assert using == {source for source, _ in DRIVERS}, "list the objects of the new one in DRIVERS"
 
 
 def test_the_execution_api_is_the_one_that_tensorrt_11_kept() -> None:

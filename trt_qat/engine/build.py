@@ -18,8 +18,10 @@ from trt_qat.artifacts import EngineArtifact, atomic_path, existing_file, file_s
 from trt_qat.config import EngineSection, Flavor, FlavorChoice
 from trt_qat.engine.child import ask_child
 from trt_qat.engine.engine_file import check_engine_name, prepend_header, sidecar_path, write_sidecar
+from trt_qat.engine.flags import check_flags, mixes_turing
 from trt_qat.engine.flavor import INSTALL_HINTS, MODULES
 from trt_qat.engine.gpu import gpu_names
+from trt_qat.engine.profiles import check_batches
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency
 from trt_qat.progress import SILENT, Progress
 
@@ -38,9 +40,11 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
 
     Raises:
         ArtifactError: the ONNX file is missing or empty, or ``out`` cannot be written.
-        ConfigError: the batch sizes of the optimization profile are not in order.
+        ConfigError: the shapes of the optimization profile are not in order or contradict the ONNX file, or the
+            flavor or version of TensorRT does not have a setting.
         MissingDependency: the TensorRT package is not installed.
-        EngineError: no GPU for flavor ``tensorrt``, the parser or the builder refuses the ONNX file.
+        EngineError: no GPU for flavor ``tensorrt``, the parser or the builder refuses the ONNX file: the line names
+            the PyTorch module and what to try.
     """
     existing_file(onnx, "ONNX file")
     check_engine_name(out)
@@ -55,6 +59,11 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
     _check_section(section, flavor)
     _check_flavor(flavor)
     progress.note(f"Building with {flavor}: {why}.")
+    if mixes_turing(section):
+        progress.note(
+            "The oldest GPU generation decides the kernels for all: with 75 in engine.compute_capabilities the others "
+            "get Turing's. Build a plan of its own for 75."
+        )
     sidecar = sidecar_path(out)
     started = time.perf_counter()
     with contextlib.ExitStack() as files:
@@ -70,7 +79,7 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
             "build_seconds": round(time.perf_counter() - started, 3),
         }
         if out.suffix == ".engine":
-            prepend_header(plan_part, content["metadata"], flavor)
+            prepend_header(plan_part, content)
         else:
             write_sidecar(files.enter_context(atomic_path(sidecar)), content)
     return EngineArtifact(path=out, sidecar=sidecar if out.suffix == ".plan" else None, flavor=flavor)
@@ -89,13 +98,8 @@ def choose_flavor(wanted: FlavorChoice) -> tuple[Flavor, str]:
 
 
 def _check_section(section: EngineSection, flavor: Flavor) -> None:
-    if not section.min_batch <= section.opt_batch <= section.max_batch:
-        raise ConfigError(
-            f"engine.min_batch={section.min_batch}, opt_batch={section.opt_batch}, max_batch={section.max_batch}: "
-            "they must be in ascending order."
-        )
-    if section.compute_capabilities and flavor != "tensorrt-rtx":
-        raise ConfigError("engine.compute_capabilities works with --flavor tensorrt-rtx only. Leave it empty.")
+    check_batches(section)
+    check_flags(section, flavor)
     if section.timing_cache not in ("", "auto"):
         cache = Path(section.timing_cache)
         if cache.suffix != ".cache":  # it is written after the build, whatever it held before

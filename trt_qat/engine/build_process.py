@@ -10,14 +10,20 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from trt_qat.config import EngineSection, Flavor
+from trt_qat.engine.build_errors import Complaint, explained
+from trt_qat.engine.engine_file import ProfileShapes
+from trt_qat.engine.flags import flag_options
 from trt_qat.engine.flavor import import_tensorrt
-from trt_qat.engine.gpu import gpu_names
+from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.engine.onnx_file import onnx_metadata
+from trt_qat.engine.profiles import input_profile
 from trt_qat.errors import ConfigError, EngineError, TrtQatError
+from trt_qat.metadata import read_metadata
 
 
 def main() -> None:
@@ -38,23 +44,57 @@ def _build(onnx: Path, plan: Path, section: EngineSection, flavor: Flavor, timin
     from polygraphy.backend.trt import engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
 
+    flags = flag_options(section, trt)
     logged = _collect_polygraphy_errors()
     builder, network, _parser = _parse(onnx, trt)
-    profiles = _profiles(network, section)
+    name, shape = network.get_input(0).name, tuple(network.get_input(0).shape)  # read_detector has seen that it is one
+    profile = input_profile(shape, section, metadata, onnx.name)
     cache = _timing_cache(section, flavor, timings, trt)
-    config = _create_config(builder, network, profiles, section, flavor, cache, trt)
+    config = _create_config(builder, network, {name: profile}, section, flags, flavor, cache, trt)
     try:
         saved_to = None if cache is None else str(cache)
         plan_bytes = engine_bytes_from_network((builder, network), config=config, save_timing_cache=saved_to)
     except PolygraphyException as exc:
-        raise EngineError(f"TensorRT could not build '{onnx.name}': {_reason(logged, exc)}") from exc
+        complaint = Complaint.of_log(logged, " ".join(str(exc).split()))
+        raise EngineError(f"TensorRT could not build '{onnx.name}': {explained(complaint, onnx)}") from exc
     plan.write_bytes(plan_bytes)
     return {
         "tensorrt_version": trt.__version__,
+        "trt_qat_version": _installed_version("trt_qat"),
+        "onnx_version": _installed_version("onnx"),
+        "gpu": _gpu(),
         "inputs": [_tensor(network.get_input(index), trt) for index in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(index), trt) for index in range(network.num_outputs)],
-        "profiles": [_profile_dict(profile) for profile in profiles],
+        "profiles": [{name: profile.model_dump()}] if profile else [],
         "compute_capabilities": list(section.compute_capabilities),
+        "hardware_compatible": section.hardware_compatible,
+        "version_compatible": section.version_compatible,
+        "optimization_level": section.optimization_level,
+        **_detector(metadata, profile, shape),
+    }
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a folder of sources
+        return None
+
+
+def _gpu() -> dict[str, Any] | None:
+    gpus = gpu_names()
+    return {"name": gpus[0], "compute_capability": compute_capability()} if gpus else None
+
+
+def _detector(metadata: dict[str, str], profile: ProfileShapes | None, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What whoever runs the plan needs to know beside its tensors."""
+    height, width = (profile.opt if profile else shape)[2:]
+    if -1 in shape[2:]:
+        metadata = {**metadata, "imgsz": f"[{height}, {width}]"}  # inside of the profile, as the file's may not be
+    names = read_metadata(metadata).names
+    return {
+        "names": names and {str(number): name for number, name in names.items()},
+        "preprocessing": {"size": [int(height), int(width)]},
         "metadata": metadata,
     }
 
@@ -66,41 +106,27 @@ def _parse(onnx: Path, trt: Any) -> tuple[Any, Any, Any]:
     try:
         built: tuple[Any, Any, Any] = network_from_onnx_path(str(onnx), strongly_typed=True)
     except PolygraphyException as exc:
-        raise EngineError(f"TensorRT cannot parse '{onnx.name}': {_parser_complaint(onnx, trt)}.") from exc
+        complaint = _parser_complaint(onnx, trt)
+        raise EngineError(f"TensorRT cannot parse '{onnx.name}': {explained(complaint, onnx)}") from exc
     return built
 
 
-def _parser_complaint(onnx: Path, trt: Any) -> str:
+def _parser_complaint(onnx: Path, trt: Any) -> Complaint:
     # Polygraphy logs the parser's errors and drops them: parse once more to name the node
     from polygraphy.backend.trt import create_network, get_trt_logger
 
     _builder, network = create_network(strongly_typed=True)
     parser = trt.OnnxParser(network, get_trt_logger())
     parser.parse_from_file(str(onnx))
+    return first_complaint(parser)
+
+
+def first_complaint(parser: Any) -> Complaint:
+    """What an ONNX parser that failed says first."""
     if parser.num_errors == 0:
-        return "the parser gave no reason"
+        return Complaint("the parser gave no reason")
     error = parser.get_error(0)
-    message = " ".join(error.desc().split()).rstrip(".")
-    if not error.node_name():
-        return message
-    return f"node '{error.node_name()}' ({error.node_operator()}): {message}"
-
-
-def _profiles(network: Any, section: EngineSection) -> list[Any]:
-    """One profile over the batch axis, or none for a static network."""
-    from polygraphy.backend.trt import Profile
-
-    profile = Profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape = tuple(tensor.shape)
-        if -1 in shape[1:]:
-            raise EngineError(f"Input '{tensor.name}' has shape {shape}: only the batch axis may be dynamic.")
-        if shape and shape[0] == -1:
-            batches = section.min_batch, section.opt_batch, section.max_batch
-            smallest, usual, largest = ((batch, *shape[1:]) for batch in batches)
-            profile.add(tensor.name, min=smallest, opt=usual, max=largest)
-    return [profile] if profile else []
+    return Complaint.of_parser(error.desc(), error.node_name(), error.node_operator(), error.code().name)
 
 
 def _timing_cache(section: EngineSection, flavor: Flavor, folder: str | None, trt: Any) -> Path | None:
@@ -120,8 +146,9 @@ def _timing_cache(section: EngineSection, flavor: Flavor, folder: str | None, tr
 def _create_config(
     builder: Any,
     network: Any,
-    profiles: list[Any],
+    profiles: dict[str, ProfileShapes | None],
     section: EngineSection,
+    flags: dict[str, Any],
     flavor: Flavor,
     cache: Path | None,
     trt: Any,
@@ -133,7 +160,8 @@ def _create_config(
     options: dict[str, Any] = {
         "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: section.workspace_mib << 20},
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
-        "profiles": profiles,
+        "profiles": _polygraphy_profiles(profiles),
+        **flags,
     }
     if cache is not None and cache.is_file():
         options["load_timing_cache"] = str(cache)
@@ -144,6 +172,16 @@ def _create_config(
         return create_config(builder, network, tf32=True, **options)
     except PolygraphyException as exc:
         raise EngineError(f"TensorRT refuses the build configuration: {' '.join(str(exc).split())}") from exc
+
+
+def _polygraphy_profiles(profiles: dict[str, ProfileShapes | None]) -> list[Any]:
+    from polygraphy.backend.trt import Profile
+
+    profile = Profile()
+    for name, shapes in profiles.items():
+        if shapes is not None:
+            profile.add(name, min=shapes.min, opt=shapes.opt, max=shapes.max)
+    return [profile] if profile else []
 
 
 def _capabilities(section: EngineSection, trt: Any) -> list[tuple[int, int]] | None:
@@ -167,13 +205,6 @@ def _dtype_name(dtype: Any, trt: Any) -> str:
         return str(dtype.name).lower()
 
 
-def _profile_dict(profile: Any) -> dict[str, dict[str, list[int]]]:
-    return {
-        name: {"min": list(shapes.min), "opt": list(shapes.opt), "max": list(shapes.max)}
-        for name, shapes in profile.items()
-    }
-
-
 def _collect_polygraphy_errors() -> list[str]:
     from polygraphy.logger import G_LOGGER
 
@@ -186,10 +217,6 @@ def _collect_polygraphy_errors() -> list[str]:
 
     G_LOGGER.error = error
     return collected
-
-
-def _reason(logged: list[str], exc: Exception) -> str:
-    return logged[-1] if logged else " ".join(str(exc).split())
 
 
 if __name__ == "__main__":

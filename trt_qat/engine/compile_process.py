@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trt_qat.engine.build_errors import Complaint, explained
+from trt_qat.engine.build_process import first_complaint
 from trt_qat.engine.flavor import import_tensorrt
 from trt_qat.errors import ConfigError, EngineError, TrtQatError
 
@@ -36,12 +38,12 @@ def _compile(onnx: Path, sm: int, batch: int, log: Path) -> dict[str, Any]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
-        raise EngineError(f"TensorRT cannot parse '{onnx.name}': {_complaint(parser)}.")
+        raise EngineError(f"TensorRT cannot parse '{onnx.name}': {explained(first_complaint(parser), onnx)}")
     plan = builder.build_serialized_network(network, _config(builder, network, sm, batch, trt))
     if plan is None:
-        reasons = [line for line in said if line.startswith(("ERROR", "INTERNAL_ERROR"))]
-        reason = " ".join((reasons or ["no reason was given"])[-1].split())
-        raise EngineError(f"TensorRT could not build '{onnx.name}' for SM {sm}: {reason}")
+        errors = [line.partition(" ")[2] for line in said if line.startswith(("ERROR", "INTERNAL_ERROR"))]
+        complaint = Complaint.of_log(errors, "no reason was given")
+        raise EngineError(f"TensorRT could not build '{onnx.name}' for SM {sm}: {explained(complaint, onnx)}")
     log.write_text("\n".join(said), encoding="utf-8")
     return {"version": trt.__version__, "plan_bytes": plan.nbytes}
 
@@ -96,14 +98,6 @@ def _check_static_batch(network: Any, batch: int) -> None:
                 f"Batch {batch} was asked for, but input '{tensor.name}' is {shape}, fixed. "
                 "Export with a free batch axis, or leave the batch away."
             )
-
-
-def _complaint(parser: Any) -> str:
-    if parser.num_errors == 0:
-        return "the parser gave no reason"
-    error = parser.get_error(0)
-    message = " ".join(error.desc().split()).rstrip(".")
-    return f"node '{error.node_name()}' ({error.node_operator()}): {message}" if error.node_name() else message
 
 
 if __name__ == "__main__":

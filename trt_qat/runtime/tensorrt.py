@@ -2,11 +2,15 @@
 
 Everything that holds GPU memory is released in the order context, engine, runtime, buffers, stream,
 CUDA context: each needs the ones after it.
+
+A plan that cannot run here is refused by what its side-car says, before TensorRT sees it. Code for the CPU that a plan
+may hold (``engine.version_compatible``) runs only where the user trusts it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_qat.engine.compatibility import refusal
 from trt_qat.engine.engine_file import EngineDescription, read_engine
 from trt_qat.engine.flavor import import_tensorrt, tensorrt_logger
-from trt_qat.engine.gpu import gpu_names
+from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.errors import RunnerError
 from trt_qat.runtime.device_memory import DeviceMemory, open_device_memory
 from trt_qat.runtime.runner import check_batch, closed_error
+
+TRUST_PLAN = "TRT_QAT_TRUST_PLAN"
+"""Environment variable: 1 lets plans with code for the CPU load."""
+_AXES = {0: ("batches", "batch"), 2: ("heights", "size"), 3: ("widths", "size")}  # in words, and in settings
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class TensorRtRunner:
     Raises:
         ArtifactError: the plan or its side-car is missing.
         MissingDependency: the TensorRT package, or both pycuda and cuda-python, are missing.
-        RunnerError: no GPU, or TensorRT refuses the plan (built for another GPU or version).
+        RunnerError: no GPU, the plan was built for another GPU or version, it holds code that is not trusted, or
+            TensorRT refuses it.
     """
 
     name: str = "tensorrt"
@@ -56,6 +66,7 @@ class TensorRtRunner:
                 "No NVIDIA GPU found: a TensorRT plan cannot run here. Use --runtime openvino on the ONNX file."
             )
         self._trt: Any = import_tensorrt(description.flavor)
+        _check_runs_here(plan, description, self._trt.__version__, gpus[0])
         self.metadata: Mapping[str, str] = description.metadata
         self.device: str = gpus[0]
         self._buffers: dict[str, _Buffer] = {}
@@ -101,9 +112,12 @@ class TensorRtRunner:
         trt = self._trt
         self._logger, self._errors = tensorrt_logger(trt)
         self._runtime: Any = trt.Runtime(self._logger)
+        if description.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # _check_runs_here has asked
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             built = f"{description.flavor} {description.tensorrt_version}"
+            built += f" on {description.gpu.name}" if description.gpu else ""
             raise RunnerError(
                 f"TensorRT {trt.__version__} on {self.device} cannot load '{plan}', "
                 f"built with {built}{self._reason()}. Build the engine again on this machine."
@@ -123,19 +137,22 @@ class TensorRtRunner:
         self._outputs: list[str] = [name for name in names if name != self._input]
         shape = tuple(engine.get_tensor_shape(self._input))
         self.input_shape: tuple[int | None, ...] = tuple(None if axis == -1 else int(axis) for axis in shape)
-        self._batch_range: tuple[int, int] = (1, 1)
-        if self.input_shape[0] is None:
+        self._ranges: dict[int, tuple[int, int]] = {}  # of each free axis
+        if None in self.input_shape:
             smallest, _, largest = engine.get_tensor_profile_shape(self._input, 0)
-            self._batch_range = int(smallest[0]), int(largest[0])
+            free = [axis for axis, size in enumerate(self.input_shape) if size is None]
+            self._ranges = {axis: (int(smallest[axis]), int(largest[axis])) for axis in free}
 
     def _bind(self, shape: tuple[int, ...]) -> None:
         """Fresh buffers of the right size for this input shape."""
-        smallest, largest = self._batch_range
-        if self.input_shape[0] is None and not smallest <= shape[0] <= largest:
-            raise RunnerError(
-                f"The engine takes batches of {smallest} to {largest}, found {shape[0]}. "
-                "Build it with another engine.max_batch."
-            )
+        for axis, (smallest, largest) in self._ranges.items():
+            if not smallest <= shape[axis] <= largest:
+                name, setting = _AXES.get(axis, ("channels", "size"))
+                end = "min" if shape[axis] < smallest else "max"
+                raise RunnerError(
+                    f"The engine takes {name} of {smallest} to {largest}, found {shape[axis]}. "
+                    f"Build it with another engine.{end}_{setting}."
+                )
         self._unbind()
         if not self._context.set_input_shape(self._input, shape):
             raise RunnerError(f"TensorRT refuses input shape {shape}{self._reason()}.")
@@ -168,3 +185,14 @@ class TensorRtRunner:
 
     def _reason(self) -> str:
         return f": {self._errors[-1].rstrip('.')}" if self._errors else ""
+
+
+def _check_runs_here(plan: Path, description: EngineDescription, version: str, gpu: str) -> None:
+    why = refusal(description, version, gpu, compute_capability())
+    if why is not None:
+        raise RunnerError(f"'{plan}' does not run here: {why}")
+    if description.version_compatible and os.environ.get(TRUST_PLAN) != "1":
+        raise RunnerError(
+            f"'{plan}' holds a TensorRT runtime (engine.version_compatible): code that runs on this machine when the "
+            f"plan is loaded. If you trust whoever built it, set {TRUST_PLAN}=1."
+        )
