@@ -30,7 +30,8 @@ def train(weights: Path, data: Path, out: Path, config: Config, progress: Progre
     """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     with locked(out):
         dataset = load_dataset(data)
-        best = api.train(load(weights, config.model.imgsz), dataset, out, config.train, progress=progress)
+        model, device = load(weights, config.model.imgsz), config.model.device
+        best = api.train(model, dataset, out, config.train, device=device, progress=progress)
         return save(out / BEST, replace(best, provenance=_provenance(weights, dataset, config)), half=True)
 
 
@@ -57,7 +58,14 @@ def sensitivity(
         if said:
             progress.note(said)
         ranking = api.sensitivity(
-            model, dataset, section, evaluation=evaluation, done=done, keep=file.write, progress=progress
+            model,
+            dataset,
+            section,
+            evaluation=evaluation,
+            done=done,
+            keep=file.write,
+            device=config.model.device,
+            progress=progress,
         )
         draw_sensitivity(ranking.rows, out.with_suffix(".png"))
         return ranking, file.write(ranking)
@@ -112,7 +120,8 @@ def calibrated_model(model: Model, weights: Path, dataset: Dataset, config: Conf
     """A float model calibrated, from the calibration cache where it fits."""
     cache = CalibrationCache(Path(config.data.calibration_cache), model.source.stem)
     model = replace(model, provenance=_provenance(weights, dataset, config))
-    return api.quantize(model, dataset, config.quantization, remember=cache, progress=progress)
+    section, device = config.quantization, config.model.device
+    return api.quantize(model, dataset, section, remember=cache, device=device, progress=progress)
 
 
 def fine_tuned_model(
@@ -126,7 +135,15 @@ def fine_tuned_model(
         undo_budget(out, resume)
     section, ranking, export, evaluation = config.qat, config.sensitivity, config.export, config.evaluation
     tuned = api.finetune(
-        int8, dataset, out, section, ranking=ranking, resume=resume, provenance=provenance, progress=progress
+        int8,
+        dataset,
+        out,
+        section,
+        ranking=ranking,
+        resume=resume,
+        provenance=provenance,
+        device=config.model.device,
+        progress=progress,
     )
     if section.max_drop is None or not distributed.is_main():
         return None
@@ -145,4 +162,4 @@ def _saved(path: Path, model: Model) -> Model:
 
 
 def _provenance(weights: Path, dataset: Dataset, config: Config) -> dict[str, Any]:
-    return provenance_of(weights, dataset, config.model_dump(mode="json"))
+    return provenance_of(weights, dataset, config.deciding())
