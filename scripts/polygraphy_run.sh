@@ -4,7 +4,7 @@
 set -euo pipefail
 bin=$1 plan=$2
 flavor=$("$bin/python" -c 'import sys; from pathlib import Path; from trt_qat.engine.engine_file import read_sidecar
-print(read_sidecar(Path(sys.argv[1]))["flavor"])' "$plan")
+print(read_sidecar(Path(sys.argv[1])).flavor)' "$plan")
 rtx=0
 if [ "$flavor" = tensorrt-rtx ]; then rtx=1; fi
 if "$bin/python" -c 'import sys; from trt_qat.engine.gpu import gpu_names; sys.exit(not gpu_names())'; then

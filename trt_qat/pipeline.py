@@ -19,6 +19,7 @@ from trt_qat.lock import locked
 from trt_qat.mixed_precision.exported import check_budget_runtime
 from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
 from trt_qat.mixed_precision.mixes import Budget
+from trt_qat.model.device import torch_device
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
@@ -99,8 +100,9 @@ def check_qat_settings(config: Config) -> None:
 
     Raises:
         ConfigError: ``qat.max_drop`` with a runtime that it cannot be measured on, ``qat.lsq`` with a toolkit that has
-            no gradient for its ranges.
+            no gradient for its ranges, ``model.device`` that is not here.
     """
+    torch_device(config.model.device)
     if config.qat.lsq and config.quantization.toolkit != "modelopt":
         raise ConfigError("qat.lsq needs quantization.toolkit=modelopt: the other one keeps its ranges fixed.")
     if config.qat.max_drop is not None:
