@@ -108,6 +108,7 @@ def test_killed_and_resumed_with_batchnorm_kept(int8_with_batchnorm: Model, demo
     check_equal(content(tmp_path / "run"), content(tmp_path / "unbroken"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_in_float16(tiny_int8: Model, demo: Dataset, tmp_path: Path) -> None:
     """The scale of the gradients goes on as well."""
     keys = {"amp": "float16", "epochs": 2, "monitor": False}
