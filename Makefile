@@ -27,7 +27,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow hostile fuzz killed starved lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
+.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -61,6 +61,9 @@ killed: $(READY) ## Kill `run` at 40 moments in all its stages and compare what 
 
 starved: $(READY) ## The verbs without disk, memory, home or streams; a table
 	$(BIN)/python tests/reliability/starved.py
+
+gpu-check: $(READY) ## On a machine with CUDA: all that only a GPU shows, in one file to send back
+	PYTHON=$(BIN)/python scripts/gpu_check.sh
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ from trt_qat.data.dataset import calibration_images, load_dataset
 from trt_qat.data.images import network_batch
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.model.device import torch_device
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.vision.image import read_image_bgr
@@ -171,7 +172,7 @@ def ptq_part(name: str, setting: Setting, part: str) -> Row:
     others = model.activation_quantizers() if part == "weights" else model.weight_quantizers()
     for quantizer in others.values():
         model.toolkit.set_enabled(quantizer, False)
-    return measured_here(name, TorchRunner(checkpoint), setting, "ptq_part")
+    return measured_here(name, TorchRunner(checkpoint, 0, torch_device()), setting, "ptq_part")
 
 
 def ptq(name: str, setting: Setting, keys: list[str]) -> Row:

@@ -1,6 +1,8 @@
 """The verbs: a model and data in, an object out. No caches, no files of other stages, no configuration of everything.
 
-Each verb takes its own section of :mod:`trt_qat.config`, or keywords that change single settings of it.
+Each verb takes its own section of :mod:`trt_qat.config`, or keywords that change single settings of it. Verbs that
+compute with PyTorch take ``device``, see :func:`~trt_qat.model.device.torch_device`; between them models lie on the
+CPU.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runti
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
 from trt_qat.model.cpu import tune_cpu
+from trt_qat.model.device import computing_on, torch_device
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
@@ -65,6 +68,7 @@ def train(
     out: str | Path,
     section: TrainSection | None = None,
     *,
+    device: str = "auto",
     progress: Progress = SILENT,
     **settings: Any,
 ) -> Model:
@@ -81,6 +85,7 @@ def train(
     Raises:
         ArtifactError: the weights have their BatchNorm folded, or ``out`` cannot be written.
         DatasetError: the dataset cannot be trained on.
+        ConfigError: no such ``device`` here.
 
     Example:
         >>> random = trt_qat.load("yolov8n.yaml", imgsz=160)
@@ -88,9 +93,10 @@ def train(
         'best.pt'
     """
     tune_cpu()
+    computes_on = torch_device(device)
     dataset = _loaded(data, model.names)
     section = (section or TrainSection()).replace(**settings)
-    best = train_fp32(model, dataset, Path(out), section, progress)
+    best = train_fp32(model, dataset, Path(out), section, progress, computes_on)
     return load(best, model.imgsz)
 
 
@@ -101,6 +107,7 @@ def quantize(
     *,
     placement: Placement | None = None,
     remember: Remember = no_memory,
+    device: str = "auto",
     progress: Progress = SILENT,
     **settings: Any,
 ) -> Model:
@@ -121,6 +128,7 @@ def quantize(
         ArtifactError: the model is quantized already.
         DatasetError: no usable image, or another number of classes.
         QuantizationError: the network cannot be traced, or nothing is left to quantize.
+        ConfigError: no such ``device`` here.
 
     Example:
         >>> model = trt_qat.load("best.pt")
@@ -131,10 +139,12 @@ def quantize(
     if model.quantized is not None:
         raise ArtifactError(f"'{model.source}' is quantized already ({model.stage}). Give the float weights.")
     tune_cpu()
+    computes_on = torch_device(device)
     section = (section or QuantizationSection()).replace(**settings)
     images = _calibration_images(model, data, section.images)
     quantized = quantize_model(copy.deepcopy(model.network), model.names, section, placement)
-    calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
+    with computing_on(quantized.network, computes_on):
+        calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
     return model.with_quantized(quantized, "ptq", {**model.provenance, "calibration": calibration.as_dict()})
 
 
@@ -146,6 +156,7 @@ def sensitivity(
     evaluation: EvaluationSection | None = None,
     done: Ranking | None = None,
     keep: Callable[[Ranking], object] = lambda so_far: None,
+    device: str = "auto",
     progress: Progress = SILENT,
     **settings: Any,
 ) -> Ranking:
@@ -160,6 +171,7 @@ def sensitivity(
     Raises:
         QuantizationError: the model is float.
         DatasetError: no usable image.
+        ConfigError: no such ``device`` here.
 
     Example:
         >>> rows = trt_qat.sensitivity(int8, "data.yaml", images=4).rows
@@ -167,6 +179,7 @@ def sensitivity(
         True
     """
     tune_cpu()
+    computes_on = torch_device(device)
     section = (section or SensitivitySection()).replace(**settings)
     dataset = dataset_for(model, data)
     evaluation = evaluation or EvaluationSection()
@@ -175,7 +188,8 @@ def sensitivity(
         smaller = section.replace(batch=batch)
         return rank_groups(model, dataset, smaller, evaluation, done=done, keep=keep, progress=progress)
 
-    return halving(rank, section.batch, "sensitivity.batch", progress)
+    with computing_on(model.network, computes_on):
+        return halving(rank, section.batch, "sensitivity.batch", progress)
 
 
 def finetune(
@@ -187,6 +201,7 @@ def finetune(
     ranking: SensitivitySection | None = None,
     resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
+    device: str = "auto",
     progress: Progress = SILENT,
     **settings: Any,
 ) -> Model:
@@ -209,6 +224,7 @@ def finetune(
         QuantizationError: the model is float.
         DatasetError: the dataset cannot be trained on, or has another number of classes.
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
+        ConfigError: no such ``device`` here, or ``qat.amp`` of a type that it does not compute in.
 
     Example:
         >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
@@ -216,18 +232,22 @@ def finetune(
         ('qat', 'best.safetensors')
     """
     tune_cpu()
+    computes_on = torch_device(device)
     section = (section or QatSection()).replace(**settings)
     check_features(section, model)
     dataset = dataset_for(model, data)
     order: list[str] = []
     if section.progressive == "sensitivity":
         by_error = (ranking or SensitivitySection()).replace(metric="error")
-        ranked = rank_groups(model, dataset, by_error, EvaluationSection(), progress=progress)
+        with computing_on(model.network, computes_on):
+            ranked = rank_groups(model, dataset, by_error, EvaluationSection(), progress=progress)
         order = [row.group for row in reversed(ranked.rows)]
     if provenance is None:
         settings_read = {"model": {"imgsz": model.imgsz}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
-    best = train_qat(model, dataset, Path(out), section, provenance, progress, order=order, resume=resume)
+    best = train_qat(
+        model, dataset, Path(out), section, provenance, progress, device=computes_on, order=order, resume=resume
+    )
     return load(best.path, model.imgsz)
 
 
@@ -335,6 +355,7 @@ def export(
     out: str | Path,
     section: ExportSection | None = None,
     *,
+    device: str = "cpu",
     progress: Progress = SILENT,
     **settings: Any,
 ) -> OnnxArtifact:
@@ -342,9 +363,12 @@ def export(
 
     Args:
         out: file or folder; the target's formats say which suffix.
+        device: where the network is traced and computes what the file is compared with; on the CPU the file is the same
+            on every machine, so ``auto`` is the CPU here.
         settings: keys of the ``export`` section, e.g. ``target="openvino"``.
 
     Raises:
+        ConfigError: no such ``device`` here.
         ExportError: INT8 was asked of a float model, the graph fails ONNX's checks, or the client computes it wrongly.
         ArtifactError: ``out`` cannot be written.
 
@@ -353,7 +377,9 @@ def export(
         'int8+fp16'
     """
     tune_cpu()
-    return export_for_target(model, Path(out), (section or ExportSection()).replace(**settings), progress)
+    section = (section or ExportSection()).replace(**settings)
+    with computing_on(model.network, torch_device("cpu" if device == "auto" else device)):
+        return export_for_target(model, Path(out), section, progress)
 
 
 def build(
@@ -387,6 +413,7 @@ def evaluate(
     section: EvaluationSection | None = None,
     *,
     runtime: str | None = None,
+    device: str = "auto",
     progress: Progress = SILENT,
     **settings: Any,
 ) -> list[ResultRow]:
@@ -395,11 +422,13 @@ def evaluate(
     Args:
         models: ``*.onnx``, ``*.plan``, OpenVINO folders, checkpoints, or models in memory.
         runtime: None lets the file decide: ``*.plan`` TensorRT, checkpoints PyTorch, others ``evaluation.runtime``.
+        device: of models that run on PyTorch.
         settings: keys of the ``evaluation`` section, e.g. ``threads=1``.
 
     Raises:
         DatasetError: no usable image or no box in the val split, or another number of classes.
         ArtifactError, RunnerError, MissingDependency: a model cannot be read or run.
+        ConfigError: no such ``device`` here.
 
     Example:
         >>> rows = trt_qat.evaluate(["best.pt", "best_int8.onnx"], "data.yaml")
@@ -408,7 +437,7 @@ def evaluate(
     """
     section = (section or EvaluationSection()).replace(**settings)
     with ExitStack() as stack:
-        runners = [stack.enter_context(_open(model, section, runtime)) for model in models]
+        runners = [stack.enter_context(_open(model, section, runtime, device)) for model in models]
         labels = [str(model.source if isinstance(model, Model) else model) for model in models]
         accuracies: list[Accuracy] = []
         for label, runner in zip(labels, runners, strict=True):
@@ -490,9 +519,9 @@ def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     raise DatasetError(f"A calibration image must be a file or uint8 BGR pixels (h, w, 3), found {kind} {shape}.")
 
 
-def _open(model: str | Path | Model, section: EvaluationSection, runtime: str | None) -> Runner:
+def _open(model: str | Path | Model, section: EvaluationSection, runtime: str | None, device: str) -> Runner:
     if isinstance(model, Model):
-        return TorchRunner(model, section.threads)
+        return TorchRunner(model, section.threads, torch_device(device))
     path = Path(model)
     is_checkpoint = path.suffix.lower() in (".safetensors", ".pt")
     chosen = runtime or ("torch" if is_checkpoint else runtime_for(path, section.runtime))
@@ -502,4 +531,4 @@ def _open(model: str | Path | Model, section: EvaluationSection, runtime: str | 
     if not is_checkpoint:
         raise RunnerError(f"Runtime 'torch' needs a checkpoint (*.pt, *.safetensors), found '{path}'.")
     tune_cpu()
-    return TorchRunner(load(path), section.threads)
+    return TorchRunner(load(path), section.threads, torch_device(device))

@@ -353,7 +353,8 @@ def export(
         from trt_qat import api  # seconds: torch and its friends
         from trt_qat.checkpoint import load
 
-        artifact = api.export(load(checkpoint, config.model.imgsz), out, section, progress=bars)
+        model, device = load(checkpoint, config.model.imgsz), config.model.device
+        artifact = api.export(model, out, section, device=device, progress=bars)
     size = size_bytes(artifact.path) / 1e6
     click.echo(f"Exported: {artifact.path} (for {section.target}, {artifact.precision}, {size:.2f} MB)")
     return {
@@ -469,7 +470,8 @@ def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: str 
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
 
-        rows = api.evaluate(models, data, config.evaluation, runtime=runtime, progress=bars)
+        device = config.model.device
+        rows = api.evaluate(models, data, config.evaluation, runtime=runtime, device=device, progress=bars)
     _print_rows(rows)
     return [row.as_dict() for row in rows]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -30,6 +31,7 @@ QatLoss = Literal["detection", "distill", "both"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
+Amp = Literal["none", "bfloat16", "float16"]
 SensitivityMetric = Literal["error", "map", "both"]
 
 
@@ -77,9 +79,10 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """How the network sees an image."""
+    """How the network sees an image, and where PyTorch computes it."""
 
     imgsz: int | None = Field(default=None, ge=32, description="Square input side in pixels, a multiple of 32")
+    device: str = "auto"
 
     @field_validator("imgsz")
     @classmethod
@@ -87,6 +90,17 @@ class ModelSection(Section):
         if value is not None and value % 32:
             raise ValueError(f"must be a multiple of 32, the nearest is {_nearest_side(value)}")
         return value
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _known_device(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return value
+        text = f"{value:g}" if isinstance(value, float) else str(value).strip().lower()  # --set reads 0 as a number
+        named = f"cuda:{text}" if text.isdecimal() else text
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", named, re.ASCII):
+            raise ValueError("must be auto, cpu, cuda, cuda:N or N with the number of a GPU")
+        return named
 
 
 class DataSection(Section):
@@ -148,6 +162,7 @@ class QatSection(Section):
 
     epochs: int = Field(default=2, ge=1)
     batch: int = Field(default=8, ge=1)
+    amp: Amp = "none"
     lr0: float = Field(default=1e-5, gt=0)
     lrf: float = Field(default=0.1, gt=0, le=1)
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
@@ -300,6 +315,10 @@ class Config(Section):
         """
         changed: Section = getattr(self, section).replace(**values)
         return self.model_copy(update={section: changed})
+
+    def deciding(self) -> dict[str, Any]:
+        """Every setting that decides a result, as JSON values: ``model.device`` only says where it is computed."""
+        return self.model_dump(mode="json", exclude={"model": {"device"}})
 
     @classmethod
     def _checked(cls, content: dict[str, dict[str, Any]]) -> Config:

@@ -31,7 +31,7 @@ def process_group() -> Iterator[None]:
     import torch.distributed as dist
 
     gpu = torch.cuda.is_available()
-    if gpu:
+    if gpu and local_rank() < torch.cuda.device_count():  # more processes than GPUs may still share the CPU
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_PATIENCE)
     try:

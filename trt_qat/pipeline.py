@@ -20,6 +20,7 @@ from trt_qat.mixed_precision.advice import Advice, gpu_for_advice, with_any_rang
 from trt_qat.mixed_precision.exported import check_budget_runtime
 from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
 from trt_qat.mixed_precision.mixes import Budget
+from trt_qat.model.device import torch_device
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
@@ -32,7 +33,8 @@ def train(weights: Path, data: Path, out: Path, config: Config, progress: Progre
     """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     with locked(out):
         dataset = load_dataset(data)
-        best = api.train(load(weights, config.model.imgsz), dataset, out, config.train, progress=progress)
+        model, device = load(weights, config.model.imgsz), config.model.device
+        best = api.train(model, dataset, out, config.train, device=device, progress=progress)
         return save(out / BEST, replace(best, provenance=_provenance(weights, dataset, config)), half=True)
 
 
@@ -59,7 +61,14 @@ def sensitivity(
         if said:
             progress.note(said)
         ranking = api.sensitivity(
-            model, dataset, section, evaluation=evaluation, done=done, keep=file.write, progress=progress
+            model,
+            dataset,
+            section,
+            evaluation=evaluation,
+            done=done,
+            keep=file.write,
+            device=config.model.device,
+            progress=progress,
         )
         draw_sensitivity(ranking.rows, out.with_suffix(".png"))
         return ranking, file.write(ranking)
@@ -93,8 +102,9 @@ def check_qat_settings(config: Config) -> None:
 
     Raises:
         ConfigError: ``qat.max_drop`` with a runtime that it cannot be measured on, ``qat.lsq`` with a toolkit that has
-            no gradient for its ranges, ``qat.bn=freeze`` with one scale per weight.
+            no gradient for its ranges, ``qat.bn=freeze`` with one scale per weight, ``model.device`` that is not here.
     """
+    torch_device(config.model.device)
     if config.qat.lsq and config.quantization.toolkit != "modelopt":
         raise ConfigError("qat.lsq needs quantization.toolkit=modelopt: the other one keeps its ranges fixed.")
     if config.qat.bn == "freeze" and config.quantization.weights == "tensor":
@@ -155,7 +165,8 @@ def calibrated_model(model: Model, weights: Path, dataset: Dataset, config: Conf
     """A float model calibrated, from the calibration cache where it fits."""
     cache = CalibrationCache(Path(config.data.calibration_cache), model.source.stem)
     model = replace(model, provenance=_provenance(weights, dataset, config))
-    return api.quantize(model, dataset, config.quantization, remember=cache, progress=progress)
+    section, device = config.quantization, config.model.device
+    return api.quantize(model, dataset, section, remember=cache, device=device, progress=progress)
 
 
 def fine_tuned_model(
@@ -169,7 +180,15 @@ def fine_tuned_model(
         undo_budget(out, resume)
     section, ranking, export, evaluation = config.qat, config.sensitivity, config.export, config.evaluation
     tuned = api.finetune(
-        int8, dataset, out, section, ranking=ranking, resume=resume, provenance=provenance, progress=progress
+        int8,
+        dataset,
+        out,
+        section,
+        ranking=ranking,
+        resume=resume,
+        provenance=provenance,
+        device=config.model.device,
+        progress=progress,
     )
     if section.max_drop is None or not distributed.is_main():
         return None
@@ -188,4 +207,4 @@ def _saved(path: Path, model: Model) -> Model:
 
 
 def _provenance(weights: Path, dataset: Dataset, config: Config) -> dict[str, Any]:
-    return provenance_of(weights, dataset, config.model_dump(mode="json"))
+    return provenance_of(weights, dataset, config.deciding())

@@ -107,7 +107,7 @@ class _Run:
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """What every checkpoint carries."""
-        return provenance_of(self.weights, self.dataset, self.config.model_dump(mode="json"))
+        return provenance_of(self.weights, self.dataset, self.config.deciding())
 
     def stage(
         self, name: str, inputs: Mapping[str, JsonValue], files: Sequence[Path], make: Callable[[], object]

@@ -17,7 +17,7 @@ from trt_qat import api
 from trt_qat.artifacts import Latency, LeftOut, ResultRow
 from trt_qat.config import EvaluationSection, InferSection
 from trt_qat.data.dataset import load_dataset
-from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.latency import measure_gpu_latency, measure_latency
 from trt_qat.evaluation.parity import cosine, lowest_cosine
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import HEADER, cells, markdown_table
@@ -81,6 +81,20 @@ def test_rounds_are_interleaved_and_warmup_is_extra() -> None:
     measure_latency(runners, EvaluationSection(latency_iterations=3, latency_warmup=2))
     assert calls == ["a", "b"] * 5
     assert [runner.shapes for runner in runners] == [{(1, 3, 32, 32)}, {(4, 3, 32, 32)}]
+
+
+def test_the_gpus_own_clock_is_read_in_turn() -> None:
+    class Clock(Recorder):
+        def gpu_milliseconds(self, batch: Array) -> float:
+            self.infer(batch)
+            return 2.0 if self._label == "a" else float(len(calls))
+
+    calls: list[str] = []
+    runners = [Clock(1, calls, "a"), Clock(2, calls, "b")]
+    first, second = measure_gpu_latency(runners, EvaluationSection(latency_iterations=3, latency_warmup=1))
+    assert calls == ["a", "b"] * 4
+    assert (first.median, first.p99) == (2.0, 2.0)
+    assert second.median == 6.0  # of 4, 6 and 8: the warm-up's 2 is not counted
 
 
 def test_cosine() -> None:

@@ -10,12 +10,13 @@ import pytest
 from tiny_onnx import write_free_size, write_tiny_detector
 
 from trt_qat.artifacts import EngineArtifact
-from trt_qat.config import EngineSection
+from trt_qat.config import EngineSection, EvaluationSection
 from trt_qat.engine.build import build_engine, sidecar_path
 from trt_qat.engine.engine_file import read_sidecar
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.engine.inspect import inspect_engine
 from trt_qat.errors import EngineError, RunnerError
+from trt_qat.evaluation.latency import measure_gpu_latency, measure_latency
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.selection import choose_runner
 from trt_qat.runtime.tensorrt import TensorRtRunner
@@ -46,6 +47,17 @@ def test_same_numbers_as_onnx_runtime(engine: EngineArtifact) -> None:
             runner.infer(batches)
     with pytest.raises(RunnerError, match="closed"):
         runner.infer(batches[:1])
+
+
+def test_the_gpus_own_clock(engine: EngineArtifact) -> None:
+    section = EvaluationSection(latency_iterations=20, latency_warmup=5)
+    with TensorRtRunner(engine.path) as first, TensorRtRunner(engine.path) as second:
+        on_gpu = measure_gpu_latency([first, second], section)
+        seen = measure_latency([first, second], section)
+        output = first.infer(np.zeros((1, 3, 64, 64), np.float32))[0]
+    for mine, whole in zip(on_gpu, seen, strict=True):
+        assert 0 < mine.median < whole.median  # the copies come on top
+    assert np.isfinite(output).all()  # it runs as before after it was timed
 
 
 def test_open_and_close_many_times(engine: EngineArtifact) -> None:

@@ -13,7 +13,7 @@ import pytest
 from recording import Recording
 
 from trt_qat.engine.gpu import gpu_names
-from trt_qat.errors import RunnerError
+from trt_qat.errors import ConfigError, RunnerError
 from trt_qat.runtime.device_memory import CudaPythonMemory, DeviceMemory, PycudaMemory
 
 if TYPE_CHECKING:
@@ -59,6 +59,76 @@ def test_more_than_there_is_gets_one_line(memory: DeviceMemory) -> None:
         memory.alloc(1 << 50)
     assert "\n" not in str(refused.value)
     memory.free(memory.alloc(1024))  # it goes on working
+
+
+def test_time_between_two_events(memory: DeviceMemory) -> None:
+    source = memory.host_array((64 << 20,), np.uint8)
+    address = memory.alloc(source.nbytes)
+
+    def copies(count: int) -> float:
+        return memory.elapsed_ms(lambda: [memory.copy_to_device(address, source) for _ in range(count)])
+
+    copies(1)
+    once, often = min(copies(1) for _ in range(5)), min(copies(8) for _ in range(5))
+    assert 0.2 < once < 1000  # 64 MiB; no bus takes 300 GB/s
+    assert 4 < often / once < 16
+    memory.free(address)
+    memory.free_host(source)
+
+
+def test_the_last_gpu_can_be_named_and_the_next_is_not_there() -> None:
+    import torch
+
+    from trt_qat.model.device import torch_device
+
+    count = torch.cuda.device_count()
+    assert torch_device("auto") == torch_device("cuda") == torch.device("cuda", 0)
+    assert torch_device(f"cuda:{count - 1}") == torch.device("cuda", count - 1)
+    with pytest.raises(ConfigError, match=rf"there is no cuda:{count}, only cpu, cuda:0 \("):
+        torch_device(f"cuda:{count}")
+
+
+def test_calibration_finds_the_ranges_that_the_cpu_finds(demo_detector: Model, demo_set: Path) -> None:
+    from trt_qat import api
+
+    here, there = (
+        api.quantize(demo_detector, demo_set, calibrator="max", images=4, device=device).require_quantized().amax()
+        for device in ("cpu", "cuda")
+    )
+    assert here.keys() == there.keys()
+    for name, amax in here.items():
+        assert there[name].device == amax.device  # models lie on the CPU between the verbs
+        np.testing.assert_allclose(there[name].numpy(), amax.numpy(), rtol=0.02, err_msg=name)  # TF32 keeps 10 bits
+
+
+def test_export_is_the_same_file_from_either_device(demo_detector: Model, demo_set: Path, tmp_path: Path) -> None:
+    from trt_qat import api
+
+    int8 = api.quantize(demo_detector, demo_set, calibrator="max", images=2, device="cpu")
+    files = [api.export(int8, tmp_path / f"{device}.onnx", device=device, check=False) for device in ("cpu", "cuda")]
+    assert files[0].path.read_bytes() == files[1].path.read_bytes()
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_qat_in_16_bit(amp: str, demo_detector: Model, demo_set: Path, tmp_path: Path) -> None:
+    import torch
+
+    from trt_qat import api
+    from trt_qat.checkpoint import load
+
+    if amp == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU does not compute in bfloat16")
+    int8 = api.quantize(demo_detector, demo_set, calibrator="max", images=2)
+    tuned = api.finetune(int8, demo_set, tmp_path / "qat", epochs=1, amp=amp, monitor=False, loss="both", lsq=True)
+    rows = (tmp_path / "qat" / "results.csv").read_text().splitlines()
+    figures = dict(zip(rows[0].split(","), map(float, rows[-1].split(",")), strict=True))
+    assert all(np.isfinite(value) for name, value in figures.items() if name.startswith("train/"))
+    last = load(tmp_path / "qat" / "last.safetensors")
+    assert any(not torch.equal(a, b) for a, b in zip(last.network.parameters(), int8.network.parameters(), strict=True))
+    ranges, before = last.require_quantized().amax(), int8.require_quantized().amax()
+    for name, amax in ranges.items():
+        np.testing.assert_allclose(amax.numpy(), before[name].numpy(), rtol=0.1, err_msg=name)
+    assert tuned.stage in ("ptq", "qat")
 
 
 def test_qat_halves_its_batch_where_gpu_memory_runs_out(demo_detector: Model, demo_set: Path, tmp_path: Path) -> None:

@@ -55,3 +55,31 @@ def test_zero_and_ends_are_on_the_grid() -> None:
     amax = torch.tensor(2.54)
     found = fake_quantize(torch.tensor([0.0, 2.54, 100.0, -100.0]), amax)
     assert torch.allclose(found, torch.tensor([0.0, 2.54, 2.54, -2.56]))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("amax", [torch.tensor(1.5), torch.linspace(0.5, 3, 6).reshape(6, 1, 1, 1)])
+def test_16_bit_is_rounded_as_float32_is(values: Tensor, amax: Tensor, kind: torch.dtype) -> None:
+    given = values.to(kind)
+    results = []
+    for inputs in (given.clone().requires_grad_(), given.float().requires_grad_()):
+        ranges = amax.clone().requires_grad_()
+        output = fake_quantize(inputs, ranges)
+        output.sum().backward()
+        assert output.dtype == inputs.dtype
+        assert inputs.grad is not None
+        assert ranges.grad is not None
+        assert ranges.grad.dtype == torch.float32
+        results.append((output.detach(), inputs.grad, ranges.grad))
+    (output, passed, moved), (expected, expected_passed, expected_moved) = results
+    assert torch.equal(output, expected.to(kind))
+    assert torch.equal(passed, expected_passed.to(kind))
+    # the result is kept in 16 bit, and the range learns from it
+    assert torch.allclose(moved, expected_moved, rtol=0.02, atol=0.02 * float(expected_moved.abs().max()))
+
+
+def test_autocast_around_it_changes_nothing(values: Tensor) -> None:
+    amax = torch.tensor(1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fake_quantize(values, amax)
+    assert torch.equal(found, fake_quantize(values, amax))

@@ -52,12 +52,52 @@ class FakeCudart:
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
         return (self.fail,)
 
+    def cudaEventCreate(self) -> tuple[int, int]:  # noqa: N802
+        self.clock: dict[int, float] = getattr(self, "clock", {})
+        self.clock[len(self.clock)] = 0.0
+        self.now = getattr(self, "now", 0.0)
+        return self.fail, len(self.clock) - 1
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:  # noqa: N802
+        assert stream == 77
+        self.clock[event] = self.now
+        return (self.fail,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[int]:  # noqa: N802
+        return (0,)
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:  # noqa: N802
+        return 0, self.clock[end] - self.clock[start]
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:  # noqa: N802
+        del self.clock[event]
+        return (0,)
+
     def cudaMemcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
         ctypes.memmove(target, source, count)
         return (0,)
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:  # noqa: N802
         return 0, b"out of memory"
+
+
+class FakeEvent:
+    """pycuda.driver.Event."""
+
+    def __init__(self, driver: FakePycuda) -> None:
+        self._driver = driver
+        self._at = 0.0
+
+    def record(self, stream: Any) -> None:
+        assert stream.handle == 77
+        self._driver._synchronize()  # fails where the driver does
+        self._at = self._driver.now
+
+    def synchronize(self) -> None:
+        """Nothing is asynchronous here."""
+
+    def time_till(self, end: FakeEvent) -> float:
+        return end._at - self._at
 
 
 class FakePycuda:
@@ -76,6 +116,8 @@ class FakePycuda:
         )
         self.Device = lambda index: SimpleNamespace(retain_primary_context=lambda: context)
         self.Stream = lambda: SimpleNamespace(handle=77, synchronize=self._synchronize)
+        self.Event = lambda: FakeEvent(self)
+        self.now = 0.0
         self.fail = 0
 
     def init(self) -> None:
@@ -173,3 +215,22 @@ def test_pycuda_comes_first_and_neither_is_an_error(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependency, match=r"pip install pycuda.*pip install cuda-python"):
         device_memory.open_device_memory()
+
+
+@pytest.mark.parametrize(("backend", "library"), [(CudaPythonMemory, FakeCudart), (PycudaMemory, FakePycuda)])
+def test_time_between_two_events(backend: Any, library: Any) -> None:
+    fake = library()
+    memory: DeviceMemory = backend(fake)
+
+    def takes(milliseconds: float) -> None:
+        fake.now += milliseconds
+
+    fake.now = 100.0
+    assert memory.elapsed_ms(lambda: takes(2.5)) == 2.5
+    assert memory.elapsed_ms(lambda: takes(0.5)) == 0.5
+    fake.fail = 2
+    with pytest.raises(RunnerError, match="CUDA failed: timing: out of memory"):
+        memory.elapsed_ms(lambda: None)
+    fake.fail = 0
+    memory.close()
+    assert getattr(fake, "clock", {}) == {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,11 @@ class Machine:
 
     def synchronize(self) -> None:
         self.events.append("synchronize")
+
+    def elapsed_ms(self, enqueue: Callable[[], object]) -> float:
+        self.events.append("timed")
+        enqueue()
+        return 1.5
 
     def close(self) -> None:
         self.events.append("memory closed")
@@ -182,6 +188,18 @@ def test_batches_of_changing_size(monkeypatch: pytest.MonkeyPatch, plan: Path) -
         with pytest.raises(RunnerError, match=r"batches of 1 to 4, found 5.*max_batch"):
             runner.infer(_batch(5))
         np.testing.assert_array_equal(runner.infer(_batch(2))[0], _batch(2) * 2)
+
+
+def test_what_the_gpu_takes_is_timed_without_copies(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:
+    machine = _install(monkeypatch, Machine())
+    with TensorRtRunner(plan) as runner:
+        assert runner.gpu_milliseconds(_batch(2)) == 1.5
+        assert machine.events == ["synchronize", "timed"]  # the batch is there before the clock starts
+        machine.runs = False
+        with pytest.raises(RunnerError, match="failed to run the engine"):
+            runner.gpu_milliseconds(_batch(2))
+    with pytest.raises(RunnerError, match="closed"):
+        runner.gpu_milliseconds(_batch(2))
 
 
 def test_static_batch(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:

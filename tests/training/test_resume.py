@@ -108,6 +108,20 @@ def test_killed_and_resumed_with_batchnorm_kept(int8_with_batchnorm: Model, demo
     check_equal(content(tmp_path / "run"), content(tmp_path / "unbroken"))
 
 
+@pytest.mark.slow
+def test_killed_and_resumed_in_float16(tiny_int8: Model, demo: Dataset, tmp_path: Path) -> None:
+    """The scale of the gradients goes on as well."""
+    keys = {"amp": "float16", "epochs": 2, "monitor": False}
+    train(tiny_int8, demo, tmp_path / "unbroken", **keys)
+    with pytest.raises(Killed):
+        train(tiny_int8, demo, tmp_path / "run", (2, 2), **keys)
+    scaler = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["scaler"]
+    assert scaler["scale"] <= 1024.0
+    train(tiny_int8, demo, tmp_path / "run", resume=True, **keys)
+    for name in ("best.safetensors", "last.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
 def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in ("best", "last"):
         assert found[name].keys() == expected[name].keys()
@@ -139,11 +153,13 @@ def test_another_runs_state_is_refused(int8: Model, demo: Dataset, tmp_path: Pat
         ("engine.max_batch=2", False),
         ("infer.conf=0.5", False),
         ("train.epochs=3", False),
+        ("model.device=cpu", False),
+        ("qat.amp=bfloat16", True),
     ],
 )
 def test_only_settings_that_training_reads_decide_a_run(setting: str, decides: bool) -> None:
-    provenance = {"weights": "a", "config": Config().model_dump(mode="json")}
-    other = {"weights": "a", "config": Config.load(overrides=[setting]).model_dump(mode="json")}
+    provenance = {"weights": "a", "config": Config().deciding()}
+    other = {"weights": "a", "config": Config.load(overrides=[setting]).deciding()}
     assert (run_fingerprint(other) != run_fingerprint(provenance)) == decides
     assert run_fingerprint({**provenance, "weights": "b"}) != run_fingerprint(provenance)
     assert run_fingerprint({**provenance, "calibration": {}}) == run_fingerprint(provenance)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trt_qat.artifacts import Latency
 from trt_qat.config import EvaluationSection
 from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.runner import Runner, image_size
+
+Pixels = NDArray[np.float32]
 
 
 def measure_latency(
@@ -20,22 +25,47 @@ def measure_latency(
 
     The input is fixed noise of batch 1 (or the model's static batch); the warm-up rounds are not counted.
     """
-    inputs = [_noise(runner) for runner in runners]
-    times = np.zeros((section.latency_iterations, len(runners)))
+    return _interleaved([partial(_seen_ms, runner, _noise(runner)) for runner in runners], section, progress)
+
+
+class GpuRunner(Runner, Protocol):
+    """A runner that knows what the GPU alone takes; :class:`~trt_qat.runtime.tensorrt.TensorRtRunner` does."""
+
+    def gpu_milliseconds(self, batch: Pixels) -> float:
+        """Milliseconds of one pass."""
+        ...
+
+
+def measure_gpu_latency(
+    runners: Sequence[GpuRunner], section: EvaluationSection, progress: Progress = SILENT
+) -> list[Latency]:
+    """The same by the GPU's own clock, without the copies that :func:`measure_latency` counts as well."""
+    return _interleaved([partial(runner.gpu_milliseconds, _noise(runner)) for runner in runners], section, progress)
+
+
+def _interleaved(
+    timers: Sequence[Callable[[], float]], section: EvaluationSection, progress: Progress
+) -> list[Latency]:
+    times = np.zeros((section.latency_iterations, len(timers)))
     rounds = range(-section.latency_warmup, section.latency_iterations)
     for index in progress.over(rounds, "measuring latency"):
-        for column, (runner, batch) in enumerate(zip(runners, inputs, strict=True)):
-            start = time.perf_counter()
-            runner.infer(batch)
+        for column, timer in enumerate(timers):
+            taken = timer()
             if index >= 0:
-                times[index, column] = (time.perf_counter() - start) * 1e3
+                times[index, column] = taken
     return [
         Latency(*(round(float(value), 3) for value in np.percentile(times[:, column], [50, 90, 99])))
-        for column in range(len(runners))
+        for column in range(len(timers))
     ]
 
 
-def _noise(runner: Runner) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _seen_ms(runner: Runner, batch: Pixels) -> float:
+    start = time.perf_counter()
+    runner.infer(batch)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _noise(runner: Runner) -> Pixels:
     side = image_size(runner.metadata, runner.input_shape)
     generator = np.random.default_rng(0)
     return generator.random((runner.input_shape[0] or 1, 3, side, side), dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from trt_qat.checkpoint import Model
+from trt_qat.model.device import computing_on
 from trt_qat.model.loading import raw_output
 
 
@@ -19,13 +21,17 @@ class TorchRunner:
 
     Args:
         threads: CPU threads, 0 for all cores.
+        device: where the network is until this is closed, which brings it back; None leaves it where it lies.
     """
 
     name: str = "torch"
 
-    def __init__(self, model: Model, threads: int = 0) -> None:
+    def __init__(self, model: Model, threads: int = 0, device: torch.device | None = None) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        self._network = model.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._network = model.network.eval()
+        self._moved = contextlib.ExitStack()
+        if device is not None:
+            self._moved.enter_context(computing_on(self._network, device))
         imgsz = model.imgsz
         self.input_shape: tuple[int | None, ...] = (None, 3, imgsz, imgsz)
         self.metadata: Mapping[str, str] = {
@@ -46,4 +52,5 @@ class TorchRunner:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to release: the network belongs to the caller."""
+        """The network belongs to the caller: it goes back to where it was."""
+        self._moved.close()

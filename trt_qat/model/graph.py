@@ -71,7 +71,7 @@ class TensorGraph:
 
 
 def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
-    """Trace the deployed forward pass of a folded detector.
+    """Trace the deployed forward pass of a folded detector, on the CPU wherever it lies.
 
     Args:
         network: left untouched (a copy is traced: tracing leaves fake tensors in the head's anchor cache).
@@ -80,7 +80,7 @@ def trace(network: DetectionModel, imgsz: int = 64) -> TensorGraph:
     Raises:
         QuantizationError: the network cannot be traced; the message names the innermost module that was running.
     """
-    copied = copy.deepcopy(network)
+    copied = copy.deepcopy(network).cpu()
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
     try:

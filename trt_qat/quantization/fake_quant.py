@@ -3,6 +3,9 @@
 Values: straight-through inside the range, zero outside (Jacob et al. 2018). Range, only where it is a parameter:
 "Learned Step Size Quantization" (Esser et al. 2020), equation 3 with its gradient scale; a scalar range (an activation)
 learns from the first quarter of the batch, which costs a quarter and is as good an estimate as a smaller batch.
+
+Values of 16 bit (``qat.amp``) are rounded in float32: computed in bfloat16, one normal value in ten came out on a
+neighbouring level, in float16 one in seventy. Only the result is given in 16 bit again.
 """
 
 from __future__ import annotations
@@ -33,17 +36,20 @@ def fake_quantize(values: Tensor, amax: Tensor) -> Tensor:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, amax: Tensor) -> Tensor:
-        scale = (amax / HIGHEST).to(values.dtype)
-        output = values.mul(scale.reciprocal()).round_().clamp_(LOWEST, HIGHEST).mul_(scale)
+        wide = _wide(values)
+        scale = (amax / HIGHEST).to(wide.dtype)
+        output = wide.mul(scale.reciprocal()).round_().clamp_(LOWEST, HIGHEST).mul_(scale).to(values.dtype)
         ctx.save_for_backward(values, amax, output if ctx.needs_input_grad[1] else None)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         values, amax, output = ctx.saved_tensors
+        given, gradient, values = gradient.dtype, _wide(gradient), _wide(values)
         passed = _straight_through(gradient, values, amax)
         if output is None:
-            return passed, None
+            return passed.to(given), None
+        output = _wide(output)
         # inside the range (output - value) / amax, outside output / amax
         if amax.dim() == 0:
             some = -(-len(values) // _PART)
@@ -51,7 +57,11 @@ class _FakeQuantize(torch.autograd.Function):
             moved *= len(values) / some
         else:
             moved = (gradient * output - passed * values).sum_to_size(amax.shape)
-        return passed, moved / amax / (values.numel() / amax.numel() * HIGHEST) ** 0.5
+        return passed.to(given), moved / amax / (values.numel() / amax.numel() * HIGHEST) ** 0.5
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:

@@ -53,11 +53,12 @@ class QuantizedModel:
         return activations | {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
 
     def load_amax_(self, amax: Mapping[str, Tensor]) -> None:
-        """Set every range that is given, in place, and switch those quantizers on.
+        """Set every range that is given, in place, and switch those quantizers on. It goes to where the network lies.
 
         Raises:
             QuantizationError: one is not finite or negative, or has another shape than :meth:`amax` gives.
         """
+        device = next(self.network.parameters()).device
         for kind, quantizers in (("activation", self.activation_quantizers()), ("weight", self.weight_quantizers())):
             for name, quantizer in quantizers.items():
                 value = amax.get(f"{kind}.{name}")
@@ -65,7 +66,7 @@ class QuantizedModel:
                     single = kind == "activation" or self.placement.weights == "tensor"
                     count = 1 if single else self.network.get_submodule(name).weight.shape[0]
                     _check_range(value, count, f"{kind}.{name}")
-                    self.toolkit.set_amax(quantizer, value.float())
+                    self.toolkit.set_amax(quantizer, value.float().to(device))
                     self.toolkit.set_enabled(quantizer, True)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Device memory, page-locked host memory and one CUDA stream, through pycuda or cuda-python.
+"""Device memory, page-locked host memory, one CUDA stream and its clock, through pycuda or cuda-python.
 
 pycuda comes first because it is the documented way; it has to be compiled, so NVIDIA's ready-made
 ``cuda-python`` (``cuda.bindings``, which torch's CUDA wheels bring along) serves where it is absent.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +58,10 @@ class DeviceMemory(Protocol):
         """Wait until the stream is empty."""
         ...
 
+    def elapsed_ms(self, enqueue: Callable[[], object]) -> float:
+        """Milliseconds that the GPU takes for what ``enqueue`` puts into the stream, between two CUDA events. Waits."""
+        ...
+
     def close(self) -> None:
         """Free all memory, then the stream, then the context."""
         ...
@@ -99,6 +103,7 @@ class PycudaMemory:
             self._context: Any = driver.Device(0).retain_primary_context()
             self._context.push()
             self._stream: Any = driver.Stream()
+            self._events: Any = (driver.Event(), driver.Event())
 
     @property
     def stream(self) -> int:
@@ -145,6 +150,17 @@ class PycudaMemory:
         with self._mapped("inference"):
             self._stream.synchronize()
 
+    def elapsed_ms(self, enqueue: Callable[[], object]) -> float:
+        """See :class:`DeviceMemory`."""
+        start, end = self._events
+        with self._mapped("timing"):
+            start.record(self._stream)
+        enqueue()
+        with self._mapped("timing"):
+            end.record(self._stream)
+            end.synchronize()
+            return float(start.time_till(end))
+
     def close(self) -> None:
         """See :class:`DeviceMemory`."""
         if self._context is None:
@@ -153,7 +169,7 @@ class PycudaMemory:
             self.free(address)
         for array in list(self._host_arrays.values()):
             self.free_host(array)
-        self._stream = None
+        self._stream = self._events = None
         with self._mapped("release of the context"):
             self._context.pop()
             self._context.detach()
@@ -176,6 +192,7 @@ class CudaPythonMemory:
         self._host_addresses: set[int] = set()
         self._call("initialisation", cudart.cudaSetDevice(0))
         self._stream: Any = self._call("creation of a stream", cudart.cudaStreamCreate())
+        self._events: list[Any] = []
 
     @property
     def stream(self) -> int:
@@ -222,6 +239,17 @@ class CudaPythonMemory:
         """See :class:`DeviceMemory`."""
         self._call("inference", self._cudart.cudaStreamSynchronize(self._stream))
 
+    def elapsed_ms(self, enqueue: Callable[[], object]) -> float:
+        """See :class:`DeviceMemory`."""
+        while len(self._events) < 2:
+            self._events.append(self._call("creation of an event", self._cudart.cudaEventCreate()))
+        start, end = self._events
+        self._call("timing", self._cudart.cudaEventRecord(start, self._stream))
+        enqueue()
+        self._call("timing", self._cudart.cudaEventRecord(end, self._stream))
+        self._call("timing", self._cudart.cudaEventSynchronize(end))
+        return float(self._call("timing", self._cudart.cudaEventElapsedTime(start, end)))
+
     def close(self) -> None:
         """See :class:`DeviceMemory`. The primary context belongs to the CUDA runtime and stays."""
         if self._stream is None:
@@ -230,6 +258,8 @@ class CudaPythonMemory:
             self.free(address)
         for address in list(self._host_addresses):
             self._free_host_address(address)
+        while self._events:
+            self._call("release of an event", self._cudart.cudaEventDestroy(self._events.pop()))
         stream, self._stream = self._stream, None
         self._call("release of the stream", self._cudart.cudaStreamDestroy(stream))
 

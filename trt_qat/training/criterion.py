@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trt_qat.training.features.base import Feature
+from trt_qat.training.precision import exact, in_float32
 
 DetectionLoss = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
 
@@ -32,15 +33,19 @@ class QATCriterion:
         return self  # the EMA copy of the network shares the teacher
 
     def __call__(self, predictions: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss scaled by the batch size, as Ultralytics expects, and its detached parts; a part not computed is NaN."""
+        """Loss scaled by the batch size, as Ultralytics expects, and its detached parts; a part not computed is NaN.
+
+        Computed in float32, whatever the predictions come in.
+        """
+        predictions = in_float32(predictions)
         if not torch.is_grad_enabled():
             # Ultralytics takes the columns of results.csv from this call, so the features' terms must have a name here
-            loss, parts = self._detection(predictions, batch)
+            loss, parts = self._detected(predictions, batch)
             terms = [name for feature in self._features for name in feature.terms]
             return loss, {**parts, **dict.fromkeys(terms, torch.full((), torch.nan, device=loss.device))}
         losses: list[Tensor] = []
         if self._with_labels:
-            labelled, parts = self._detection(predictions, batch)
+            labelled, parts = self._detected(predictions, batch)
             losses.append(labelled.reshape(-1))
         else:
             parts = self._not_computed(predictions, batch)
@@ -50,9 +55,13 @@ class QATCriterion:
                 parts = {**parts, name: term.detach()}
         return torch.cat(losses), parts
 
+    def _detected(self, predictions: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        with exact(batch["img"].device):
+            return self._detection(predictions, batch)
+
     def _not_computed(self, predictions: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The parts of the detection loss as NaN. Their names are asked for once: the loss itself is not needed."""
         if not self._reported:
             with torch.no_grad():
-                self._reported = tuple(self._detection(predictions, batch)[1])
+                self._reported = tuple(self._detected(predictions, batch)[1])
         return dict.fromkeys(self._reported, torch.full((), torch.nan, device=batch["img"].device))

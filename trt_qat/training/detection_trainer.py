@@ -27,6 +27,7 @@ from trt_qat.data.labelled import SplitName, checked_split
 from trt_qat.data.ultralytics_dataset import GivenDataset
 from trt_qat.errors import ConsistencyError
 from trt_qat.model.cpu import tune_cpu
+from trt_qat.model.device import CPU
 from trt_qat.progress import SILENT, Progress
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
@@ -142,7 +143,9 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         )
 
 
-def common_overrides(imgsz: int, out: Path, epochs: int, batch: int, seed: int) -> dict[str, Any]:
+def common_overrides(
+    imgsz: int, out: Path, epochs: int, batch: int, seed: int, device: torch.device = CPU
+) -> dict[str, Any]:
     """Ultralytics arguments that FP32 training and QAT share."""
     return {
         "model": "yolov8n.yaml",  # a placeholder that Ultralytics insists on; the network is set right after
@@ -154,9 +157,9 @@ def common_overrides(imgsz: int, out: Path, epochs: int, batch: int, seed: int) 
         "project": str(out.parent.resolve()),
         "name": out.name,
         "exist_ok": True,
-        "device": str(distributed.local_rank()) if torch.cuda.is_available() else "cpu",
+        "device": str(device.index or 0) if device.type == "cuda" else "cpu",
         "plots": False,
-        "amp": False,
+        "amp": False,  # its own validates in FP16 and looks for a network of its own to try it on; see precision.py
         "verbose": False,
     }
 

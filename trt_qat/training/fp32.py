@@ -12,6 +12,7 @@ from trt_qat.checkpoint import Model
 from trt_qat.config import TrainSection
 from trt_qat.data.dataset import Dataset
 from trt_qat.halving import halving
+from trt_qat.model.device import CPU
 from trt_qat.model.loading import ARCHITECTURE_SUFFIXES, network_from_architecture
 from trt_qat.progress import SILENT, Progress
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
@@ -23,6 +24,7 @@ def train_fp32(
     out: Path,
     section: TrainSection,
     progress: Progress = SILENT,
+    device: torch.device = CPU,
 ) -> Path:
     """Train and return the path of the best Ultralytics checkpoint, ``out/weights/best.pt``.
 
@@ -37,7 +39,7 @@ def train_fp32(
     def attempt(batch: int) -> Path:
         torch.manual_seed(section.seed)
         network = trainable_network(model, dataset.names)
-        overrides = common_overrides(model.imgsz, out, section.epochs, batch, section.seed) | own
+        overrides = common_overrides(model.imgsz, out, section.epochs, batch, section.seed, device) | own
         with quiet_ultralytics():
             trainer = DatasetTrainer(network, dataset, overrides, progress)
             trainer.train()

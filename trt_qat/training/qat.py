@@ -26,12 +26,14 @@ from trt_qat.checkpoint import Model, save
 from trt_qat.config import QatSection
 from trt_qat.data.dataset import Dataset
 from trt_qat.halving import halving
+from trt_qat.model.device import CPU
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
 from trt_qat.training.features.choose import features_from_section
+from trt_qat.training.precision import Precision, is_scale_too_large
 from trt_qat.training.resume import FILE, fitting, load_state, run_fingerprint, save_state
 
 LOG = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class QATTrainer(DatasetTrainer):
         provenance: goes into the checkpoints and decides whether a run may be resumed.
         state: what ``resume.pt`` held, None for a new run.
         batch: images at once where ``section.batch`` of them do not fit into memory; gradients of that many are summed.
+        device: where it is trained.
     """
 
     stage = "QAT"
@@ -65,6 +68,7 @@ class QATTrainer(DatasetTrainer):
         progress: Progress = SILENT,
         state: Mapping[str, Any] | None = None,
         batch: int | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self._detector = detector
         self._quantized = model = detector.require_quantized()
@@ -74,7 +78,8 @@ class QATTrainer(DatasetTrainer):
         self._state = state
         self._out = out
         self.start_fitness = 0.0
-        overrides = _overrides(detector.imgsz, section, out, batch or section.batch)
+        self._precision = Precision(section.amp, device)
+        overrides = _overrides(detector.imgsz, section, out, batch or section.batch, device)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
         super().__init__(model.network, dataset, overrides, progress)
@@ -96,8 +101,14 @@ class QATTrainer(DatasetTrainer):
             feature.prepare_(self._quantized, self.device)
         super()._setup_train()
         network = self._quantized.network
+        self._precision.forward_in_16_bit_(network)
         network.criterion = QATCriterion(network.init_criterion(), self._with_labels, self._features)
         self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
+
+    @override
+    def _build_train_pipeline(self) -> None:
+        self.scaler = self._precision.scaler()  # instead of Ultralytics'; made by now, and not yet restored
+        super()._build_train_pipeline()
 
     @override
     def build_optimizer(self, model: nn.Module, *args: Any, **keys: Any) -> Optimizer:
@@ -109,20 +120,25 @@ class QATTrainer(DatasetTrainer):
 
     @override
     def optimizer_step(self) -> None:
-        """One step with clipped gradients; a step that is not finite is left out and ends the run."""
+        """One step with clipped gradients; a step that is not finite is left out and ends the run.
+
+        With float16 it only is left out as long as a smaller scale may help, see :meth:`Precision.scaler`.
+        """
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             for feature in self._features:
                 feature.after_step(self._quantized)
             self.ema.update(self.model)
-        else:
+        elif not is_scale_too_large(self.scaler):
             LOG.warning(
                 "QAT diverged: the gradient of step %d is not finite. Stopped; the best checkpoint is kept. "
                 "Lower qat.lr0.",
                 self.steps_done,
             )
             self.stop = True
+        self.scaler.update()
         self.optimizer.zero_grad()
 
     @override
@@ -167,6 +183,8 @@ class QATTrainer(DatasetTrainer):
         self.ema.ema.load_state_dict(state["ema"])
         self.ema.updates = state["updates"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.best_fitness, self.start_fitness = state["best_fitness"], state["start_fitness"]
         self.stopper.best_fitness, self.stopper.best_epoch = state["stopper"]
         self.start_epoch = state["epoch"] + 1
@@ -243,6 +261,7 @@ class QATTrainer(DatasetTrainer):
             "ema": self.ema.ema.state_dict(),
             "updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "best_fitness": float(self.best_fitness),
             "start_fitness": self.start_fitness,
             "stopper": (float(self.stopper.best_fitness), int(self.stopper.best_epoch)),
@@ -261,8 +280,8 @@ def _move_(optimizer: Optimizer, groups: Sequence[ParamGroup]) -> None:
         optimizer.add_param_group({"params": list(group.params), "lr": group.lr, "weight_decay": group.weight_decay})
 
 
-def _overrides(imgsz: int, section: QatSection, out: Path, batch: int) -> dict[str, Any]:
-    overrides = common_overrides(imgsz, out, section.epochs, batch, section.seed)
+def _overrides(imgsz: int, section: QatSection, out: Path, batch: int, device: torch.device) -> dict[str, Any]:
+    overrides = common_overrides(imgsz, out, section.epochs, batch, section.seed, device)
     # the images as calibration saw them, but for what the section asks for
     return overrides | {
         "optimizer": section.optimizer,
@@ -296,6 +315,7 @@ def train_qat(
     provenance: Mapping[str, Any],
     progress: Progress = SILENT,
     *,
+    device: torch.device = CPU,
     order: Sequence[str] = (),
     resume: bool = False,
 ) -> CheckpointArtifact:
@@ -303,6 +323,7 @@ def train_qat(
 
     Args:
         model: calibrated; the float network that it came from is the teacher.
+        device: where it is trained; a run may be resumed on another.
         order: scale groups in the order of progressive quantization; by depth if empty.
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
 
@@ -323,7 +344,7 @@ def train_qat(
             progress.note(f"Fine-tuning goes on after epoch {state['epoch'] + 1} of {section.epochs}.")
         elif distributed.is_main():
             (out / FILE).unlink(missing_ok=True)  # of an earlier run, whose place this one takes
-        return _train(model, dataset, out, section, provenance, progress, order, state, batch)
+        return _train(model, dataset, out, section, provenance, progress, order, state, batch, device)
 
     return halving(attempt, section.batch, "qat.batch", progress)
 
@@ -338,6 +359,7 @@ def _train(
     order: Sequence[str],
     state: Mapping[str, Any] | None,
     batch: int,
+    device: torch.device,
 ) -> CheckpointArtifact:
     features = features_from_section(section, Start(model, out, order))
     quantized = model.require_quantized()
@@ -346,7 +368,7 @@ def _train(
         trained = feature.as_trained(trained, model)
     detector = replace(model, network=trained.network, quantized=trained)
     with quiet_ultralytics():
-        trainer = QATTrainer(detector, features, dataset, out, section, provenance, progress, state, batch)
+        trainer = QATTrainer(detector, features, dataset, out, section, provenance, progress, state, batch, device)
         trainer.train()
     if distributed.is_main():
         (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write

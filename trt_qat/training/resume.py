@@ -116,6 +116,7 @@ class RunningState(FileModel):
     Args:
         epoch: from 0, or -1 before the first.
         stopper: best fitness and epoch of the early stopping.
+        scaler: of float16's gradients; empty with any other type, and in files up to 0.1.
         features: what each feature's ``state()`` returned, by name.
     """
 
@@ -129,6 +130,7 @@ class RunningState(FileModel):
     ema: dict[str, Any]
     updates: Annotated[int, Field(ge=0)]
     optimizer: dict[str, Any]
+    scaler: dict[str, float] = Field(default_factory=dict)
     best_fitness: float
     start_fitness: float
     stopper: tuple[float, int]

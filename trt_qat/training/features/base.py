@@ -173,8 +173,8 @@ class Feature:
         """Weighted terms of the training loss, one scalar with a gradient for each name in ``terms``.
 
         Args:
-            predictions: the network's raw predictions for ``images``.
-            images: (batch, 3, h, w) in [0, 1].
+            predictions: the network's raw predictions for ``images``, in float32.
+            images: (batch, 3, h, w) in [0, 1]. With ``qat.amp`` this runs under autocast, for another network's sake.
         """
         return {}
 

@@ -20,6 +20,7 @@ from trt_qat.config import QatSection
 from trt_qat.model.output_error import Predictions, box_error, raw_predictions, score_error
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.training.features.base import Feature, Start
+from trt_qat.training.precision import exact, in_float32
 
 
 class Distillation(Feature):
@@ -60,8 +61,9 @@ class Distillation(Feature):
     @override
     def loss(self, predictions: Predictions, images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            taught = raw_predictions(self.teacher, images.contiguous(memory_format=torch.channels_last))
-        terms = distillation_terms(predictions, taught)
+            taught = in_float32(raw_predictions(self.teacher, images.contiguous(memory_format=torch.channels_last)))
+        with exact(images.device):
+            terms = distillation_terms(predictions, taught)
         return {name: self._weights[name] * term for name, term in terms.items()}
 
 
