@@ -19,13 +19,16 @@ class TorchRunner:
 
     Args:
         threads: CPU threads, 0 for all cores.
+
+    Attributes:
+        network: the model's own, on the device.
     """
 
     name: str = "torch"
 
     def __init__(self, model: Model, threads: int = 0) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        self._network = model.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.network = model.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         imgsz = model.imgsz
         self.input_shape: tuple[int | None, ...] = (None, 3, imgsz, imgsz)
         self.metadata: Mapping[str, str] = {
@@ -33,11 +36,11 @@ class TorchRunner:
             "imgsz": str([imgsz, imgsz]),
             "precision": "fp32" if model.quantized is None else "int8+fp32",
         }
-        self.device: str = str(next(self._network.parameters()).device)
+        self.device: str = str(next(self.network.parameters()).device)
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
-        output = raw_output(self._network, torch.from_numpy(batch).to(self.device))
+        output = raw_output(self.network, torch.from_numpy(batch).to(self.device))
         return [output.cpu().numpy()]
 
     def __enter__(self) -> TorchRunner:
