@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         export,
         finetune,
         keep_budget,
+        parity,
         quantize,
         sensitivity,
         train,
@@ -69,6 +70,7 @@ __all__ = [
     "keep_budget",
     "lint",
     "load",
+    "parity",
     "quantize",
     "save",
     "sensitivity",
@@ -77,7 +79,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("build", "evaluate", "export", "finetune", "keep_budget", "quantize", "sensitivity", "train"), "trt_qat.api"
+        ("build", "evaluate", "export", "finetune", "keep_budget", "parity", "quantize", "sensitivity", "train"),
+        "trt_qat.api",
     ),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",

@@ -221,7 +221,7 @@ class ParitySection(Section):
     """Whether two sides compute the same: how many images are looked at, and what is still the same."""
 
     images: int = Field(default=256, ge=1)
-    min_cosine: float | None = Field(default=0.8, ge=-1, le=1)
+    min_cosine: float | None = Field(default=0.7, ge=-1, le=1)
     min_psnr: float | None = Field(default=40.0, ge=0)
     max_logits: float | None = Field(default=0.25, ge=0)
     match_iou: float = Field(default=0.9, gt=0, le=1)

@@ -38,10 +38,7 @@ def bisect_layers(
         DatasetError: an image cannot be read.
     """
     expected, found = (layers_of(Path(side.label), side.runner) for side in (first, second))
-    names = common_layers(expected.names, found.names)
-    batches = [network_batch([image], first.imgsz) for image in images]
-    one, other = (side.open(names, given=False).run(batches[0], {}) for side in (expected, found))
-    names = [name for name in names if one[name].shape == other[name].shape]
+    names = common_layers(expected, found)
     if len(names) < 2:  # the output alone is no layer
         raise RunnerError(
             f"'{first.label}' and '{second.label}' have no layer of one name and shape in common. Export both with "
@@ -50,7 +47,8 @@ def bisect_layers(
     reading, given = expected.open(names, given=False), found.open(names, given=True)
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     lowest = dict.fromkeys(names, 1.0)
-    for batch in progress.over(batches, "comparing layers"):
+    for image in progress.over(images, "comparing layers"):
+        batch = network_batch([image], first.imgsz)
         wanted = reading.run(batch, {})
         computed = given.run(batch, wanted)
         for name in names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +34,22 @@ from trt_qat.runtime.packages import import_onnxruntime, import_openvino
 from trt_qat.runtime.runner import Runner
 
 Array = NDArray[np.float32]
+Shape = tuple[int, ...] | None
 OUTPUT: Final = "the output"
 _NO_LAYER: Final = frozenset({"QuantizeLinear", "DequantizeLinear", *ONNX_COPIES})
 _COUNTED = re.compile(r"_\d+$")
 
 
 class Layers(Protocol):
-    """A network whose layers can be read and given.
+    """A network whose layers can be read and given."""
 
-    Attributes:
-        names: of its layers, in the order of their execution; the last is :data:`OUTPUT`.
-    """
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of each layer's value for one image, in an order in which they can be computed.
 
-    names: tuple[str, ...]
+        None where an axis has no fixed size. The last is :data:`OUTPUT`, whose shape is not looked at.
+        """
+        ...
 
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """Make it ready to be run.
@@ -96,15 +99,16 @@ def layers_of(model: Path, runner: Runner) -> Layers:
 
 @dataclass(frozen=True)
 class _Node:
-    """A node by its ONNX name, e.g. ``/model.2/cv1/conv/Conv``, and the tensor that it makes."""
+    """A node by its ONNX name, e.g. ``/model.2/cv1/conv/Conv``, the tensor that it makes, and its operator in ONNX."""
 
     name: str
     tensor: str
+    operator: str
 
     @property
     def computes(self) -> bool:
-        """Whether its output is a value of its own; the last part of its name is its operator."""
-        return _COUNTED.sub("", self.name.rpartition("/")[2]) not in _NO_LAYER
+        """Whether its output is a value of its own."""
+        return self.operator not in _NO_LAYER
 
     @property
     def modules(self) -> list[str]:
@@ -140,14 +144,14 @@ class TorchLayers:
     def __init__(self, runner: TorchRunner) -> None:
         self._network = runner.network
         imgsz = int(runner.input_shape[2] or 64)
-        found: list[str] = []
+        found: list[tuple[str, Shape]] = []
         with ExitStack() as hooks, torch.no_grad():
             for name, module in self._modules().items():
                 hooks.callback(module.register_forward_hook(_note(found, name)).remove)
             device = next(self._network.parameters()).device
             raw_output(self._network, torch.zeros(1, 3, imgsz, imgsz, device=device))
-        once = [name for name, runs in Counter(found).items() if runs == 1]  # one that runs again has several values
-        self.names = (*once, OUTPUT)
+        runs = Counter(name for name, _ in found)  # one that runs again has several values
+        self.shapes: Mapping[str, Shape] = {name: shape for name, shape in found if runs[name] == 1} | {OUTPUT: None}
 
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """See :meth:`Layers.open`."""
@@ -184,11 +188,11 @@ class _TorchProbe:
         return computed
 
 
-def _note(found: list[str], name: str) -> Any:
+def _note(found: list[tuple[str, Shape]], name: str) -> Any:
     def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         del module, inputs
         if isinstance(output, torch.Tensor):
-            found.append(name)
+            found.append((name, tuple(output.shape[1:])))
 
     return hook
 
@@ -214,9 +218,10 @@ class OnnxLayers:
         for node in self._graph.nodes:
             if any(id(tensor) in reached for tensor in node.inputs):
                 reached |= {id(tensor) for tensor in node.outputs}
-                nodes.append(_Node(node.name or node.op, node.outputs[0].name))
-        self._tensors = _layer_tensors(nodes)
-        self.names = (*self._tensors, OUTPUT)
+                nodes.append(_Node(node.name, node.outputs[0].name, node.op))
+        self._tensors, known = _layer_tensors(nodes), self._graph.tensors()
+        shapes = {name: known[tensor].shape for name, tensor in self._tensors.items()}
+        self.shapes = {name: _fixed(shape[1:] if shape else [None]) for name, shape in shapes.items()} | {OUTPUT: None}
 
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """See :meth:`Layers.open`."""
@@ -273,6 +278,7 @@ class OpenVinoLayers:
         self._model, self._batch = model, batch
         reached: set[str] = set()
         nodes: list[_Node] = []
+        shapes: dict[str, Shape] = {}
         for operator in self._read().get_ordered_ops():
             own = operator.get_name()
             sources = [value.get_source_output().get_node().get_name() for value in operator.inputs()]
@@ -281,9 +287,11 @@ class OpenVinoLayers:
             reached.add(own)
             names = sorted(operator.output(0).get_names()) if operator.outputs() else []
             if names and operator.get_type_name() not in ("Parameter", "Result"):
-                nodes.append(_Node(operator.get_friendly_name(), names[0]))
+                name = operator.get_friendly_name()  # /model.0/act/Mul_1, of which OpenVINO made a Multiply
+                nodes.append(_Node(name, names[0], _COUNTED.sub("", name.rpartition("/")[2])))
+                shapes[names[0]] = _shape_of(operator.output(0).get_partial_shape())
         self._tensors = _layer_tensors(nodes)
-        self.names = (*self._tensors, OUTPUT)
+        self.shapes = {name: shapes[tensor] for name, tensor in self._tensors.items()} | {OUTPUT: None}
 
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """See :meth:`Layers.open`."""
@@ -342,7 +350,18 @@ def _repeated(value: Array, batch: int) -> Array:
     return np.repeat(value, batch, axis=0) if batch > 1 else value
 
 
-def common_layers(first: Iterable[str], second: Iterable[str]) -> list[str]:
-    """The layers that both have, in the order of the first."""
-    known = set(second)
-    return [name for name in first if name in known]
+def _fixed(sizes: Sequence[Any]) -> Shape:
+    return tuple(sizes) if all(isinstance(size, int) for size in sizes) else None
+
+
+def _shape_of(partial: Any) -> Shape:
+    if partial.rank.is_dynamic or any(axis.is_dynamic for axis in list(partial)[1:]):
+        return None
+    return tuple(axis.get_length() for axis in list(partial)[1:])
+
+
+def common_layers(first: Layers, second: Layers) -> list[str]:
+    """The layers that both have, of one shape as far as that is known, in the order of the first."""
+    ours, theirs = first.shapes, second.shapes
+    both = [name for name in ours if name in theirs]
+    return [name for name in both if ours[name] == theirs[name] or None in (ours[name], theirs[name])]

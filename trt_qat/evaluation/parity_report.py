@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ Count = Annotated[int, Field(ge=0)]
 Error = Annotated[float, Field(ge=0)]
 
 _SHOWN = 5
+_MAP_IMAGES = 128
+"""From so many images on ``parity.max_map_drop`` holds as it is; chance grows with the root of what is missing."""
 
 HEADER = ("output", "lowest cosine", "mean", "lowest PSNR", "largest error", "in image")
 
@@ -81,12 +84,6 @@ class MatchedDetections(FileModel):
     second: Count
     second_matched: Count
 
-    @property
-    def share(self) -> float:
-        """The smaller of the two shares that are matched; 1 where neither side detects anything."""
-        pairs = ((self.first_matched, self.first), (self.second_matched, self.second))
-        return min((matched / count for matched, count in pairs if count), default=1.0)
-
     def __str__(self) -> str:
         ours, theirs = f"{self.first_matched} of A's {self.first}", f"{self.second_matched} of B's {self.second}"
         return f"{ours} are matched by B, {theirs} by A"
@@ -146,7 +143,9 @@ class Bisection(FileModel):
 
     def lines(self) -> list[str]:
         """What was found, for a person."""
-        lines = [f"Layers: {len(self.layers)} on {len(self.images)} images, each given A's values; limit {self.limit:g} dB"]
+        lines = [
+            f"Layers: {len(self.layers)} on {len(self.images)} images, each given A's values; limit {self.limit:g} dB"
+        ]
         if self.first is None:
             return [*lines, f"No layer differs by itself; the farthest off is {self.lowest()}"]
         first, *others = map(str, self.differing())
@@ -256,9 +255,25 @@ def broken_thresholds(report: ParityReport, section: ParitySection) -> Iterator[
             yield f"{row.name} has a PSNR of {row.psnr_lowest:.1f} dB (parity.min_psnr={section.min_psnr:g})"
     if section.max_logits is not None and report.logits > section.max_logits:
         yield f"logits are off by {report.logits:.3f} of their spread (parity.max_logits={section.max_logits:g})"
-    share = report.detections.share
-    if section.min_matched is not None and share < section.min_matched:
-        yield f"only {100 * share:.1f} % of the detections match (parity.min_matched={section.min_matched:g})"
-    accuracy = report.map50_95
-    if section.max_map_drop is not None and accuracy and accuracy.drop_points > section.max_map_drop:
-        yield f"mAP50-95 falls by {accuracy.drop_points:.2f} points (parity.max_map_drop={section.max_map_drop:g})"
+    if section.min_matched is not None:
+        yield from _too_few_matched(report.detections, section.min_matched)
+    if section.max_map_drop is not None and report.map50_95 is not None:
+        drop, allowed = (
+            report.map50_95.drop_points,
+            section.max_map_drop * max(1.0, math.sqrt(_MAP_IMAGES / report.images)),
+        )
+        if drop > allowed:
+            few = f", {allowed:.1f} on so few images" if report.images < _MAP_IMAGES else ""
+            yield f"mAP50-95 falls by {drop:.2f} points (parity.max_map_drop={section.max_map_drop:g}{few})"
+
+
+def _too_few_matched(found: MatchedDetections, share: float) -> Iterator[str]:
+    """A share counts as too small where chance does not explain it: two standard deviations of so many draws."""
+    sides = (("A", found.first, found.first_matched, "B"), ("B", found.second, found.second_matched, "A"))
+    for side, count, matched, other in sides:
+        allowed = math.floor((1 - share) * count + 2 * math.sqrt((1 - share) * share * count))
+        if count - matched > allowed:
+            yield (
+                f"{count - matched} of {side}'s {count} detections are not matched by {other} (at most {allowed} for "
+                f"parity.min_matched={share:g})"
+            )
