@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -211,8 +211,10 @@ class OnnxLayers:
 
     def __init__(self, path: Path, batch: int) -> None:
         self._path, self._batch = path, batch
-        self._graph = gs.import_onnx(onnx.shape_inference.infer_shapes(read_onnx(path, external_data=True)))
-        self._graph.toposort()
+        model = read_onnx(path, external_data=True)
+        with _one_line(f"The layers of '{path}' cannot be told apart"):
+            self._graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+            self._graph.toposort()
         reached = {id(tensor) for tensor in self._graph.inputs}
         nodes: list[_Node] = []
         for node in self._graph.nodes:
@@ -241,12 +243,8 @@ class OnnxLayers:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # failures arrive as exceptions
-        try:
+        with _one_line(f"ONNX Runtime cannot show the layers of '{self._path}'"):
             session = open_session(onnxruntime, content, options)
-        except Exception as exc:  # its exceptions share no base class below Exception
-            check_memory(exc)
-            reason = " ".join(str(exc).split())[:300]
-            raise RunnerError(f"ONNX Runtime cannot show the layers of '{self._path}': {reason}.") from exc
         values = {name: tensor.name for name, tensor in wanted.items()} | {OUTPUT: last.name}
         return _OnnxProbe(session, graph.inputs[0].name, inputs, values, self._batch)
 
@@ -267,7 +265,8 @@ class _OnnxProbe:
             for name, value in feed.items()
             if name in types
         }
-        found = dict(zip(self.values.values(), self.session.run([*self.values.values()], typed), strict=True))
+        with _one_line("ONNX Runtime failed to run layer by layer"):
+            found = dict(zip(self.values.values(), self.session.run([*self.values.values()], typed), strict=True))
         return {name: np.asarray(found[tensor][:1], np.float32) for name, tensor in self.values.items()}
 
 
@@ -310,12 +309,8 @@ class OpenVinoLayers:
         network.add_parameters([*parameters.values()])
         added = dict(zip(wanted, network.add_outputs([*wanted.values()]), strict=True)) if wanted else {}
         order = [network.get_result_index(output) for output in added.values()]
-        try:
+        with _one_line(f"OpenVINO cannot show the layers of '{self._model}'"):
             compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        except RuntimeError as exc:
-            check_memory(exc)
-            reason = " ".join(str(exc).split())[-300:]
-            raise RunnerError(f"OpenVINO cannot show the layers of '{self._model}': {reason}.") from exc
         return _OpenVinoProbe(
             compiled, [*parameters], dict(zip([*added, OUTPUT], [*order, 0], strict=True)), self._batch
         )
@@ -337,8 +332,21 @@ class _OpenVinoProbe:
             _repeated(value, self.batch).astype(port.get_element_type().to_dtype())
             for value, port in zip(feed, self.compiled.inputs, strict=True)
         ]
-        found = self.compiled(typed)
+        with _one_line("OpenVINO failed to run layer by layer"):
+            found = self.compiled(typed)
         return {name: np.array(found[index][:1], np.float32) for name, index in self.results.items()}
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """A library's failure as a RunnerError; theirs share no base class below Exception."""
+    try:
+        yield
+    except Exception as exc:
+        check_memory(exc)
+        raise RunnerError(
+            f"{what}: {' '.join(str(exc).split())[:300].rstrip('.')}. Compare the outputs alone."
+        ) from exc
 
 
 def _values(network: Any) -> Iterator[Any]:
