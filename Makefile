@@ -27,7 +27,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check lint types train calibrate sensitivity qat export engine polygraphy evaluate run clean
+.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check lint types train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -119,6 +119,9 @@ polygraphy: $(PLAN) ## Run engines/NAME_int8.plan with Polygraphy; the ONNX file
 
 evaluate: $(ONNX) $(DATA_FILE) ## mAP, latency and size of engines/NAME_int8.onnx
 	$(BIN)/trt-qat evaluate $(ONNX) --data $(DATA) $(FLAGS)
+
+parity: $(ONNX) $(DATA_FILE) ## The best checkpoint so far against engines/NAME_int8.onnx: outputs, detections, mAP
+	$(BIN)/trt-qat parity $(BEST) $(ONNX) --data $(DATA) $(FLAGS)
 
 run: $(READY) $(DATA_FILE) ## All stages on WEIGHTS and DATA
 	$(BIN)/trt-qat run --weights $(WEIGHTS) --data $(DATA) --out $(OUT) $(FLAGS)

@@ -142,8 +142,8 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
-        "advise", "calibrate", "data", "engine", "evaluate", "export", "infer", "inspect", "lint", "qat", "run",
-        "sensitivity", "targets", "train",
+        "advise", "calibrate", "data", "engine", "evaluate", "export", "infer", "inspect", "lint", "parity", "qat",
+        "run", "sensitivity", "targets", "train",
     }  # fmt: skip
     assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo", "demo-model"}
 
@@ -185,6 +185,9 @@ def test_version_from_a_shell(program: list[str]) -> None:
         ["engine", "a.onnx", "--flavor", "lean", "--out", "a.plan"],
         ["evaluate", "--data", "d"],
         ["evaluate", "a.onnx", "--data", "d", "--runtime", "tflite"],
+        ["parity", "a.onnx", "--data", "d"],
+        ["parity", "a.onnx", "b.onnx"],
+        ["parity", "a.onnx", "b.onnx", "--data", "d", "--runtime-b", "tflite"],
         ["lint"],
         ["infer"],
         ["data", "convert", "--from", "csv", "--annotations", "a", "--images", "i", "--out", "o"],
@@ -369,6 +372,26 @@ def test_evaluate_writes_the_documented_keys(exported: str, tuned: str) -> None:
     ]
 
 
+def test_parity_of_a_checkpoint_and_its_file(exported: str, tuned: str) -> None:
+    command = ("parity", tuned, exported, *CHAIN)
+    said = _succeed(*command, "--json", "out/parity.json")
+    report = _json("out/parity.json")
+    assert report["broken"] == []
+    assert (report["first"]["model"], report["second"]["model"]) == (tuned, exported)
+    assert "Compared on 4 of 4 val images" in said
+    result = _run(*command, "--set", "parity.max_logits=0", "--json", "out/broken.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(
+        f"Error: Parity is broken: '{tuned}' on torch and '{exported}' on openvino differ: "
+    )
+    assert len(result.stderr.splitlines()) == 1
+    (broken,) = _json("out/broken.json")["broken"]
+    assert broken.startswith("logits are off by 0.")
+    twice = _run("parity", exported, exported, *CHAIN)
+    assert twice.exit_code == 1
+    assert "would be compared with itself" in twice.stderr
+
+
 def test_lint_of_an_exported_file(exported: str) -> None:
     _succeed("lint", exported, "--json", "out/lint.json", "--svg", "out/lint.svg")
     assert "<svg" in Path("out/lint.svg").read_text(encoding="utf-8")
@@ -392,7 +415,7 @@ def test_run_does_all_stages(place: Path) -> None:
     fp32, ptq = load_file("all/fp32.safetensors"), load_file("all/ptq.safetensors")
     assert all(np.array_equal(fp32[name], ptq[name]) for name in fp32)  # the rows compare the same weights
     named = [Path(line.split(": ")[-1]) for line in said.splitlines() if ": all/" in line]
-    assert len(named) == 11
+    assert len(named) == 12
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
     _check_run_again(("run", *arguments, "--out", "all"), said, named)
@@ -409,6 +432,7 @@ STAGES = {
     "the engine: qat.plan, qat.json",
     "the evaluation: result.json",
     "the report: report.md, picture.jpg",
+    "the parity: parity.json",
 }
 
 
@@ -422,10 +446,28 @@ def _check_run_again(command: tuple[str, ...], said: str, files: list[Path]) -> 
 
     Path("all/qat.onnx").write_bytes(Path("all/qat.onnx").read_bytes()[:-1])
     changed = _succeed(*command, "--set", "infer.conf=0.3")
-    assert _reused(changed) == STAGES - {"the QAT file: qat.onnx", "the report: report.md, picture.jpg"}
-    assert {file: file.read_bytes() for file in files if file.suffix != ".jpg"} == {
-        file: content for file, content in before.items() if file.suffix != ".jpg"
+    anew = {"the QAT file: qat.onnx", "the report: report.md, picture.jpg", "the parity: parity.json"}
+    assert _reused(changed) == STAGES - anew
+    depends = (".jpg", "parity.json")  # on infer.conf
+    assert {file: file.read_bytes() for file in files if not file.name.endswith(depends)} == {
+        file: content for file, content in before.items() if not file.name.endswith(depends)
     }
+    _check_broken_parity(command)
+
+
+def _check_broken_parity(command: tuple[str, ...]) -> None:
+    """Everything is written, one line says what is broken, and that is the exit code: again when nothing is redone."""
+    for _ in range(2):
+        result = _run(*command, "--set", "parity.max_logits=0.000001", "--json", "out/broken.json")
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("Error: Parity is broken: 'all/qat/best.safetensors' on torch and ")
+        assert "(parity.max_logits=1e-06)" in line
+        assert _json("out/broken.json") == _json("all/result.json")
+    checkpoint, runtimes = _json("all/parity.json")["comparisons"]
+    assert [checkpoint[side]["runtime"] for side in ("first", "second")] == ["torch", "openvino"]
+    assert [runtimes[side]["runtime"] for side in ("first", "second")] == ["onnxruntime", "openvino"]
+    assert all(row["images"] == row["of"] == 4 for row in (checkpoint, runtimes))
 
 
 def _reused(said: str) -> set[str]:

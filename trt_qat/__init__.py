@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         export,
         finetune,
         keep_budget,
+        parity,
         quantize,
         sensitivity,
         train,
@@ -70,17 +71,27 @@ __all__ = [
     "keep_budget",
     "lint",
     "load",
+    "parity",
     "quantize",
     "save",
     "sensitivity",
     "train",
 ]
 
+_VERBS = (
+    "advise",
+    "build",
+    "evaluate",
+    "export",
+    "finetune",
+    "keep_budget",
+    "parity",
+    "quantize",
+    "sensitivity",
+    "train",
+)
 _HOMES = {
-    **dict.fromkeys(
-        ("advise", "build", "evaluate", "export", "finetune", "keep_budget", "quantize", "sensitivity", "train"),
-        "trt_qat.api",
-    ),
+    **dict.fromkeys(_VERBS, "trt_qat.api"),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",
     "Detector": "trt_qat.runtime.detector",

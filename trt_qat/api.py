@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from trt_qat.config import (
     EngineSection,
     EvaluationSection,
     ExportSection,
+    InferSection,
+    ParitySection,
     QatSection,
     QuantizationSection,
     SensitivitySection,
@@ -36,7 +38,10 @@ from trt_qat.data.leaks import note_leaks
 from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, ConfigError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
+from trt_qat.evaluation.bisect import bisect_layers
 from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.parity import Side, compare
+from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.halving import halving
@@ -465,6 +470,84 @@ def evaluate(
     ]
 
 
+def parity(
+    first: str | Path | Model,
+    second: str | Path | Model,
+    data: Data,
+    section: ParitySection | None = None,
+    *,
+    runtimes: tuple[str | None, str | None] = (None, None),
+    imgsz: int | None = None,
+    bisect: bool = False,
+    evaluation: EvaluationSection | None = None,
+    infer: InferSection | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> ParityReport:
+    """Compare what two files, or one file on two runtimes, compute of the same images.
+
+    Args:
+        first: ``*.onnx``, ``*.plan``, an OpenVINO folder, a checkpoint (float or fake-quantized), or a model in memory.
+        second: likewise.
+        data: images of the val split are taken, evenly spaced; labels are needed for mAP only.
+        runtimes: of either; None lets the file decide, as :func:`evaluate` does.
+        imgsz: side of the input that checkpoints are run at; None is their own.
+        bisect: also look for the first layer that differs, on the images where the two differ most.
+        evaluation: the runtime of ``*.onnx``, how mAP is measured, and images per forward pass.
+        infer: what counts as a detection.
+        device: where a checkpoint computes: "auto", "cpu", "cuda", "cuda:N".
+        settings: keys of the ``parity`` section, e.g. ``images=64``.
+
+    Returns:
+        The figures; ``broken`` names every threshold that is not met.
+
+    Raises:
+        ConsistencyError: two different networks, or other sizes of input.
+        ArtifactError, RunnerError, MissingDependency: a side cannot be read or run; one file on one runtime twice.
+        DatasetError: no usable image, or another number of classes.
+
+    Example:
+        >>> report = trt_qat.parity("best_int8.onnx", "best_int8.onnx", "data.yaml", runtimes=("onnxruntime", None))
+        >>> report.broken, report.second.runtime
+        ((), 'openvino')
+    """
+    section = (section or ParitySection()).replace(**settings)
+    evaluation = evaluation or EvaluationSection()
+    _check_two(first, second, [_runtime(*side, evaluation) for side in zip((first, second), runtimes, strict=True)])
+    with ExitStack() as stack:
+        ours, theirs = (
+            Side(
+                str(model.source if isinstance(model, Model) else model),
+                stack.enter_context(_open(model, evaluation, runtime, device, imgsz)),
+            )
+            for model, runtime in zip((first, second), runtimes, strict=True)
+        )
+        dataset = _loaded(data, class_names(ours.runner.metadata) or class_names(theirs.runner.metadata) or None)
+
+        def measure(batch: int) -> ParityReport:
+            smaller, shown = evaluation.replace(batch=batch), infer or InferSection()
+            return compare(ours, theirs, dataset, section, evaluation=smaller, infer=shown, progress=progress)
+
+        report = halving(measure, evaluation.batch, "evaluation.batch", progress)
+        if not bisect:
+            return report
+        found = bisect_layers(ours, theirs, report.worst_images(dataset.val), section.bisect_sqnr, progress)
+        return report.model_copy(update={"bisect": found})
+
+
+def _check_two(first: str | Path | Model, second: str | Path | Model, runtimes: Sequence[str]) -> None:
+    """Refuse to compare a file with itself."""
+    if isinstance(first, Model) or isinstance(second, Model) or runtimes[0] != runtimes[1]:
+        return
+    with suppress(OSError, ValueError):  # one of them is not there, which opening it says
+        if Path(first).samefile(second):
+            raise RunnerError(
+                f"'{first}' on {runtimes[0]} would be compared with itself. Give another file, or another runtime "
+                "for one of them (--runtime-a, --runtime-b)."
+            )
+
+
 def _accuracy(
     runner: Runner, dataset: Dataset, section: EvaluationSection, progress: Progress, label: str, batch: int
 ) -> Accuracy:
@@ -519,16 +602,27 @@ def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     raise DatasetError(f"A calibration image must be a file or uint8 BGR pixels (h, w, 3), found {kind} {shape}.")
 
 
-def _open(model: str | Path | Model, section: EvaluationSection, runtime: str | None, device: str) -> Runner:
+def _runtime(model: str | Path | Model, runtime: str | None, section: EvaluationSection) -> str:
+    """What runs a model: the runtime that was asked for, else what its name says."""
+    if isinstance(model, Model) or (runtime is None and _is_checkpoint(Path(model))):
+        return "torch"
+    return runtime or runtime_for(Path(model), section.runtime)
+
+
+def _open(
+    model: str | Path | Model, section: EvaluationSection, runtime: str | None, device: str, imgsz: int | None = None
+) -> Runner:
     if isinstance(model, Model):
         return TorchRunner(model, section.threads, torch_device(device))
-    path = Path(model)
-    is_checkpoint = path.suffix.lower() in (".safetensors", ".pt")
-    chosen = runtime or ("torch" if is_checkpoint else runtime_for(path, section.runtime))
+    path, chosen = Path(model), _runtime(model, runtime, section)
     if chosen != "torch":
         return open_runner(path, chosen, section.threads)
     existing_file(path, "Model")
-    if not is_checkpoint:
+    if not _is_checkpoint(path):
         raise RunnerError(f"Runtime 'torch' needs a checkpoint (*.pt, *.safetensors), found '{path}'.")
     tune_cpu()
-    return TorchRunner(load(path), section.threads, torch_device(device))
+    return TorchRunner(load(path, imgsz), section.threads, torch_device(device))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix.lower() in (".safetensors", ".pt")

@@ -271,6 +271,24 @@ class EvaluationSection(Section):
         return value if value == "torch" else _known(RUNTIMES, value, "torch")
 
 
+class ParitySection(Section):
+    """Whether two sides compute the same: how many images are looked at, and what is still the same."""
+
+    images: int = Field(default=256, ge=1)
+    min_cosine: float | None = Field(default=0.7, ge=-1, le=1)
+    min_psnr: float | None = Field(default=40.0, ge=0)
+    max_logits: float | None = Field(default=0.25, ge=0)
+    match_iou: float = Field(default=0.9, gt=0, le=1)
+    min_matched: float | None = Field(default=0.9, ge=0, le=1)
+    max_map_drop: float | None = Field(default=1.0, ge=0)
+    bisect_sqnr: float = Field(default=35.0, ge=0)
+
+    def thresholds(self) -> dict[str, float | None]:
+        """What decides whether parity is broken; None is not asked."""
+        names = ("min_cosine", "min_psnr", "max_logits", "min_matched", "max_map_drop")
+        return {name: getattr(self, name) for name in names}
+
+
 class InferSection(Section):
     """Images and videos in, annotated files out."""
 
@@ -291,6 +309,7 @@ class Config(Section):
     export: ExportSection = ExportSection()
     engine: EngineSection = EngineSection()
     evaluation: EvaluationSection = EvaluationSection()
+    parity: ParitySection = ParitySection()
     infer: InferSection = InferSection()
 
     @classmethod

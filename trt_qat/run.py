@@ -20,6 +20,7 @@ from trt_qat.engine.build import choose_flavor
 from trt_qat.engine.engine_file import read_sidecar, sidecar_path
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ArtifactError
+from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_parity
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import markdown_report
 from trt_qat.lock import locked
@@ -36,7 +37,10 @@ from trt_qat.training.resume import check_resumable
 
 @dataclass(frozen=True)
 class RunResult:
-    """What ``run`` leaves behind. ``budget``: what ``qat.max_drop`` led to, where it is set."""
+    """What ``run`` leaves behind. ``budget``: what ``qat.max_drop`` led to, where it is set.
+
+    ``parity``: the fine-tuned network against its files; a threshold that is not met stands in ``broken``.
+    """
 
     rows: list[ResultRow]
     checkpoints: dict[str, Path]
@@ -46,6 +50,8 @@ class RunResult:
     report: Path
     picture: Path
     budget: Budget | None
+    parity: tuple[ParityReport, ...]
+    parity_json: Path
 
 
 def run(
@@ -88,7 +94,19 @@ class _Run:
         engine = self.engine(exported["qat_tensorrt"])
         result = self.evaluated(exported)
         report, picture = self.report(result, exported)
-        return RunResult(list(read_rows(result)), self.checkpoints, exported, engine, result, report, picture, budget)
+        parity = self.parity(exported["qat_tensorrt"])
+        return RunResult(
+            rows=list(read_rows(result)),
+            checkpoints=self.checkpoints,
+            exported=exported,
+            engine=engine,
+            result_json=result,
+            report=report,
+            picture=picture,
+            budget=budget,
+            parity=read_parity(parity),
+            parity_json=parity,
+        )
 
     @property
     def checkpoints(self) -> dict[str, Path]:
@@ -255,3 +273,40 @@ class _Run:
             write,
         )
         return page, picture
+
+    def parity(self, onnx: Path) -> Path:
+        """The file that the engine is built from against the network it is of, and on two runtimes."""
+        file, config = self.out / "parity.json", self.config
+        checkpoint = self.checkpoints["qat"]
+
+        def compare() -> None:
+            # ONNX Runtime, which has no fast FP16, runs once
+            pairs = [(checkpoint, onnx, (None, "openvino")), (onnx, onnx, ("onnxruntime", "openvino"))]
+            reports = [
+                api.parity(
+                    first,
+                    second,
+                    self.dataset,
+                    config.parity,
+                    runtimes=runtimes,
+                    evaluation=config.evaluation,
+                    infer=config.infer,
+                    device=config.model.device,
+                    progress=self.progress,
+                )
+                for first, second, runtimes in pairs
+            ]
+            write_parity(file, reports)
+
+        self.stage(
+            "the parity",
+            {
+                "files": {path.name: file_sha256(path) for path in (checkpoint, onnx)},
+                "data": self.data,
+                "settings": config.model_dump(mode="json", include={"parity", "evaluation", "infer"}),
+                "machine": machine(),
+            },
+            (file,),
+            compare,
+        )
+        return file

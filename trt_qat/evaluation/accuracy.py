@@ -26,7 +26,6 @@ from trt_qat.data.labels import Labels
 from trt_qat.errors import ConsistencyError, DatasetError
 from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
-from trt_qat.vision.detections import Detections
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import LetterboxTransform, network_input
 from trt_qat.vision.postprocess import detections_from_output
@@ -102,21 +101,18 @@ def match_images(
     imgsz = image_size(runner.metadata, runner.input_shape)
     names = class_names(runner.metadata) or dict(dataset.names)
     check_classes(dataset, names)
-    fixed = runner.input_shape[0]
     split = labelled_split(dataset, "val")
-    size = fixed or section.batch
+    size = runner.input_shape[0] or section.batch
     batches = [split.images[first : first + size] for first in range(0, len(split.images), size)]
     unreadable: dict[Path, str] = {}
     matched: list[MatchedImage] = []
     for batch in progress.over(batches, f"evaluating {label or runner.name}"):
-        inputs = list(_inputs(batch, imgsz, unreadable))
+        inputs = list(prepared(batch, imgsz, unreadable))
         if not inputs:
             continue
-        output = _infer(runner, np.concatenate([item.pixels for item in inputs]), fixed)
+        output = infer_padded(runner, np.concatenate([item.pixels for item in inputs]))[0]
         check_raw_output(output, names, label or runner.name, len(inputs))
-        for raw, item in zip(output, inputs, strict=True):
-            found = detections_from_output(raw, section.conf, section.iou, section.max_det, multi_label=True)
-            matched.append(_matched(found, item))
+        matched += [match_image(raw, item, section) for raw, item in zip(output, inputs, strict=True)]
     left_out = split.without(unreadable).left_out
     _check_all_counted(len(matched), left_out, dataset)
     return matched, left_out
@@ -148,7 +144,7 @@ def mean_average_precision(images: Sequence[MatchedImage]) -> tuple[float, float
 
 
 @dataclass(frozen=True)
-class _Input:
+class PreparedImage:
     """One image on its way: network input of shape (1, 3, imgsz, imgsz), how it was letterboxed, its labels."""
 
     given: LabelledImage
@@ -156,16 +152,22 @@ class _Input:
     transform: LetterboxTransform
 
 
-def _inputs(batch: Sequence[LabelledImage], imgsz: int, unreadable: dict[Path, str]) -> Iterator[_Input]:
+def prepared(batch: Sequence[LabelledImage], imgsz: int, unreadable: dict[Path, str]) -> Iterator[PreparedImage]:
+    """The images that can be read; why the others cannot goes into ``unreadable``."""
     for given in batch:
         try:
-            yield _Input(given, *network_input(read_image_bgr(given.image), imgsz))
+            yield PreparedImage(given, *network_input(read_image_bgr(given.image), imgsz))
         except DatasetError as exc:
             unreadable[given.image] = str(exc)
 
 
-def _matched(found: Detections, item: _Input) -> MatchedImage:
-    """Ultralytics' matching of one image's detections, which are in network pixels, in pixels of the image."""
+def match_image(output: NDArray[np.float32], item: PreparedImage, section: EvaluationSection) -> MatchedImage:
+    """Ultralytics' matching of what is detected in one image, in its pixels.
+
+    Args:
+        output: of the network, shape (4 + classes, anchors).
+    """
+    found = detections_from_output(output, section.conf, section.iou, section.max_det, multi_label=True)
     labels = item.given.labels
     boxes = torch.from_numpy(item.transform.boxes_to_image(found.boxes_xyxy))
     iou = box_iou(torch.from_numpy(_pixels_xyxy(labels, item.transform.size_wh)), boxes)
@@ -181,9 +183,13 @@ def _pixels_xyxy(labels: Labels, size_wh: tuple[int, int]) -> NDArray[np.float32
     return fractions * np.array(size_wh * 2, dtype=np.float32)
 
 
-def _infer(runner: Runner, images: NDArray[np.float32], fixed: int | None) -> NDArray[np.float32]:
-    """Run a batch; a static batch is padded by repeating the last image, and the padding's output dropped."""
-    count = len(images)
-    if fixed is not None and count < fixed:
-        images = np.concatenate([images, np.repeat(images[-1:], fixed - count, axis=0)])
-    return runner.infer(np.ascontiguousarray(images))[0][:count]
+def infer_padded(runner: Runner, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Run images, shape (n, 3, imgsz, imgsz), in batches that the model takes; every output, n images each.
+
+    What is missing to a static batch is filled by repeating the last image, and the padding's output dropped.
+    """
+    count, size = len(images), runner.input_shape[0] or len(images)
+    if count % size:
+        images = np.concatenate([images, np.repeat(images[-1:], size - count % size, axis=0)])
+    parts = [runner.infer(np.ascontiguousarray(images[first : first + size])) for first in range(0, len(images), size)]
+    return [np.concatenate([np.atleast_1d(part) for part in outputs])[:count] for outputs in zip(*parts, strict=True)]

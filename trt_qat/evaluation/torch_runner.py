@@ -22,16 +22,19 @@ class TorchRunner:
     Args:
         threads: CPU threads, 0 for all cores.
         device: where the network is until this is closed, which brings it back; None leaves it where it lies.
+
+    Attributes:
+        network: the model's own, on the device.
     """
 
     name: str = "torch"
 
     def __init__(self, model: Model, threads: int = 0, device: torch.device | None = None) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        self._network = model.network.eval()
+        self.network = model.network.eval()
         self._moved = contextlib.ExitStack()
         if device is not None:
-            self._moved.enter_context(computing_on(self._network, device))
+            self._moved.enter_context(computing_on(self.network, device))
         imgsz = model.imgsz
         self.input_shape: tuple[int | None, ...] = (None, 3, imgsz, imgsz)
         self.metadata: Mapping[str, str] = {
@@ -39,11 +42,11 @@ class TorchRunner:
             "imgsz": str([imgsz, imgsz]),
             "precision": "fp32" if model.quantized is None else "int8+fp32",
         }
-        self.device: str = str(next(self._network.parameters()).device)
+        self.device: str = str(next(self.network.parameters()).device)
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
-        output = raw_output(self._network, torch.from_numpy(batch).to(self.device))
+        output = raw_output(self.network, torch.from_numpy(batch).to(self.device))
         return [output.cpu().numpy()]
 
     def __enter__(self) -> TorchRunner:

@@ -53,7 +53,7 @@ class OnnxRuntimeRunner:
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         try:
-            self._session: Any = _open_session(onnxruntime, onnx, options)
+            self._session: Any = open_session(onnxruntime, str(onnx), options)
         except Exception as exc:  # its exceptions share no base class below Exception
             check_memory(exc)
             raise RunnerError(f"ONNX Runtime cannot run '{onnx}': {_one_line(exc)}") from exc
@@ -91,17 +91,18 @@ class OnnxRuntimeRunner:
         self._session = None
 
 
-def _open_session(onnxruntime: Any, onnx: Path, options: Any) -> Any:
+def open_session(onnxruntime: Any, onnx: str | bytes, options: Any) -> Any:
+    """An ``InferenceSession`` on the CPU of a file or of its content."""
     providers = ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(str(onnx), options, providers=providers)
+        return onnxruntime.InferenceSession(onnx, options, providers=providers)
     except Exception as exc:
         if "y_zero_point" not in str(exc):
             raise
         # ONNX Runtime 1.32 inserts a uint8 quantizer into signed INT8 files of opset 21 and above, then refuses its
         # own type; without that one optimizer it computes them
         return onnxruntime.InferenceSession(
-            str(onnx), options, providers=providers, disabled_optimizers=["QDQPropagationTransformer"]
+            onnx, options, providers=providers, disabled_optimizers=["QDQPropagationTransformer"]
         )
 
 

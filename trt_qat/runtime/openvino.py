@@ -48,9 +48,7 @@ class OpenVinoRunner:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
-            network = core.read_model(file)
-            _check_one_input(len(network.inputs), file)
-            fuse_quantize_dequantize_(network)
+            network = _read(core, file)
             self._compiled: Any = core.compile_model(network, "CPU", options)
             self._request: Any = self._compiled.create_infer_request()
             self.device: str = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
@@ -88,6 +86,18 @@ class OpenVinoRunner:
     ) -> None:
         self._request = None
         self._compiled = None
+
+
+def read_network(model: Path) -> Any:
+    """The network of a file or folder that :class:`OpenVinoRunner` has taken, as it compiles it."""
+    return _read(import_openvino().Core(), _model_file(model))
+
+
+def _read(core: Any, file: Path) -> Any:
+    network = core.read_model(file)
+    _check_one_input(len(network.inputs), file)
+    fuse_quantize_dequantize_(network)
+    return network
 
 
 def fuse_quantize_dequantize_(model: Any) -> None:
