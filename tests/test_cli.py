@@ -410,12 +410,13 @@ def test_run_does_all_stages(place: Path) -> None:
         ("all/ptq.onnx", "int8+fp32"),
         ("all/qat.onnx", "int8+fp32"),
         ("all/qat_tensorrt.onnx", "int8+fp16"),
+        ("all/qat_tensorrt-rtx.onnx", "int8+fp16"),
     ]
     assert rows[1]["size_bytes"] < 0.4 * rows[0]["size_bytes"]
     fp32, ptq = load_file("all/fp32.safetensors"), load_file("all/ptq.safetensors")
     assert all(np.array_equal(fp32[name], ptq[name]) for name in fp32)  # the rows compare the same weights
     named = [Path(line.split(": ")[-1]) for line in said.splitlines() if ": all/" in line]
-    assert len(named) == 12
+    assert len(named) == 13
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
     _check_run_again(("run", *arguments, "--out", "all"), said, named)
@@ -429,6 +430,7 @@ STAGES = {
     "the PTQ file: ptq.onnx",
     "the QAT file: qat.onnx",
     "the QAT file for tensorrt: qat_tensorrt.onnx",
+    "the QAT file for tensorrt-rtx: qat_tensorrt-rtx.onnx",
     "the engine: qat.plan, qat.json",
     "the evaluation: result.json",
     "the report: report.md, picture.jpg",

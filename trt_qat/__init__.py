@@ -78,20 +78,9 @@ __all__ = [
     "train",
 ]
 
-_VERBS = (
-    "advise",
-    "build",
-    "evaluate",
-    "export",
-    "finetune",
-    "keep_budget",
-    "parity",
-    "quantize",
-    "sensitivity",
-    "train",
-)
 _HOMES = {
-    **dict.fromkeys(_VERBS, "trt_qat.api"),
+    **dict.fromkeys(("advise", "build", "evaluate", "export", "finetune", "keep_budget"), "trt_qat.api"),
+    **dict.fromkeys(("parity", "quantize", "sensitivity", "train"), "trt_qat.api"),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",
     "Detector": "trt_qat.runtime.detector",

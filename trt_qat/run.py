@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from trt_qat import api, pipeline
 from trt_qat.artifacts import EngineArtifact, ResultRow, file_sha256, read_rows, writable_folder, write_rows, write_text
 from trt_qat.checkpoint import Model, load, save
-from trt_qat.config import Config
+from trt_qat.config import Config, Flavor
 from trt_qat.data.dataset import Dataset, calibration_images
 from trt_qat.data.images import images_sha256
 from trt_qat.engine.build import choose_flavor
@@ -91,10 +91,10 @@ class _Run:
         int8 = self.calibrated(self.float_checkpoint())
         tuned, budget = self.fine_tuned(int8)
         exported = self.exported({"fp32": self.model, "ptq": int8, "qat": tuned})
-        engine = self.engine(exported["qat_tensorrt"])
+        engine = self.engine(exported[f"qat_{self.flavor}"])
         result = self.evaluated(exported)
         report, picture = self.report(result, exported)
-        parity = self.parity(exported["qat_tensorrt"])
+        parity = self.parity(exported[f"qat_{self.flavor}"])
         return RunResult(
             rows=list(read_rows(result)),
             checkpoints=self.checkpoints,
@@ -126,6 +126,11 @@ class _Run:
     def provenance(self) -> dict[str, Any]:
         """What every checkpoint carries."""
         return provenance_of(self.weights, self.dataset, self.config.deciding())
+
+    @cached_property
+    def flavor(self) -> Flavor:
+        """The TensorRT that builds the engine, which is also the target of the file that it builds it from."""
+        return choose_flavor(self.config.engine.flavor)[0]
 
     def stage(
         self, name: str, inputs: Mapping[str, JsonValue], files: Sequence[Path], make: Callable[[], object]
@@ -194,8 +199,10 @@ class _Run:
         return True
 
     def exported(self, models: Mapping[str, Model]) -> dict[str, Path]:
-        """What is measured here, each for OpenVINO, and the fine-tuned model for TensorRT and the configured target."""
-        deployed = dict.fromkeys(("tensorrt", self.config.export.target))
+        """What is measured here, each for OpenVINO; the fine-tuned model also for TensorRT, for what builds the engine
+        here, and for the configured target.
+        """
+        deployed = dict.fromkeys(("tensorrt", self.flavor, self.config.export.target))
         files = [(step, step, "openvino") for step in models]
         files += [(f"qat_{target}", "qat", target) for target in deployed if target != "openvino"]
         return {name: self.export(name, step, models[step], target) for name, step, target in files}
@@ -221,7 +228,7 @@ class _Run:
             {
                 "onnx": file_sha256(onnx),
                 "settings": section.model_dump(mode="json"),
-                "flavor": choose_flavor(section.flavor)[0],
+                "flavor": self.flavor,
                 "gpus": list(gpu_names()),
             },
             (plan, sidecar),
