@@ -11,9 +11,9 @@ from tiny_onnx import NAMES, write_free_size, write_tiny_detector, write_unknown
 
 import trt_qat
 from trt_qat.artifacts import file_sha256
-from trt_qat.config import EngineSection
+from trt_qat.config import EngineSection, Flavor
 from trt_qat.engine import build
-from trt_qat.engine.build import build_engine, choose_flavor
+from trt_qat.engine.build import _note_form, build_engine, choose_flavor
 from trt_qat.engine.engine_file import Gpu, Preprocessing, read_engine, read_sidecar
 from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency
@@ -282,3 +282,21 @@ def test_broken_sidecar(tmp_path: Path, content: str) -> None:
     (tmp_path / "tiny.json").write_text(content)
     with pytest.raises(ArtifactError, match="Build the engine again"):
         read_sidecar(tmp_path / "tiny.plan")
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "flavor", "said"),
+    [
+        ("tensorrt", "int8+fp16", "tensorrt-rtx", True),
+        ("tensorrt-rtx", "int8+fp16", "tensorrt", True),
+        ("tensorrt", "int8+fp16", "tensorrt", False),
+        ("tensorrt-rtx", "int8+fp16", "tensorrt-rtx", False),
+        ("tensorrt", "fp16", "tensorrt-rtx", False),
+        ("ultralytics", "int8+fp16", "tensorrt-rtx", False),
+        (None, "int8+fp16", "tensorrt-rtx", False),
+    ],
+)
+def test_int8_for_another_compiler_is_noted(target: str | None, precision: str, flavor: Flavor, said: bool) -> None:
+    notes = _Notes()
+    _note_form({"precision": precision} | ({"target": target} if target else {}), flavor, notes)
+    assert [f"export --target {flavor}" in line for line in notes.lines] == [True] * said

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
     with contextlib.ExitStack() as files:
         plan_part = files.enter_context(atomic_path(out))
         described = _run_child(onnx, plan_part, section, flavor)
+        _note_form(described["metadata"], flavor, progress)
         content = {
             "onnx": onnx.name,
             "onnx_sha256": file_sha256(onnx),
@@ -83,6 +85,14 @@ def build_engine(onnx: Path, out: Path, section: EngineSection, progress: Progre
         else:
             write_sidecar(files.enter_context(atomic_path(sidecar)), content)
     return EngineArtifact(path=out, sidecar=sidecar if out.suffix == ".plan" else None, flavor=flavor)
+
+
+def _note_form(metadata: Mapping[str, str], flavor: Flavor, progress: Progress) -> None:
+    """Say it where INT8 is built by the compiler that its file was not written for."""
+    target = metadata.get("target")
+    int8 = metadata["precision"].startswith("int8")
+    if int8 and target in ("tensorrt", "tensorrt-rtx") and target != flavor:
+        progress.note(f"The file was exported for {target}. {flavor} makes more of `export --target {flavor}`.")
 
 
 def choose_flavor(wanted: FlavorChoice) -> tuple[Flavor, str]:
