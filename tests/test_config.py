@@ -14,7 +14,7 @@ from trt_qat.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SECTIONS_OF_FILE = {
-    "base_config.yaml": {"model", "data", "train", "evaluation", "infer"},
+    "base_config.yaml": {"model", "data", "train", "evaluation", "parity", "infer"},
     "qat_config.yaml": {"qat"},
     "quantization_config.yaml": {"quantization", "sensitivity"},
     "export_config.yaml": {"export", "engine"},

@@ -292,7 +292,7 @@ class OpenVinoLayers:
                 continue
             reached.add(own)
             names = sorted(operator.output(0).get_names()) if operator.outputs() else []
-            if names and operator.get_type_name() != "Parameter" and not _is_output(operator.output(0)):
+            if names and operator.get_type_name() not in ("Parameter", "Result") and not _is_output(operator.output(0)):
                 name = operator.get_friendly_name()  # /model.0/act/Mul_1, of which OpenVINO made a Multiply
                 nodes.append(_Node(name, names[0], _COUNTED.sub("", name.rpartition("/")[2])))
                 shapes[names[0]] = _shape_of(operator.output(0).get_partial_shape())
