@@ -14,7 +14,7 @@ from trt_qat.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SECTIONS_OF_FILE = {
-    "base_config.yaml": {"model", "data", "train", "evaluation", "infer"},
+    "base_config.yaml": {"model", "data", "train", "evaluation", "parity", "infer"},
     "qat_config.yaml": {"qat"},
     "quantization_config.yaml": {"quantization", "sensitivity"},
     "export_config.yaml": {"export", "engine"},
@@ -72,7 +72,10 @@ def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
         ("quantisation.calibrator=max", "Unknown key 'quantisation' in --set quantisation.calibrator=max. "),
         ("quantisation.calibrator=max", "Did you mean 'quantization'?"),
         ("infer.zzz=1", "Known: infer.conf, infer.iou, infer.max_det."),
-        ("zzz.zzz=1", "Known: data, engine, evaluation, export, infer, model, qat, quantization, sensitivity, train."),
+        (
+            "zzz.zzz=1",
+            "Known: data, engine, evaluation, export, infer, model, parity, qat, quantization, sensitivity, train.",
+        ),
     ],
 )
 def test_unknown_key_suggests_the_nearest(override: str, message: str) -> None:

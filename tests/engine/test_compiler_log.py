@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from trt_qat.engine.compiled import BITS, FUSED, ROLES, CompiledEngine
+from trt_qat.engine.compiled import BITS, FUSED, ROLES, CompiledEngine, CompiledTensor
 from trt_qat.engine.compiler_log import engine_from_log
+from trt_qat.engine.kernel_work import make_kernel
 from trt_qat.engine.onnx_nodes import OnnxNode
 from trt_qat.errors import EngineError
 
@@ -131,14 +132,43 @@ def test_transposed_convolution(recorded: Callable[[str], str]) -> None:
     assert (kernel.fused, kernel.module) == (("bias", "activation"), "a")
 
 
-def test_matrix_products_need_the_file(recorded: Callable[[str], str]) -> None:
-    with pytest.raises(EngineError, match=r"matrix product 'k_U4_myl0_1' cannot be counted"):
+PRODUCTS = {"k": 2 * 100 * 64 * 64, "q": 2 * 100 * 64 * 64, "out": 2 * 100 * 64 * 128}
+ATTENTION = {"qk": 2 * 100 * 100 * 64, "pv": 2 * 100 * 100 * 64}
+
+
+def test_attention_in_one_kernel_needs_the_file(recorded: Callable[[str], str]) -> None:
+    with pytest.raises(EngineError, match=r"matrix product '_gemm_mha_v2_myl0_4' cannot be counted"):
         read(recorded("attention_fp16"))
-    macs = {"k": 2 * 100 * 64 * 64, "q": 2 * 100 * 64 * 64, "qk": 2 * 100 * 100 * 64, "pv": 2 * 100 * 100 * 64}
-    nodes = {name: OnnxNode("MatMul", "?", count) for name, count in {**macs, "out": 2 * 100 * 64 * 128}.items()}
+    nodes = {name: OnnxNode("MatMul", "?", count) for name, count in ATTENTION.items()}
     engine = read(recorded("attention_fp16"), nodes={**nodes, "sm": OnnxNode("Softmax", "?", 0)})
-    assert engine.macs == sum(macs.values()) + 2 * 100 * 64 * 128
+    assert engine.macs == sum(ATTENTION.values()) + sum(PRODUCTS.values())
     assert engine.count("matmul") == 4
+    assert {kernel.name.split("_")[0]: kernel.macs for kernel in engine.kernels if kernel.kind == "gemm"} == PRODUCTS
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "result", "macs"),
+    [
+        ((2, 100, 32), (2, 32, 100), (2, 100, 100), 2 * 100 * 100 * 32),
+        ((2, 64, 100), (2, 100, 100), (2, 64, 100), 2 * 64 * 100 * 100),
+        ((2, 64, 100), (64, 64), (2, 64, 100), 2 * 100 * 64 * 64),
+        ((200, 64), (64, 128), (200, 128), 200 * 64 * 128),
+        ((1, 8), (8, 8), (1, 8), 8 * 8),
+        ((2, 100, 32), (2, 32, 100), (2, 100, 99), None),
+        ((3, 5), (5, 7), (3, 8), None),
+        ((64,), (64, 10), (10,), None),
+    ],
+)
+def test_a_product_by_its_operands(
+    left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...], macs: int | None
+) -> None:
+    one, two, out = (CompiledTensor(name, "Half", shape) for name, shape in (("a", left), ("b", right), ("c", result)))
+    scale = CompiledTensor("alpha", "Float", (1,))
+    if macs is None:
+        with pytest.raises(EngineError, match="cannot be counted"):
+            make_kernel("p", "gemm", ("p",), (one,), (out,), (two, scale), None)
+    else:
+        assert make_kernel("p", "gemm", ("p",), (one, two), (out,), (scale,), None).macs == macs
 
 
 TENSOR = (

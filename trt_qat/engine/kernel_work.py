@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
+from math import isqrt, prod
 
 from trt_qat.engine.compiled import CompiledTensor, Kernel
 from trt_qat.engine.onnx_nodes import WORK, OnnxNode, node_by_name
@@ -66,9 +66,31 @@ def _convolution_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> int:
 
 
 def _product_macs(kernel: Kernel, known: Mapping[str, OnnxNode]) -> int:
+    """As the ONNX file has it; by the operands where it does not say its shapes (a free batch axis hides many)."""
     counted = [node.macs for node in known.values() if node.macs != 0]
-    if not counted or None in counted:
+    said = [macs for macs in counted if macs is not None]
+    if said and len(said) == len(counted):
+        return sum(said)
+    computed = _gemm_macs(kernel) if kernel.kind == "gemm" else None
+    if computed is None:
         raise EngineError(
             f"The work of the matrix product '{kernel.name[:80]}' cannot be counted: its shapes are not known."
         )
-    return sum(macs for macs in counted if macs is not None)
+    return computed
+
+
+def _gemm_macs(kernel: Kernel) -> int | None:
+    """Of ``B x M x K`` times ``B x K x N``, in any order of the last two: the numbers of elements give K squared.
+
+    One operand may be without B, a weight that all share. None unless everything fits exactly.
+    """
+    operands = [tensor.shape for tensor in (*kernel.inputs, *kernel.constants) if prod(tensor.shape) > 1]
+    if len(operands) != 2 or min(map(len, operands)) < 2:
+        return None
+    left, right = operands
+    result = prod(kernel.outputs[0].shape)
+    shared = prod(left[:-2]) if len(left) == len(right) > 2 and left[:-2] == right[:-2] else 1
+    square, rest = divmod(prod(left) * prod(right), result * shared) if result * shared else (0, 1)
+    inner = isqrt(square)
+    fits = rest == 0 and inner * inner == square and inner in left[-2:] and inner in right[-2:]
+    return result * inner if fits else None

@@ -51,6 +51,11 @@ class Layers(Protocol):
         """
         ...
 
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """The tensor that holds each layer's value, where the file names tensors."""
+        ...
+
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """Make it ready to be run.
 
@@ -142,6 +147,7 @@ class TorchLayers:
     """The modules of a PyTorch network."""
 
     def __init__(self, runner: TorchRunner) -> None:
+        self.tensors: Mapping[str, str] = {}
         self._network = runner.network
         imgsz = int(runner.input_shape[2] or 64)
         found: list[tuple[str, Shape]] = []
@@ -220,16 +226,17 @@ class OnnxLayers:
         for node in self._graph.nodes:
             if any(id(tensor) in reached for tensor in node.inputs):
                 reached |= {id(tensor) for tensor in node.outputs}
-                nodes.append(_Node(node.name, node.outputs[0].name, node.op))
-        self._tensors, known = _layer_tensors(nodes), self._graph.tensors()
-        shapes = {name: known[tensor].shape for name, tensor in self._tensors.items()}
+                if all(tensor is not node.outputs[0] for tensor in self._graph.outputs):  # that is OUTPUT
+                    nodes.append(_Node(node.name, node.outputs[0].name, node.op))
+        self.tensors, known = _layer_tensors(nodes), self._graph.tensors()
+        shapes = {name: known[tensor].shape for name, tensor in self.tensors.items()}
         self.shapes = {name: _fixed(shape[1:] if shape else [None]) for name, shape in shapes.items()} | {OUTPUT: None}
 
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """See :meth:`Layers.open`."""
         graph = self._graph.copy()
         tensors = graph.tensors()
-        wanted = {name: tensors[self._tensors[name]] for name in names if name != OUTPUT}
+        wanted = {name: tensors[self.tensors[name]] for name in names if name != OUTPUT}
         last = graph.outputs[0]
         inputs: dict[str, str] = {}
         for name, tensor in wanted.items() if given else ():
@@ -285,12 +292,12 @@ class OpenVinoLayers:
                 continue
             reached.add(own)
             names = sorted(operator.output(0).get_names()) if operator.outputs() else []
-            if names and operator.get_type_name() not in ("Parameter", "Result"):
+            if names and operator.get_type_name() not in ("Parameter", "Result") and not _is_output(operator.output(0)):
                 name = operator.get_friendly_name()  # /model.0/act/Mul_1, of which OpenVINO made a Multiply
                 nodes.append(_Node(name, names[0], _COUNTED.sub("", name.rpartition("/")[2])))
                 shapes[names[0]] = _shape_of(operator.output(0).get_partial_shape())
-        self._tensors = _layer_tensors(nodes)
-        self.shapes = {name: shapes[tensor] for name, tensor in self._tensors.items()} | {OUTPUT: None}
+        self.tensors = _layer_tensors(nodes)
+        self.shapes = {name: shapes[tensor] for name, tensor in self.tensors.items()} | {OUTPUT: None}
 
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """See :meth:`Layers.open`."""
@@ -299,7 +306,7 @@ class OpenVinoLayers:
 
         network = self._read()
         values = {name: value for value in _values(network) for name in value.get_names()}
-        wanted = {name: values[self._tensors[name]] for name in names if name != OUTPUT}
+        wanted = {name: values[self.tensors[name]] for name in names if name != OUTPUT}
         parameters: dict[str, Any] = {}
         for name, value in wanted.items() if given else ():
             readers = [target for target in value.get_target_inputs() if target.get_node().get_type_name() != "Result"]
@@ -358,6 +365,10 @@ def _repeated(value: Array, batch: int) -> Array:
     return np.repeat(value, batch, axis=0) if batch > 1 else value
 
 
+def _is_output(value: Any) -> bool:
+    return any(target.get_node().get_type_name() == "Result" for target in value.get_target_inputs())
+
+
 def _fixed(sizes: Sequence[Any]) -> Shape:
     return tuple(sizes) if all(isinstance(size, int) for size in sizes) else None
 
@@ -369,7 +380,13 @@ def _shape_of(partial: Any) -> Shape:
 
 
 def common_layers(first: Layers, second: Layers) -> list[str]:
-    """The layers that both have, of one shape as far as that is known, in the order of the first."""
+    """The layers that both have, in the order of the first.
+
+    Of one shape and one tensor as far as these are known: the head ends in boxes and in scores, and which of the two a
+    file lists last is chance.
+    """
     ours, theirs = first.shapes, second.shapes
     both = [name for name in ours if name in theirs]
-    return [name for name in both if ours[name] == theirs[name] or None in (ours[name], theirs[name])]
+    both = [name for name in both if ours[name] == theirs[name] or None in (ours[name], theirs[name])]
+    named = first.tensors.keys() & second.tensors.keys()
+    return [name for name in both if name not in named or first.tensors[name] == second.tensors[name]]
