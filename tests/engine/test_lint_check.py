@@ -87,7 +87,9 @@ def test_places_that_are_right_show_no_round_trip(clean: CompiledEngine, demo_on
             143,
             44.1,
         ),
-        (bad_placements.requantized_splits, {("float-round-trip", True): 8}, 133, 43.2),
+        pytest.param(
+            bad_placements.requantized_splits, {("float-round-trip", True): 8}, 133, 43.2, marks=pytest.mark.slow
+        ),
         pytest.param(
             bad_placements.two_scales, {("two-scales-one-tensor", True): 3}, 133, 43.1, marks=pytest.mark.slow
         ),

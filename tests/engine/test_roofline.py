@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trt_qat.engine.compiled import CompiledEngine, CompiledTensor, Kernel
+from trt_qat.engine.compiler_log import engine_from_log
 from trt_qat.engine.roofline import GPUS, LAUNCH_US, LEFT_OUT, Gpu, estimate
 from trt_qat.errors import ConfigError, EngineError
 
@@ -137,3 +139,14 @@ def test_the_documented_table_is_the_table() -> None:
         ]
         for gpu in GPUS.values()
     ]
+
+
+def test_the_documented_estimates_are_those_of_the_recorded_logs(recorded: Callable[[str], str]) -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "compiler.md").read_text(encoding="utf-8")
+    engines = [
+        engine_from_log(recorded(f"yolov8n_320_{name}"), version="1.7.1", sm=89)
+        for name in ("fp32", "fp16", "int8_fp16")
+    ]
+    for gpu in (gpu for gpu in GPUS.values() if gpu.runs_rtx):
+        estimates = " | ".join(f"{estimate(engine, gpu).total_ms:.2f}" for engine in engines)
+        assert f"\n| {gpu.label} | {estimates} |\n" in document

@@ -170,6 +170,7 @@ def notes(inspected: Sequence[Inspected], sm: int) -> list[str]:
     if any(one.lower_bound for one in shown):
         lines.append(
             "Lower bound: Orin and data-centre cards run TensorRT, whose kernels are others than these; no fusion goes "
-            "below weights, input and output moved once or all arithmetic at full rate. Nothing more can be said here."
+            "below weights, input and output moved once, or all arithmetic of direct convolutions on the GPU at full "
+            "rate. Nothing more can be said here."
         )
     return lines

@@ -7,7 +7,8 @@ helps, faster: it ranks files, it does not replace a measurement.
 
 Orin and data-centre cards run TensorRT, whose kernels are others than those that TensorRT-RTX makes. For them only a
 lower bound is given, which no fusion can beat: all arithmetic at full rate, or weights, input and output read and
-written once.
+written once. It holds for direct convolutions on the GPU alone (no Winograd, no structured sparsity, no DLA) whose
+weights come from memory at each inference.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def _arithmetic_ms(kernel: Kernel, gpu: Gpu) -> float:
 
 
 def _lower_bound_ms(engine: CompiledEngine, gpu: Gpu) -> float:
-    """What no compiler goes below. A file with INT8 counts as INT8 throughout: another may compute more of it so."""
+    """What no fusion goes below. A file with INT8 counts as INT8 throughout: another may compute more of it so."""
     once = sum(tensor.bytes for tensor in (*engine.inputs, *engine.outputs))
     weights = {tensor.name: tensor.bytes for kernel in engine.kernels for tensor in kernel.constants if kernel.macs}
     if any(tensor.is_int8 for kernel in engine.kernels for tensor in (*kernel.inputs, *kernel.outputs)):
