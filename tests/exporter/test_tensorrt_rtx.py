@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -14,6 +15,7 @@ from onnx import numpy_helper
 from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection, Precision
 from trt_qat.exporter.onnx_export import export_onnx
+from trt_qat.exporter.tensorrt_rtx import convolve_parts_
 from trt_qat.linter.report import lint
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.vision.image import read_image_bgr
@@ -34,6 +36,7 @@ def files(demo_int8: Model, tmp_path_factory: pytest.TempPathFactory) -> Files:
     floating = ExportSection(precision="fp32")
     return {
         "float": export_onnx(demo_int8, folder / "float.onnx", floating).path,
+        "float rtx": export_onnx(demo_int8, folder / "float_rtx.onnx", floating, tensorrt_rtx=True).path,
         "plain": make("int8+fp32", False),
         "rtx": make("int8+fp32", True),
         "plain fp16": make("int8+fp16", False),
@@ -124,6 +127,44 @@ def test_a_pair_stands_behind_each_enlargement(files: Files) -> None:
         before, behind = source[node.input[0]], readers[node.output[0]]
         assert (before.op_type, behind.op_type) == ("DequantizeLinear", "QuantizeLinear")
         assert list(before.input[1:]) == list(behind.input[1:])
+
+
+def test_a_split_convolution_is_one_per_part(files: Files, demo_set: Path) -> None:
+    graph = onnx.load(files["float rtx"]).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    before = Counter(node.op_type for node in onnx.load(files["float"]).graph.node)
+    assert (before["Split"] - kinds["Split"], kinds["Conv"] - before["Conv"]) == (8, 8)  # 8 C2f in two parts each
+    image = network_input(read_image_bgr(sorted((demo_set.parent / "images" / "val").iterdir())[0]), 320)[0]
+    with (
+        OnnxRuntimeRunner(files["float"], optimize=False) as whole,
+        OnnxRuntimeRunner(files["float rtx"], False) as parts,
+    ):
+        np.testing.assert_allclose(parts.infer(image)[0], whole.infer(image)[0], rtol=1e-4, atol=1e-3)
+
+
+def test_what_else_reads_keeps_the_convolution_whole() -> None:
+    """A split result that something reads as a whole, or an activation with numbers of its own, is left alone."""
+    for change in ("reader", "constant", "none"):
+        images = gs.Variable("images", np.float32, (1, 3, 8, 8))
+        conv, half, whole = (gs.Variable(name, np.float32, (1, 4, 8, 8)) for name in ("conv", "sigmoid", "product"))
+        parts = [gs.Variable(f"part{index}", np.float32, (1, 2, 8, 8)) for index in range(2)]
+        weight = gs.Constant("m.weight", np.arange(12, dtype=np.float32).reshape(4, 3, 1, 1))
+        factor = gs.Constant("factor", np.ones((1, 4, 1, 1), np.float32)) if change == "constant" else conv
+        nodes = [
+            gs.Node("Conv", "/m/Conv", {}, [images, weight], [conv]),
+            gs.Node("Sigmoid", "/m/Sigmoid", {}, [conv], [half]),
+            gs.Node("Mul", "/m/Mul", {}, [half, factor], [whole]),
+            gs.Node("Split", "/m/Split", {"axis": 1, "num_outputs": 2}, [whole], parts),
+        ]
+        outputs = [*parts, whole] if change == "reader" else parts
+        if change == "reader":
+            read = gs.Variable("read", np.float32, (1, 4, 8, 8))
+            nodes.append(gs.Node("Relu", "/m/Relu", {}, [whole], [read]))
+            outputs = [*parts, read]
+        graph = gs.Graph(nodes, [images], outputs, opset=19)
+        convolve_parts_(graph)
+        assert sum(node.op == "Split" for node in graph.nodes) == (change != "none")
+        assert sum(node.op == "Conv" for node in graph.nodes) == 1 + (change == "none")
 
 
 def test_lint_names_what_the_form_mends(files: Files) -> None:

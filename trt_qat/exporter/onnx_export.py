@@ -71,8 +71,8 @@ def export_onnx(
         fold_weights_(graph)
         merge_equal_quantizers_(graph)
         quantize_at_source_(graph)
-        if tensorrt_rtx:
-            to_tensorrt_rtx_(graph)
+    if tensorrt_rtx:
+        to_tensorrt_rtx_(graph)
     if precision.endswith("fp16"):
         to_float16_(graph)
     if unsigned:

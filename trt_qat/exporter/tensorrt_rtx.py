@@ -1,6 +1,6 @@
-"""A Q/DQ graph in the form that TensorRT-RTX's compiler makes the least float data of; the numbers stay the same.
+"""A graph in the form of which TensorRT-RTX's compiler makes the least data to move; the numbers stay the same.
 
-Both passes answer what its engines show, see docs/compiler.md (TensorRT-RTX 1.7, every compute capability).
+All passes answer what its engines show, see docs/compiler.md (TensorRT-RTX 1.7, every compute capability).
 
 *Factors behind the convolution*: an INT8 convolution with a weight scale per channel runs as INT8 in, FP32 out: four
 bytes per value go to memory and come back. With one scale for the whole weight it writes FP16. Now
@@ -13,9 +13,15 @@ not homogeneous.
 *Q/DQ repeated behind an enlargement*: a convolution behind a nearest Resize of INT8 data runs in FP16, with its weight
 dequantized by a kernel of its own, unless the pair that stands before the Resize stands behind it too. Values on the
 grid stay where they are.
+
+*A convolution per part*: where the result of a float convolution is split (C2f), the compiler copies the parts, once
+out of the whole and once into the concat behind. Convolved apart they are written where they are read. It reads the
+input once more and does the same arithmetic.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -24,13 +30,15 @@ from numpy.typing import NDArray
 from trt_qat.exporter.qdq_passes import copy_of, redirect
 
 _LARGEST = float(np.finfo(np.float16).max)
+_ELEMENTWISE = frozenset({"Sigmoid", "Mul", "Relu", "LeakyRelu", "HardSwish", "HardSigmoid", "Tanh"})
 _SMALLEST = float(np.finfo(np.float16).tiny)
 
 
 def to_tensorrt_rtx_(graph: gs.Graph) -> None:
-    """Both passes, in place, on a graph with one Q/DQ per tensor at its source."""
+    """All passes, in place; quantized tensors have one Q/DQ each, at their source."""
     requantize_enlarged_(graph)
     channel_factors_(graph)
+    convolve_parts_(graph)
 
 
 def requantize_enlarged_(graph: gs.Graph) -> None:
@@ -60,6 +68,57 @@ def channel_factors_(graph: gs.Graph) -> None:
         if dequantize is not None and dequantize.op == "DequantizeLinear" and dequantize.inputs[1].values.size > 1:
             _move_behind_(graph, conv, dequantize)
     graph.cleanup().toposort()
+
+
+def convolve_parts_(graph: gs.Graph) -> None:
+    """Give each part of a split float convolution a convolution and an activation of its own, in place."""
+    for split in [node for node in graph.nodes if node.op == "Split" and node.attrs.get("axis", 0) == 1]:
+        between = _elementwise_above(split)
+        conv = between[0] if between else None
+        outputs = list(split.outputs)
+        sizes = [output.shape[1] for output in outputs if output.shape and isinstance(output.shape[1], int)]
+        if conv is None or len(sizes) < len(outputs) or conv.attrs.get("group", 1) != 1:
+            continue
+        for part, (end, size) in enumerate(zip(itertools.accumulate(sizes), sizes, strict=True)):
+            _copy_part_(graph, between, outputs[part], slice(end - size, end), part)
+    graph.cleanup().toposort()
+
+
+def _elementwise_above(split: gs.Node) -> list[gs.Node]:
+    """A float convolution and what stands between it and a split, in order; empty if anything else reads or makes it."""
+    found: list[gs.Node] = []
+    waiting = [split.inputs[0]]
+    while waiting:
+        above = waiting.pop().inputs
+        if not above or above[0].op not in _ELEMENTWISE | {"Conv"}:
+            return []
+        if above[0] not in found:
+            found.append(above[0])
+            waiting += [] if above[0].op == "Conv" else above[0].inputs
+    convs = [node for node in found if node.op == "Conv"]
+    if len(convs) != 1 or not all(isinstance(tensor, gs.Constant) for tensor in convs[0].inputs[1:]):
+        return []
+    if any(reader not in [*found, split] for node in found for reader in node.outputs[0].outputs):
+        return []
+    return [*convs, *(node for node in reversed(found) if node not in convs)]
+
+
+def _copy_part_(graph: gs.Graph, nodes: list[gs.Node], output: gs.Tensor, channels: slice, part: int) -> None:
+    """Copies of these nodes that compute some output channels only, into ``output``, which loses its old maker."""
+    made: dict[int, gs.Tensor] = {}
+    for node in nodes:
+        last = node is nodes[-1]
+        old = node.outputs[0]
+        shape = [old.shape[0], channels.stop - channels.start, *old.shape[2:]] if old.shape else None
+        written = output if last else gs.Variable(f"{old.name}/part{part}", dtype=old.dtype, shape=shape)
+        if last:
+            output.inputs.clear()
+        read = [made.get(id(tensor), tensor) for tensor in node.inputs]
+        if node is nodes[0]:
+            constants = [gs.Constant(f"{one.name}.part{part}", one.values[channels].copy()) for one in node.inputs[1:]]
+            read = [node.inputs[0], *constants]
+        graph.nodes.append(gs.Node(node.op, f"{node.name}_part{part}", dict(node.attrs), read, [written]))
+        made[id(old)] = written
 
 
 def _move_behind_(graph: gs.Graph, conv: gs.Node, dequantize: gs.Node) -> None:
