@@ -72,8 +72,10 @@ def channel_factors_(graph: gs.Graph) -> None:
 
 def convolve_parts_(graph: gs.Graph) -> None:
     """Give each part of a split float convolution a convolution and an activation of its own, in place."""
+    graph.toposort()
     for split in [node for node in graph.nodes if node.op == "Split" and node.attrs.get("axis", 0) == 1]:
-        between = _elementwise_above(split)
+        found = _elementwise_above(split)
+        between = [node for node in graph.nodes if node in found]
         conv = between[0] if between else None
         outputs = list(split.outputs)
         sizes = [output.shape[1] for output in outputs if output.shape and isinstance(output.shape[1], int)]
@@ -85,7 +87,7 @@ def convolve_parts_(graph: gs.Graph) -> None:
 
 
 def _elementwise_above(split: gs.Node) -> list[gs.Node]:
-    """A float convolution and what stands between it and a split, in order; empty if anything else reads or makes it."""
+    """A float convolution and what stands between it and a split; nothing if anything else reads or makes any of it."""
     found: list[gs.Node] = []
     waiting = [split.inputs[0]]
     while waiting:
@@ -100,7 +102,7 @@ def _elementwise_above(split: gs.Node) -> list[gs.Node]:
         return []
     if any(reader not in [*found, split] for node in found for reader in node.outputs[0].outputs):
         return []
-    return [*convs, *(node for node in reversed(found) if node not in convs)]
+    return found
 
 
 def _copy_part_(graph: gs.Graph, nodes: list[gs.Node], output: gs.Tensor, channels: slice, part: int) -> None:
