@@ -31,6 +31,8 @@ from case import (
 from onnx import TensorProto, helper, numpy_helper
 
 INFER = "infer good.png --model bad.onnx --runtime {runtime} --out out.png"
+INSPECT = "inspect bad.onnx --html out.html --json out.json"
+PARITY = "parity tiny.onnx bad.onnx --runtime-a onnxruntime --data set --bisect --json out.json"
 LINT = "lint bad.onnx --svg out.svg --json out.json"
 
 
@@ -419,6 +421,7 @@ def _odd(path: str) -> dict[str, Make]:
 def cases() -> Iterator[Case]:
     """All of them."""
     infer, lint = words(INFER, runtime="openvino"), words(LINT)
+    inspect, parity = words(INSPECT), words(PARITY)
     evaluate = (*words(EVALUATE, model="bad.onnx", data="set"), "--runtime", "onnxruntime")
     for name, make in METADATA.items():
         yield Case(f"onnx/metadata: {name}", infer, with_tiny(make))
@@ -433,9 +436,12 @@ def cases() -> Iterator[Case]:
             yield Case(f"onnx/onnxruntime: {name}", words(INFER, runtime="onnxruntime"), full)
             yield Case(f"onnx/evaluate: {name}", evaluate, with_set(full))
             yield Case(f"onnx/engine: {name}", words("engine bad.onnx --out out.plan"), full)
+            yield Case(f"onnx/inspect: {name}", inspect, full)
+            yield Case(f"onnx/parity: {name}", parity, with_set(full))
     for name, content in NO_ONNX.items():
         yield Case(f"onnx/{name}", infer, with_tiny(data("bad.onnx", content)))
         yield Case(f"onnx/lint: {name}", lint, data("bad.onnx", content))
+        yield Case(f"onnx/inspect: {name}", inspect, data("bad.onnx", content))
     for share in (0.2, 0.6, 0.98):
         yield Case(f"onnx/cut at {share}", infer, with_tiny(changed("bad.onnx", cut(share), "tiny.onnx")))
     for seed in range(6):
@@ -449,6 +455,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"onnx/{name}", infer, with_tiny(make))
         yield Case(f"onnx/lint: {name}", lint, make)
         yield Case(f"onnx/engine: {name}", words("engine bad.onnx --out out.plan"), make)
+        yield Case(f"onnx/inspect: {name}", inspect, make)
     plan = words("infer good.png --model x.plan --out out.png")
     beside = words("infer good.png --model tiny.onnx --out out.png")
     for name, content in SIDECARS.items():
