@@ -84,9 +84,9 @@ def _by_capability(rows: dict[str, Row], sizes: tuple[str, ...]) -> list[str]:
         "| model | SM | form | kernels | activations, MB | weights, MB | plan, MB | convolutions |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for key, row in rows.items():
+    for key, row in _sorted(rows, sizes):
         size, capability, form = key.split()
-        if size in sizes and capability.startswith("sm"):
+        if capability.startswith("sm"):
             convolutions = ", ".join(f"{count} {pair}" for pair, count in row["convolutions"].items())  # type: ignore[attr-defined]
             lines.append(
                 f"| YOLOv8{size} | {capability[2:]} | {form} | {row['kernels']} | {row['activations']:.1f} | "
@@ -99,15 +99,19 @@ def _by_gpu(rows: dict[str, Row], sizes: tuple[str, ...]) -> list[str]:
     """Estimated milliseconds; the recommended form in bold."""
     names = ("FP16", "INT8 per channel", "INT8 per tensor", "INT8 per channel, factored", "mixed")
     lines = [f"| model | GPU | batch | {' | '.join(names)} | FP16 / best |", "|---|---|---|---|---|---|---|---|---|"]
-    for key, row in rows.items():
+    for key, row in _sorted(rows, sizes):
         size, gpu, batch = key.split()
-        if size not in sizes or gpu not in GPUS:
+        if gpu not in GPUS:
             continue
         found = {form["form"]: form for form in row["forms"]}  # type: ignore[attr-defined]
         cells = [_cell(found.get(name), str(row["recommended"])) for name in names]
         gain = found["FP16"]["estimated_ms"] / found[row["recommended"]]["estimated_ms"]
         lines.append(f"| YOLOv8{size} | {GPUS[gpu].label} | {batch} | {' | '.join(cells)} | {gain:.2f} |")
     return lines
+
+
+def _sorted(rows: dict[str, Row], sizes: tuple[str, ...]) -> list[tuple[str, Row]]:
+    return [(key, row) for size in sizes for key, row in rows.items() if key.split()[0] == size]
 
 
 def _cell(form: dict[str, object] | None, recommended: str) -> str:

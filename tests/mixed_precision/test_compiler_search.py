@@ -37,6 +37,19 @@ def test_near_the_best_of_all_and_never_above_the_pure_ones(seed: int, border: f
     assert found.tried <= 40
 
 
+def test_how_far_down_float_reaches_is_found_in_few_steps() -> None:
+    """Memory decides in front, arithmetic behind, and each change of type costs."""
+    groups = [f"group{index}" for index in range(48)]
+    gains = {group: (index - 11.5) / 10 for index, group in enumerate(groups)}
+
+    def cost(floats: frozenset[str]) -> float:
+        changes = sum((one in floats) != (other in floats) for one, other in itertools.pairwise(groups))
+        return 100 - sum(gain for group, gain in gains.items() if group not in floats) + 3 * changes
+
+    found = cheapest_mix(gains, cost, limit=12)
+    assert found.float_groups == frozenset(groups[:12])
+
+
 def test_the_limit_holds_and_all_float_is_among_the_first() -> None:
     asked: list[frozenset[str]] = []
 
