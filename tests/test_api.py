@@ -106,7 +106,11 @@ def test_the_readme_shows_the_same_example() -> None:
 DOCUMENTED = [name for name in trt_qat._HOMES if trt_qat._HOMES[name] in ("trt_qat.api", "trt_qat.checkpoint")]
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
+# seconds of compiling, of which tests/mixed_precision/test_advice.py does the same
+SLOW = {"advise": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in DOCUMENTED])
 def test_the_examples_of_a_verb_give_what_they_say(ran: dict[str, Any], name: str) -> None:
     if name in ("advise", "build") and not builds_engines():
         pytest.skip("tensorrt_rtx is not installed")

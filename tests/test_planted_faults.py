@@ -225,8 +225,8 @@ def test_map_on_fewer_images_than_listed_stops(
 ) -> None:
     from trt_qat.evaluation import accuracy
 
-    right = accuracy._inputs
-    monkeypatch.setattr(accuracy, "_inputs", lambda *given: list(right(*given))[1:])  # loses one of each batch
+    right = accuracy.prepared
+    monkeypatch.setattr(accuracy, "prepared", lambda *given: list(right(*given))[1:])  # loses one of each batch
     with pytest.raises(ConsistencyError, match=r"counted on \d+ images and 0 were left out, but .* lists 6"):
         api.evaluate([replace(demo_detector, imgsz=64)], demo_yaml)
 

@@ -27,6 +27,7 @@ from trt_qat.errors import TrtQatError
 
 if TYPE_CHECKING:
     from trt_qat.api import (
+        advise,
         build,
         evaluate,
         export,

@@ -41,10 +41,11 @@ def test_every_form_is_compiled_and_measured(advice: Advice) -> None:
     types = {
         name: {pair: len(found) for pair, found in form.engine.convolutions.items()} for name, form in forms.items()
     }
-    assert types[FP16] == {("Half", "Half"): 63, ("Float", "Float"): 1}
+    # 64 with DFL and 8 more: a convolution for each part of a split one
+    assert types[FP16] == {("Half", "Half"): 71, ("Float", "Float"): 1}
     assert types[CHANNEL]["Int8", "Float"] == 55
     assert types[FACTORED] == types[TENSOR] == {("Int8", "Half"): 57, ("Half", "Half"): 6, ("Float", "Float"): 1}
-    assert forms[FACTORED].engine.activation_bytes < forms[FP16].engine.activation_bytes
+    assert forms[FACTORED].engine.activation_bytes < 0.7 * forms[CHANNEL].engine.activation_bytes
     assert forms[CHANNEL].engine.activation_bytes > 1.3 * forms[FP16].engine.activation_bytes
     for form in advice.forms:
         assert form.file.is_file()

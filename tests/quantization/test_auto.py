@@ -81,25 +81,26 @@ def test_comparison_leaves_mode_and_head(calibrated: Calibrated, batches: tuple[
 
 def test_key_changes_with_what_decides_the_choice() -> None:
     section = QuantizationSection(calibrator="auto")
-    key = choice_key("a", section)
-    assert key == choice_key("a", section.replace(percentile=99))
+    key = choice_key("a", section, "channel")
+    assert key == choice_key("a", section.replace(percentile=99), "channel")
     others = {
-        choice_key("b", section),
-        choice_key("a", section.replace(batch=4)),
-        choice_key("a", section.replace(auto_images=31)),
-        choice_key("a", section.replace(auto_per_group=True)),
-        choice_key("a", section.replace(toolkit="pytorch-quantization")),
+        choice_key("b", section, "channel"),
+        choice_key("a", section, "tensor"),
+        choice_key("a", section.replace(batch=4), "channel"),
+        choice_key("a", section.replace(auto_images=31), "channel"),
+        choice_key("a", section.replace(auto_per_group=True), "channel"),
+        choice_key("a", section.replace(toolkit="pytorch-quantization"), "channel"),
     }
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
 
 
 def test_key_changes_with_the_table_and_the_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     section = QuantizationSection(calibrator="auto")
-    keys = [choice_key("a", section)]
+    keys = [choice_key("a", section, "channel")]
     monkeypatch.setattr("trt_qat.quantization.calibration_cache.MEASURE", "other")
-    keys.append(choice_key("a", section))
+    keys.append(choice_key("a", section, "channel"))
     monkeypatch.setattr("trt_qat.quantization.calibration_cache.CANDIDATES", CANDIDATES[1:])
-    keys.append(choice_key("a", section))
+    keys.append(choice_key("a", section, "channel"))
     assert len(set(keys)) == 3
 
 
