@@ -20,11 +20,13 @@ from trt_qat.mixed_precision.advice import (
     MIXED,
     TENSOR,
     Advice,
+    Adviser,
     Form,
     gpu_for_advice,
     group_gains,
     with_any_ranges,
 )
+from trt_qat.mixed_precision.compiler_search import Mix
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -73,6 +75,26 @@ def test_gains_of_groups_are_the_difference_of_the_engines(advice: Advice, demo_
     whole = forms[FP16].ms - forms[FACTORED].ms
     # all but the kernels of the head's last layers, the decoding and the copies, which belong to no group
     assert sum(gains.values()) == pytest.approx(whole, abs=0.15 * forms[FP16].ms)
+
+
+@pytest.mark.slow
+def test_a_mix_that_costs_too_much_gets_more_float_groups(
+    demo_int8: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracy is made up: it is kept from three further float groups on, and the compiler wants none."""
+
+    def accuracy(file: Path) -> float:
+        floats = int(file.stem.rpartition("_")[2]) if file.stem.count("_") == 3 else 0
+        return 0.5 if file.stem == "fp16" or floats >= 3 else 0.4
+
+    groups = [group.name for group in demo_int8.require_quantized().placement.groups]
+    monkeypatch.setattr("trt_qat.mixed_precision.advice.cheapest_mix", lambda *_: Mix(frozenset(), 0.0, 2))
+    adviser = Adviser(demo_int8, tmp_path, accuracy, lambda _: groups[::-1])
+    found = adviser.advise(GPUS["rtx3060"], 8, max_drop=1.0, limit=2)
+    mixed = found.forms[-1]
+    assert (mixed.name, mixed.float_groups) == (MIXED, tuple(groups[-3:]))
+    assert [form.name for form in found.forms if found.keeps_accuracy(form)] == [FP16, MIXED]
+    assert {pair: len(k) for pair, k in mixed.engine.convolutions.items()}["Int8", "Half"] < 57
 
 
 def form(name: str, ms: float, map50_95: float | None) -> Form:

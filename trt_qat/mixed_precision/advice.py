@@ -197,7 +197,8 @@ class Adviser:
         tensor = self._form(TENSOR, "int8_tensor", per_tensor, gpu, batch)
         mix = self._cheapest(fp16, factored, gpu, batch, limit)
         forms = [fp16, channel, tensor, factored]
-        if 0 < len(mix.float_groups) < len(self._convs):
+        too_costly = max_drop is not None and _costs_more(factored, fp16, max_drop)
+        if len(mix.float_groups) < len(self._convs) and (mix.float_groups or too_costly):
             forms.append(self._mixed(mix.float_groups, fp16, gpu, batch, max_drop))
         return Advice(gpu, batch, max_drop, tuple(forms), mix.tried)
 
