@@ -92,7 +92,7 @@ def _note_form(metadata: Mapping[str, str], flavor: Flavor, progress: Progress) 
     target = metadata.get("target")
     int8 = metadata["precision"].startswith("int8")
     if int8 and target in ("tensorrt", "tensorrt-rtx") and target != flavor:
-        progress.note(f"The file was exported for {target}. {flavor} makes more of `export --target {flavor}`.")
+        progress.note(f"The file was exported for {target}; `export --target {flavor}` writes the form for {flavor}.")
 
 
 def choose_flavor(wanted: FlavorChoice) -> tuple[Flavor, str]:
