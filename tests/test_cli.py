@@ -271,6 +271,7 @@ def test_sensitivity_ranks_every_group_and_continues(calibrated: str) -> None:
     assert again == f"Continuing 'out/sens.json': {len(errors)} of {len(errors)} groups are measured already.\n" + said
 
 
+@pytest.mark.slow
 def test_a_budget_that_all_int8_meets(calibrated: str) -> None:
     arguments = ("--weights", calibrated, *CHAIN)
     said = _succeed("qat", *arguments, "--max-drop", "100", "--out", "out/met", "--json", "out/met.json")

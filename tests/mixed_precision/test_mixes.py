@@ -295,7 +295,7 @@ def broken(demo_int8: Model) -> tuple[Model, str]:
     return replace(demo_int8.with_quantized(few, "ptq", {}), imgsz=160), name
 
 
-@pytest.mark.parametrize("precision", ["int8+fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["int8+fp16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_accuracy_and_latency_are_those_of_the_exported_file(
     broken: tuple[Model, str], demo_detector: Model, demo_set: Path, tmp_path: Path, precision: Precision
 ) -> None:
@@ -313,6 +313,7 @@ def test_accuracy_and_latency_are_those_of_the_exported_file(
     assert all(min(found.latency_ms, found.int8_latency_ms) > 0 for found in (of_float, of_broken, mended))
 
 
+@pytest.mark.slow
 def test_the_group_that_ruins_a_trained_detector_is_left_float(broken: tuple[Model, str], demo_set: Path) -> None:
     model, name = broken
     budget = api.keep_budget(model, copy.copy(model), demo_set, 3, evaluation=QUICK)

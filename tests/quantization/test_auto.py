@@ -150,6 +150,7 @@ def test_pipeline_compares_once(detector: Model, demo_yaml: Path, tmp_path: Path
     assert anew.provenance == first.provenance
 
 
+@pytest.mark.slow
 def test_pipeline_compares_groups_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     first, seen = run_calibration(detector, demo_yaml, tmp_path, auto_per_group=True)
     model = first.require_quantized()

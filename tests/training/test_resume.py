@@ -83,7 +83,9 @@ def unbroken(int8: Model, demo: Dataset, tmp_path_factory: pytest.TempPathFactor
     return content(out)
 
 
-@pytest.mark.parametrize("kill_at", [(1, 2), (2, 1), (3, 3)])
+@pytest.mark.parametrize(
+    "kill_at", [pytest.param((1, 2), marks=pytest.mark.slow), (2, 1), pytest.param((3, 3), marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed(
     int8: Model, demo: Dataset, tmp_path: Path, unbroken: dict[str, Any], kill_at: tuple[int, int]
 ) -> None:
