@@ -45,7 +45,7 @@ demo: $(READY) ## The main job on generated data: FP32 / PTQ INT8 / QAT INT8 on 
 	$(BIN)/trt-qat run --weights $(DEMO_BASE) --data $(DEMO_DATA) --out runs/demo/result --config scripts/demo.yaml $(ARGS)
 
 test: lint types ## Lint, types and tests (no GPU, no network after installation)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(READY) ## The tests that train or need the optional real data, and those for a GPU
 	$(BIN)/python -m pytest -m "slow or gpu"
