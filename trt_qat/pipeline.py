@@ -130,14 +130,15 @@ def advise(
     """
     gpu_for_advice(gpu)
     with locked(out):
-        model = load(weights, config.model.imgsz)
+        dataset: Dataset | None = None
         if data is not None:
-            model, _ = _calibrated(weights, data, config, progress)
-        elif model.quantized is None:
-            model = with_any_ranges(model, config.quantization)
+            model, dataset = _calibrated(weights, data, config, progress)
+        else:
+            model = load(weights, config.model.imgsz)
+            model = model if model.quantized else with_any_ranges(model, config.quantization)
         advice = api.advise(
             model,
-            data,
+            dataset,
             out,
             gpu,
             batch=batch,
