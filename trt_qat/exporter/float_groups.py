@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from trt_qat.exporter.qdq_passes import copy_of, redirect
+from trt_qat.exporter.qdq_passes import copy_of, redirect, weight_dequantizer
 
 
 def leave_float_(graph: gs.Graph, convs: Collection[str]) -> None:
@@ -20,7 +20,7 @@ def leave_float_(graph: gs.Graph, convs: Collection[str]) -> None:
         convs: PyTorch names, e.g. "model.2.cv1.conv".
     """
     for conv in [node for node in graph.nodes if node.op == "Conv"]:
-        dequantize = conv.inputs[1].inputs[0] if conv.inputs[1].inputs else None
+        dequantize = weight_dequantizer(conv)
         if dequantize is None or _weight_of(dequantize) not in convs:
             continue
         levels, scale = (tensor.values for tensor in dequantize.inputs[:2])

@@ -144,6 +144,12 @@ def _dequantize_of(quantize: gs.Node) -> gs.Node:
     return quantize.outputs[0].outputs[0]
 
 
+def weight_dequantizer(conv: gs.Node) -> gs.Node | None:
+    """The DequantizeLinear that makes a convolution's weight; None if it is float."""
+    above = conv.inputs[1].inputs
+    return above[0] if above and above[0].op == "DequantizeLinear" else None
+
+
 def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every reader of one tensor read another, in place."""
     for consumer in list(old.outputs):

@@ -27,7 +27,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from trt_qat.exporter.qdq_passes import copy_of, redirect
+from trt_qat.exporter.qdq_passes import copy_of, redirect, weight_dequantizer
 
 _LARGEST = float(np.finfo(np.float16).max)
 _ELEMENTWISE = frozenset({"Sigmoid", "Mul", "Relu", "LeakyRelu", "HardSwish", "HardSigmoid", "Tanh"})
@@ -64,8 +64,8 @@ def channel_factors_(graph: gs.Graph) -> None:
     In place. Convolutions whose weight has one scale already, or none, stay as they are.
     """
     for conv in [node for node in graph.nodes if node.op == "Conv"]:
-        dequantize = conv.inputs[1].inputs[0] if conv.inputs[1].inputs else None
-        if dequantize is not None and dequantize.op == "DequantizeLinear" and dequantize.inputs[1].values.size > 1:
+        dequantize = weight_dequantizer(conv)
+        if dequantize is not None and dequantize.inputs[1].values.size > 1:
             _move_behind_(graph, conv, dequantize)
     graph.cleanup().toposort()
 
