@@ -143,6 +143,10 @@ CASES = {
     # advice
     "unknown GPU": ("advise --weights yolov8n.yaml --gpu rtx9000 --out a", "Unknown GPU 'rtx9000'. Known: rtx3060"),
     "GPU of another compiler": ("advise --weights yolov8n.yaml --gpu agx-orin --out a", "AGX Orin 64 GB runs TensorRT"),
+    "advice from one scale per weight": (
+        "advise --weights yolov8n.yaml --data good --gpu rtx4090 --set quantization.weights=tensor --out a",
+        "Calibrate with quantization.weights=channel.",
+    ),
     "advice without weights": ("advise --weights none.pt --gpu rtx4090 --out a", "'none.pt' does not exist"),
     # datasets
     "missing data.yaml": (

@@ -45,7 +45,7 @@ from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.halving import halving
-from trt_qat.mixed_precision.advice import Advice, Adviser, gpu_for_advice
+from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, Advice, Adviser, gpu_for_advice
 from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
@@ -335,7 +335,7 @@ def advise(
     tune_cpu()
     card, evaluation, ranking = gpu_for_advice(gpu), evaluation or EvaluationSection(), ranking or SensitivitySection()
     if model.require_quantized().placement.weights != "channel":
-        raise ConfigError("Advice starts from scales per channel. Calibrate with quantization.weights=channel.")
+        raise ConfigError(NEEDS_CHANNELS)
     check_budget_runtime(evaluation)
     dataset = None if data is None else dataset_for(model, data)
     runtime = evaluation.runtime

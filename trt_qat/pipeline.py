@@ -16,6 +16,7 @@ from trt_qat.errors import ConfigError
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.lock import locked
+from trt_qat.mixed_precision.advice import NEEDS_CHANNELS as ADVICE_NEEDS_CHANNELS
 from trt_qat.mixed_precision.advice import Advice, gpu_for_advice, with_any_ranges
 from trt_qat.mixed_precision.exported import check_budget_runtime
 from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
@@ -129,6 +130,8 @@ def advise(
     Without ``data`` float weights get any ranges, which is enough for a compiler and for nothing else.
     """
     gpu_for_advice(gpu)
+    if config.quantization.weights != "channel":  # before the time that calibration takes
+        raise ConfigError(ADVICE_NEEDS_CHANNELS)
     with locked(out):
         dataset: Dataset | None = None
         if data is not None:

@@ -42,6 +42,7 @@ _PREFERRED = (CHANNEL, TENSOR, MIXED, FACTORED)  # the last keeps the scales per
 _TELLABLE = 1.01
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _ANY = 8.0
+NEEDS_CHANNELS: Final = "Advice starts from scales per channel. Calibrate with quantization.weights=channel."
 _REASON = "left float: INT8 is estimated slower there"
 
 Accuracy = Callable[[Path], float]
