@@ -63,6 +63,7 @@ class CompiledRunner:
     """
 
     name = "openvino"
+    parallel = 1
 
     def __init__(self, model: Any, like: Runner, precision: str = "f32") -> None:
         import openvino
@@ -74,6 +75,7 @@ class CompiledRunner:
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
         self.input_shape, self.metadata, self.device = like.input_shape, like.metadata, like.device
+        self.largest_batch = like.largest_batch
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See Runner.infer."""

@@ -43,19 +43,19 @@ class FakeTensorRtRunner:
     input_shape = (1, 3, 64, 64)
     metadata: Mapping[str, str] = {}
 
-    def __init__(self, plan: Path, threads: int = 0) -> None:
+    def __init__(self, plan: Path, threads: int = 0, mode: str = "latency", device: str = "auto") -> None:
         self.plan = plan
 
 
 class NoGpu(FakeTensorRtRunner):
-    def __init__(self, plan: Path, threads: int = 0) -> None:
+    def __init__(self, plan: Path, threads: int = 0, mode: str = "latency", device: str = "auto") -> None:
         raise RunnerError("No NVIDIA GPU found: not here. Use --runtime openvino.")
 
 
 class NotInstalled:
     suffixes = (".onnx",)
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, mode: str = "latency", device: str = "auto") -> None:
         raise MissingDependency("Runtime 'openvino' cannot be imported (no module): pip install openvino.")
 
 

@@ -28,6 +28,8 @@ class TorchRunner:
     """
 
     name: str = "torch"
+    parallel: int = 1
+    largest_batch: int | None = None
 
     def __init__(self, model: Model, threads: int = 0, device: torch.device | None = None) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)

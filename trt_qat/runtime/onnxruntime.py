@@ -17,7 +17,7 @@ from trt_qat.engine.onnx_file import onnx_metadata
 from trt_qat.errors import RunnerError
 from trt_qat.memory import check_memory
 from trt_qat.runtime.packages import import_onnxruntime
-from trt_qat.runtime.runner import check_batch, closed_error
+from trt_qat.runtime.runner import Mode, check_batch, check_cpu, closed_error
 
 _INPUT_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -32,6 +32,7 @@ class OnnxRuntimeRunner:
     Args:
         onnx: the ONNX file, static or dynamic batch.
         threads: 0 leaves the number to ONNX Runtime.
+        mode: "latency" and "throughput" are the same here but for how many threads may call at once.
         optimize: False switches every graph optimization off.
 
     Raises:
@@ -43,7 +44,15 @@ class OnnxRuntimeRunner:
     name: str = "onnxruntime"
     suffixes = (".onnx",)
 
-    def __init__(self, onnx: Path, threads: int = 0, optimize: bool = True) -> None:
+    def __init__(
+        self,
+        onnx: Path,
+        threads: int = 0,
+        mode: Mode = "latency",
+        device: str = "auto",
+        optimize: bool = True,
+    ) -> None:
+        check_cpu(device, self.name)
         self.metadata: Mapping[str, str] = onnx_metadata(onnx)
         self.device: str = "CPU"
         onnxruntime = import_onnxruntime()
@@ -66,15 +75,18 @@ class OnnxRuntimeRunner:
         self.input_shape: tuple[int | None, ...] = tuple(
             axis if isinstance(axis, int) else None for axis in inputs[0].shape
         )
+        self.largest_batch: int | None = self.input_shape[0]
+        self.parallel: int = 1 if mode == "latency" else 2  # one session serves any number of threads
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise closed_error(self.name)
         check_batch(batch, self.input_shape, self.name)
         feed = {self._input_name: batch.astype(self._input_dtype, copy=False)}
         try:
-            outputs = self._session.run(None, feed)
+            outputs = session.run(None, feed)
         except Exception as exc:  # as above
             check_memory(exc)
             raise RunnerError(f"ONNX Runtime failed to run the model: {_one_line(exc)}") from exc

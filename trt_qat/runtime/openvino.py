@@ -5,6 +5,7 @@ The float part stays FP32 (``INFERENCE_PRECISION_HINT``), so results are the sam
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from trt_qat.errors import ArtifactError, RunnerError
 from trt_qat.memory import check_memory
 from trt_qat.runtime.openvino_ir import check_ir
 from trt_qat.runtime.packages import import_openvino
-from trt_qat.runtime.runner import check_batch, closed_error
+from trt_qat.runtime.runner import Mode, check_batch, check_cpu, closed_error
 
 
 class OpenVinoRunner:
@@ -29,6 +30,7 @@ class OpenVinoRunner:
         model: an ONNX file, an IR (``*.xml`` with its ``*.bin`` beside it), or a folder with one; metadata of an IR
             is read from the ``metadata.yaml`` beside it, as Ultralytics writes it. Static or dynamic batch.
         threads: 0 leaves the number to OpenVINO.
+        mode: "latency" gives all cores to one image; "throughput" runs one image per core, or per few of them.
 
     Raises:
         ArtifactError: the file is missing, truncated or of another kind.
@@ -39,18 +41,24 @@ class OpenVinoRunner:
     name: str = "openvino"
     suffixes = (".onnx", "_openvino_model")
 
-    def __init__(self, model: Path, threads: int = 0) -> None:
+    largest_batch: int | None = None
+
+    def __init__(self, model: Path, threads: int = 0, mode: Mode = "latency", device: str = "auto") -> None:
+        check_cpu(device, self.name)
         file = _model_file(model)
         self.metadata: Mapping[str, str] = onnx_metadata(file) if file.suffix.lower() == ".onnx" else check_ir(file)
         openvino = import_openvino()
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        options: dict[str, Any] = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": "f32"}
         if threads > 0:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
             network = _read(core, file)
             self._compiled: Any = core.compile_model(network, "CPU", options)
-            self._request: Any = self._compiled.create_infer_request()
+            self.parallel: int = _requests(self._compiled, mode)
+            self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for _ in range(self.parallel):
+                self._requests.put(self._compiled.create_infer_request())
             self.device: str = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
         except RuntimeError as exc:
             check_memory(exc)
@@ -62,30 +70,41 @@ class OpenVinoRunner:
         self.input_shape: tuple[int | None, ...] = tuple(
             None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape
         )
+        self.largest_batch = self.input_shape[0]
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
-        if self._request is None:
+        compiled = self._compiled
+        if compiled is None:
             raise closed_error(self.name)
         check_batch(batch, self.input_shape, self.name)
+        request = self._requests.get()  # a thread more than there are requests waits here
         try:
-            results = self._request.infer([batch.astype(self._input_dtype, copy=False)])
+            # read where it stands; it stays untouched until the results are there
+            results = request.infer([batch.astype(self._input_dtype, copy=False)], share_inputs=True)
+            # a copy: OpenVINO writes the next result into the same memory
+            return [np.array(results[port], dtype=np.float32) for port in compiled.outputs]
         except RuntimeError as exc:
             check_memory(exc)
             raise RunnerError(f"OpenVINO failed to run the model: {_first_reason(exc)}") from exc
-        # a copy: OpenVINO writes the next result into the same memory
-        return [np.array(results[port], dtype=np.float32) for port in self._compiled.outputs]
+        finally:
+            self._requests.put(request)
 
     def __enter__(self) -> OpenVinoRunner:
-        if self._request is None:
+        if self._compiled is None:
             raise closed_error(self.name)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._request = None
         self._compiled = None
+        self._requests = queue.SimpleQueue()
+
+
+def _requests(compiled: Any, mode: Mode) -> int:
+    """Requests that keep the cores busy: one more than OpenVINO computes at once waits while others are prepared."""
+    return 1 if mode == "latency" else int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) + 1
 
 
 def read_network(model: Path) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from trt_qat.errors import RunnerError
 from trt_qat.metadata import LARGEST_SIDE, SMALLEST_SIDE, read_metadata
 
 DEFAULT_IMAGE_SIZE = 640
+
+Mode = Literal["latency", "throughput"]
+"""What a runner is opened for: each image as soon as possible, or as many images per second as possible."""
 
 
 @runtime_checkable
@@ -28,12 +31,16 @@ class Runner(Protocol):
         input_shape: (batch, 3, height, width); None stands for an axis that may be any size.
         metadata: what the exporter wrote into the file (names, imgsz, ...).
         device: what it runs on, for reports.
+        parallel: how many threads should call :meth:`infer` at once to keep the device busy; any number may.
+        largest_batch: most images per call; None where any number goes.
     """
 
     name: str
     input_shape: tuple[int | None, ...]
     metadata: Mapping[str, str]
     device: str
+    parallel: int
+    largest_batch: int | None
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Run one batch.
@@ -96,6 +103,18 @@ def check_raw_output(
     if not np.isfinite(output).all():
         raise RunnerError(
             f"The output of {source} holds NaN or infinity: its ranges or weights are broken. Export it again."
+        )
+
+
+def check_cpu(device: str, name: str) -> None:
+    """Refuse a GPU for a runtime that computes on the CPU.
+
+    Raises:
+        RunnerError: ``device`` is neither "auto" nor "cpu".
+    """
+    if device not in ("auto", "cpu"):
+        raise RunnerError(
+            f"Runtime '{name}' computes on the CPU, not on '{device}'. Use --device cpu, or a TensorRT plan."
         )
 
 

@@ -14,7 +14,7 @@ from trt_qat.artifacts import existing_file, file_sha256
 from trt_qat.engine.engine_file import read_sidecar
 from trt_qat.errors import ArtifactError, MissingDependency, RunnerError
 from trt_qat.registry import RUNTIMES
-from trt_qat.runtime.runner import Runner
+from trt_qat.runtime.runner import Mode, Runner
 
 
 class Runtime(Protocol):
@@ -26,11 +26,13 @@ class Runtime(Protocol):
 
     suffixes: tuple[str, ...]
 
-    def __call__(self, path: Path, threads: int = 0) -> Runner:
+    def __call__(self, path: Path, threads: int = 0, mode: Mode = "latency", device: str = "auto") -> Runner:
         """Open a file.
 
         Args:
             threads: CPU threads, 0 for the runtime's own choice; one on a GPU ignores it.
+            mode: what it is opened for.
+            device: "auto", "cpu" or "cuda:N"; a runtime that does not compute there refuses it.
 
         Raises:
             ArtifactError: the file cannot be read.
@@ -39,13 +41,13 @@ class Runtime(Protocol):
         """
 
 
-def open_runner(model: Path, runtime: str, threads: int = 0) -> Runner:
+def open_runner(model: Path, runtime: str, threads: int = 0, mode: Mode = "latency", device: str = "auto") -> Runner:
     """Open a file with the given runtime.
 
     Args:
         model: a file or folder that the runtime takes.
         runtime: a name of ``RUNTIMES``.
-        threads: see :class:`Runtime`.
+        threads, mode, device: see :class:`Runtime`.
 
     Raises:
         RunnerError: unknown runtime, or one that cannot run this kind of file or on this machine.
@@ -59,7 +61,7 @@ def open_runner(model: Path, runtime: str, threads: int = 0) -> Runner:
         others = " or ".join(runtimes_for(model))
         hint = f"That one runs on {others}." if others else "No runtime takes that one."
         raise RunnerError(f"Runtime '{runtime}' needs {_endings(runtime)}, found '{model}'. {hint}")
-    return _class(runtime)(model, threads)
+    return _class(runtime)(model, threads, mode, device)
 
 
 def runtimes_for(model: Path) -> list[str]:
@@ -73,7 +75,7 @@ def runtime_for(model: Path, preferred: str) -> str:
     return preferred if preferred in names or not names else names[0]
 
 
-def choose_runner(model: Path, threads: int = 0) -> tuple[Runner, str]:
+def choose_runner(model: Path, threads: int = 0, mode: Mode = "latency", device: str = "auto") -> tuple[Runner, str]:
     """Open a file, or the plan that was built from it, with the first runtime that works here.
 
     Returns:
@@ -88,18 +90,20 @@ def choose_runner(model: Path, threads: int = 0) -> tuple[Runner, str]:
         raise RunnerError(f"A model must be one of {known_endings()}, found '{model}'.")
     plan, onnx = model.with_suffix(".plan"), model.with_suffix(".onnx")
     if model.suffix.lower() == ".plan":
-        return _plan_or_its_onnx(model, onnx, threads)
+        return _plan_or_its_onnx(model, onnx, threads, mode, device)
     if model.suffix.lower() != ".onnx":
-        return _first_that_works(model, "it was given", threads)
+        return _first_that_works(model, "it was given", threads, mode, device)
     if not plan.is_file():
-        return _first_that_works(model, "there is no plan beside it", threads)
+        return _first_that_works(model, "there is no plan beside it", threads, mode, device)
     try:
         if _built_from(plan, model):
-            return _with_reason(open_runner(plan, "tensorrt", threads), plan, f"it was built from '{model.name}'")
+            return _with_reason(
+                open_runner(plan, "tensorrt", threads, mode, device), plan, f"it was built from '{model.name}'"
+            )
         note = f"'{plan.name}' was built from another version of it"
     except (ArtifactError, MissingDependency, RunnerError) as exc:
         note = f"'{plan.name}' does not run here: {_first_sentence(exc)}"
-    return _first_that_works(model, note, threads)
+    return _first_that_works(model, note, threads, mode, device)
 
 
 def known_endings() -> str:
@@ -107,23 +111,25 @@ def known_endings() -> str:
     return ", ".join(dict.fromkeys(f"*{suffix}" for name in RUNTIMES.rows for suffix in _class(name).suffixes))
 
 
-def _plan_or_its_onnx(plan: Path, onnx: Path, threads: int) -> tuple[Runner, str]:
+def _plan_or_its_onnx(plan: Path, onnx: Path, threads: int, mode: Mode, device: str) -> tuple[Runner, str]:
     try:
-        return _with_reason(open_runner(plan, "tensorrt", threads), plan, "it is the plan that was given")
+        return _with_reason(open_runner(plan, "tensorrt", threads, mode, device), plan, "it is the plan that was given")
     except (MissingDependency, RunnerError) as exc:
         if not onnx.is_file():
             raise
         if not _built_from(plan, onnx):
             note = f"'{onnx.name}' beside it cannot stand in, the side-car names another ONNX file as its source."
             raise type(exc)(f"{exc} {note}") from exc
-        return _first_that_works(onnx, f"'{plan.name}' does not run here: {_first_sentence(exc)}", threads)
+        return _first_that_works(
+            onnx, f"'{plan.name}' does not run here: {_first_sentence(exc)}", threads, mode, device
+        )
 
 
-def _first_that_works(model: Path, why: str, threads: int) -> tuple[Runner, str]:
+def _first_that_works(model: Path, why: str, threads: int, mode: Mode, device: str) -> tuple[Runner, str]:
     failures: list[MissingDependency | RunnerError] = []
     for runtime in runtimes_for(model):
         try:
-            runner = open_runner(model, runtime, threads)
+            runner = open_runner(model, runtime, threads, mode, device)
         except (MissingDependency, RunnerError) as exc:
             failures.append(exc)
             continue

@@ -26,7 +26,7 @@ from trt_qat.engine.flavor import import_tensorrt, tensorrt_logger
 from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.errors import RunnerError
 from trt_qat.runtime.device_memory import DeviceMemory, open_device_memory
-from trt_qat.runtime.runner import check_batch, closed_error
+from trt_qat.runtime.runner import Mode, check_batch, closed_error
 
 TRUST_PLAN = "TRT_QAT_TRUST_PLAN"
 """Environment variable: 1 lets plans with code for the CPU load."""
@@ -57,8 +57,11 @@ class TensorRtRunner:
     name: str = "tensorrt"
     suffixes = (".plan", ".engine")
 
-    def __init__(self, plan: Path, threads: int = 0) -> None:
-        del threads  # every runtime takes it
+    parallel: int = 1
+    largest_batch: int | None = None
+
+    def __init__(self, plan: Path, threads: int = 0, mode: Mode = "latency", device: str = "auto") -> None:
+        del threads, mode, device  # every runtime takes them
         description, content = read_engine(plan)
         gpus = gpu_names()
         if not gpus:
