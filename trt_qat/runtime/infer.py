@@ -30,6 +30,7 @@ from trt_qat.vision.detections import Detections
 ENGINES = Path("engines")
 _LATENCIES = 1000  # of the last frames: a camera runs for days
 _SECONDS_PER_LINE = 10.0
+_SECONDS_PER_LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,8 @@ class Outputs:
     results: bool = False
 
 
-@dataclass
 class Inferred:
-    """What :func:`infer` did, so far.
+    """What :func:`infer` did.
 
     Attributes:
         sources: as they were given, without passwords.
@@ -66,46 +66,93 @@ class Inferred:
         device: what it ran on.
         reason: one line: which file ran on what, and why.
         mode: "latency" or "throughput".
-        names: class id to name.
-        announced: how many images there are, or the videos' heads promise; None where one does not say.
+        written: files and folders.
         frames: images or video frames that went through the network.
         detections: boxes over all of them.
         seconds: from the first frame to the end of the last file.
-        broken, dropped, reconnects: as :class:`~trt_qat.runtime.frames.Source` counts them, over all sources.
-        errors: name of each image that could not be read or written, and why.
-        written: files and folders.
-        results: every frame as the object that ``--jsonl`` writes, where they were asked for.
+        median_ms: from a frame's decoded pixels to its detections, over the last thousand frames; None without any.
         counts: what has crossed each line, or is inside of each zone, by source.
+        results: every frame as the object that ``--jsonl`` writes, where they were asked for.
     """
 
-    sources: list[str]
-    runtime: str
-    device: str
-    reason: str
-    mode: Mode
-    names: dict[int, str]
-    announced: int | None = 0
-    frames: int = 0
-    detections: int = 0
-    seconds: float = 0.0
-    broken: int = 0
-    dropped: int = 0
-    reconnects: int = 0
-    errors: list[tuple[str, str]] = field(default_factory=list)
-    written: list[str] = field(default_factory=list)
-    results: list[dict[str, Any]] | None = None
-    counts: dict[str, Any] = field(default_factory=dict)
-    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    def __init__(self, sources: Sequence[Source], detector: Detector, mode: Mode, outputs: Outputs) -> None:
+        self._sources = sources
+        self._names = detector.names
+        self.sources = [source.text for source in sources]
+        self.runtime, self.device, self.reason = detector.runner.name, detector.runner.device, detector.reason
+        self.mode: Mode = mode
+        self.written: list[str] = []
+        self.frames = 0
+        self.detections = 0
+        self.seconds = 0.0
+        self.counts: dict[str, Mapping[str, Mapping[str, int]]] = {}
+        self.results: list[dict[str, Any]] | None = [] if outputs.results else None
+        self._started: deque[float] = deque()  # of the groups that are on their way: their order is kept
+        self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES)
+        self._begin: float | None = None
 
     @property
-    def median_ms(self) -> float | None:
-        """From a frame's decoded pixels to its detections, of the last thousand frames."""
-        return statistics.median(self.latencies_ms) if self.latencies_ms else None
+    def announced(self) -> int:
+        """Frames that the sources promise; 0 where one does not say."""
+        promised = [source.announced for source in self._sources]
+        return 0 if None in promised else sum(count or 0 for count in promised)
+
+    @property
+    def broken(self) -> int:
+        """Frames that could not be decoded, and were skipped."""
+        return sum(source.broken for source in self._sources)
+
+    @property
+    def dropped(self) -> int:
+        """Frames of live sources that came too fast."""
+        return sum(source.dropped for source in self._sources)
+
+    @property
+    def reconnects(self) -> int:
+        """How often streams were opened again."""
+        return sum(source.reconnects for source in self._sources)
+
+    @property
+    def errors(self) -> list[tuple[str, str]]:
+        """Name of each image that could not be read, and why."""
+        return [error for source in self._sources for error in source.errors]
 
     @property
     def fps(self) -> float | None:
         """Frames per second, reading and writing included."""
         return self.frames / self.seconds if self.seconds > 0 and self.frames else None
+
+    @property
+    def median_ms(self) -> float | None:
+        """See the class."""
+        return statistics.median(self._latencies_ms) if self._latencies_ms else None
+
+    def starting(self, groups: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
+        """The groups unchanged, with the time noted at which each goes in."""
+        for group in groups:
+            now = time.perf_counter()
+            self._begin = self._begin or now
+            self._started.append(now)
+            yield group
+
+    def found(self, groups: Iterable[Streamed]) -> Iterator[Streamed]:
+        """The groups unchanged, with the time noted at which each has its detections."""
+        for group in groups:
+            self._latencies_ms.append((time.perf_counter() - self._started.popleft()) * 1000)
+            yield group
+
+    def add(self, result: Result) -> None:
+        """One more result is written."""
+        self.frames += 1
+        self.detections += len(result.detections)
+        if result.counts:
+            self.counts[result.frame.source] = result.counts
+        if self.results is not None:
+            self.results.append(record_of(result, self._names))
+
+    def stopped(self) -> None:
+        """Nothing more is written."""
+        self.seconds = 0.0 if self._begin is None else time.perf_counter() - self._begin
 
     def as_dict(self) -> dict[str, Any]:
         """The object that ``--json`` writes; boxes in pixels of the image."""
@@ -129,6 +176,7 @@ class Inferred:
             **results,
             "errors": [{"frame": frame, "error": error} for frame, error in self.errors],
         }
+
 
 
 def infer(
@@ -175,22 +223,85 @@ def infer(
             max_fps=section.max_fps,
             progress=progress,
         )
-        close = stack.callback(_close, opened)
+        stack.callback(_close, opened)
         mode = mode_of(section.mode, opened)
-        detector = stack.enter_context(
-            Detector(model or default_model(), section, runtime=runtime, mode=mode, device=device)
-        )
-        done = Inferred([source.text for source in opened], detector, mode, outputs.results)
-        sinks = [stack.enter_context(sink) for sink in open_sinks(outputs, opened, detector.names, progress)]
-        finish = Finish(detector.names, opened, sinks, track, lines, zones)
-        groups = together(opened, _batch(section, detector, opened), progress)
-        found = detector.stream_groups(done.timed(groups))
-        results = stack.enter_context(closing(overlapped(finish, found, 1, 2, "draw")))
-        stack.callback(close)  # first of all on the way out, so that no stage waits for a frame
-        for group in results:
+        model = model if model is not None else default_model()
+        detector = stack.enter_context(Detector(model, section, runtime=runtime, mode=mode, device=device))
+        done = Inferred(opened, detector, mode, outputs)
+        sinks = open_sinks(stack, outputs, opened, detector.names, progress, done.written)
+        draw = Finish(opened, detector.names, any(sink.wants_picture for sink in sinks), track, lines, zones)
+        groups = done.starting(together(opened, _batch(section, detector, opened), progress))
+        found = done.found(detector.stream_groups(groups))
+        drawn = stack.enter_context(closing(overlapped(draw, found, workers=1, waiting=2, name="draw")))
+        stack.callback(_close, opened)  # first of all on the way out, so that no stage waits for a frame
+        report = _Report(done, progress)
+        for group in drawn:
             for result in group:
                 for sink in sinks:
                     sink.write(result)
                 done.add(result)
-            _report(done, opened, progress)
-    ...
+            report.tell()
+    done.stopped()
+    return done
+
+
+def mode_of(wanted: InferMode, sources: Sequence[Source]) -> Mode:
+    """What the detector is opened for: one camera or one picture wants its answer soon, files want to be done soon."""
+    if wanted != "auto":
+        return wanted
+    return "latency" if len(sources) == 1 and (sources[0].live or sources[0].announced == 1) else "throughput"
+
+
+def default_model(folder: Path = ENGINES) -> Path:
+    """The newest model in a folder that some runtime takes, one with int8 in its name before others.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    if (found := newest_model(folder)) is None:
+        raise ArtifactError(f"No model in '{folder}/'. Export one ('trt-qat export'), or give --model PATH.")
+    return found
+
+
+def newest_model(folder: Path = ENGINES) -> Path | None:
+    """:func:`default_model`, or None if there is none."""
+    found = [path for path in folder.glob("*") if runtimes_for(path)]
+    return max(found, key=lambda path: ("int8" in path.name.lower(), path.stat().st_mtime, path.name), default=None)
+
+
+class _Report:
+    """Tells how far it is: each frame to whoever draws a bar, and a line now and then for what never ends."""
+
+    def __init__(self, done: Inferred, progress: Progress) -> None:
+        self._done, self._progress = done, progress
+        self._since, self._frames = time.perf_counter(), 0
+        self._line_at = self._since + _SECONDS_PER_LINE
+        self._detail = ""
+
+    def tell(self) -> None:
+        """A group is written."""
+        done, now = self._done, time.perf_counter()
+        if now - self._since >= _SECONDS_PER_LOOK:
+            fps = (done.frames - self._frames) / (now - self._since)
+            self._detail = f"{fps:.1f} frames/s" + "".join(
+                f", {count} {what}" for what, count in (("dropped", done.dropped), ("broken", done.broken)) if count
+            )
+            self._since, self._frames = now, done.frames
+        self._progress.step("frames", done.frames, done.announced, self._detail)
+        if not done.announced and now >= self._line_at:
+            self._progress.note(f"{done.frames} frames, {done.detections} detections, {self._detail}")
+            self._line_at = now + _SECONDS_PER_LINE
+
+
+def _batch(section: InferSection, detector: Detector, sources: Sequence[Source]) -> int:
+    """Frames per group: live sources are batched together, unless something else is asked for."""
+    most = detector.runner.largest_batch
+    if most is not None and section.batch > most:
+        raise ConfigError(f"infer.batch={section.batch}: the model takes {most} at a time. Export it with more.")
+    wanted = section.batch if section.batch > 1 else max(1, sum(source.live for source in sources))
+    return wanted if most is None else min(wanted, most)
+
+
+def _close(sources: Sequence[Source]) -> None:
+    for source in sources:
+        source.close()
