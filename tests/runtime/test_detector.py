@@ -158,7 +158,7 @@ def test_a_batch_finds_what_single_images_do_whatever_batch_the_model_has(
         alone = [detect(image) for image in images]
         together = detect.batch(images)
         assert detect.batch([]) == []
-    assert [len(found) for found in alone] == [1, 0, 1, 1, 0]
+    assert [len(found) for found in alone] == [1, 0, 1, 2, 0]  # the fourth lies on two cells
     np.testing.assert_allclose(alone[0].boxes_xyxy, [[32, 32, 48, 48]], atol=0.2)
     for one, other in zip(alone, together, strict=True):
         _assert_equal(one, other)
@@ -167,7 +167,7 @@ def test_a_batch_finds_what_single_images_do_whatever_batch_the_model_has(
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_stream_finds_what_single_images_do(tmp_path: Path, mode: Mode, batch: int) -> None:
-    frames = [_red(96 + number, 128) if number % 3 else colour_image(64, 64) for number in range(20)]
+    frames = [_red() if number % 3 else colour_image(40 + number, 64) for number in range(20)]
     with Detector(write_tiny_detector(tmp_path / "tiny.onnx", batch=None), mode=mode) as detect:
         streamed = list(detect.stream(iter(frames), batch=batch))
         assert [frame is given for (frame, _), given in zip(streamed, frames, strict=True)] == [True] * 20
