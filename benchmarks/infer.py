@@ -262,9 +262,7 @@ def made_clip(video: Path, clip: Path, count: int) -> Path:
     return clip
 
 
-def measured(
-    worker: str, model: str, clip: Path, out: Path, sink: str, checkout: Path | None = None
-) -> dict[str, Any]:
+def measured(worker: str, model: str, clip: Path, out: Path, sink: str, checkout: Path | None = None) -> dict[str, Any]:
     """One run in a process of its own."""
     out.mkdir(exist_ok=True)
     paths = [str(checkout or Path(__file__).resolve().parents[1])]

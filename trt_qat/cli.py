@@ -576,14 +576,18 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
 @click.option("--model", type=FILE, help="*.plan, *.onnx, *.engine or OpenVINO folder [default: newest in engines/].")
 @click.option("--out", type=FILE, help="Annotated file, or folder [default: runs/infer].")
 @click.option("--no-save", is_flag=True, help="Write no annotated images and videos.")
-@click.option("--jsonl", metavar="FILE", help="One JSON object per frame; - is standard output (docs/infer.md).")
-@click.option("--csv", metavar="FILE", help="One row per detection; - is standard output.")
+@click.option("--jsonl", type=FILE, help="One JSON object per frame; - is standard output (docs/infer.md).")
+@click.option("--csv", type=FILE, help="One row per detection; - is standard output.")
 @click.option("--save-txt", type=FILE, help="Folder for YOLO label files.")
 @click.option("--save-crops", type=FILE, help="Folder for a picture of each detection.")
 @click.option("--show", is_flag=True, help="Show the annotated frames in a window; q ends.")
 @click.option("--track", is_flag=True, help="Give each object an id that it keeps (ByteTrack).")
-@click.option("--count-line", "lines", multiple=True, metavar="[NAME:]X1,Y1,X2,Y2", help="Count what crosses; repeatable.")
-@click.option("--count-zone", "zones", multiple=True, metavar="[NAME:]X1,Y1,...", help="Count what is inside; repeatable.")
+@click.option(
+    "--count-line", "lines", multiple=True, metavar="[NAME:]X1,Y1,X2,Y2", help="Count what crosses; repeatable."
+)
+@click.option(
+    "--count-zone", "zones", multiple=True, metavar="[NAME:]X1,Y1,...", help="Count what is inside; repeatable."
+)
 @click.option("--conf", type=click.FloatRange(0, 1, max_open=True), help="Same as --set infer.conf=...")
 @click.option("--iou", type=click.FloatRange(0, 1, min_open=True), help="Same as --set infer.iou=...")
 @click.option("--classes", metavar="LIST", help="Ids or names to keep, e.g. 0,stop.")
@@ -646,7 +650,7 @@ def infer(
             zones=zones,
             progress=bars,
         )
-    _print_inferred(done, on_stderr="-" in (outputs.jsonl, outputs.csv))
+    _print_inferred(done, on_stderr=Path("-") in (outputs.jsonl, outputs.csv))
     return done.as_dict()
 
 

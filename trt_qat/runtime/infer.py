@@ -9,28 +9,31 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from trt_qat.config import InferSection
-from trt_qat.errors import ArtifactError
+from trt_qat.config import InferMode, InferSection
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.progress import SILENT, Progress
+from trt_qat.runtime.annotator import Annotator
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.frames import Frame, Result, Source
 from trt_qat.runtime.overlap import overlapped
 from trt_qat.runtime.runner import Mode
 from trt_qat.runtime.selection import runtimes_for
-from trt_qat.runtime.sinks.sink import Sink
-from trt_qat.vision.detections import Detections
+from trt_qat.runtime.sinks.choice import open_sinks
+from trt_qat.runtime.sinks.jsonl import record_of
+from trt_qat.runtime.sources import open_sources, together
 
 ENGINES = Path("engines")
 _LATENCIES = 1000  # of the last frames: a camera runs for days
 _SECONDS_PER_LINE = 10.0
 _SECONDS_PER_LOOK = 1.0
+
+Group = TypeVar("Group")
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Outputs:
 
     out: Path | None = None
     save: bool = True
-    jsonl: str | Path | None = None
-    csv: str | Path | None = None
+    jsonl: Path | None = None
+    csv: Path | None = None
     save_txt: Path | None = None
     save_crops: Path | None = None
     show: bool = False
@@ -135,7 +138,7 @@ class Inferred:
             self._started.append(now)
             yield group
 
-    def found(self, groups: Iterable[Streamed]) -> Iterator[Streamed]:
+    def found(self, groups: Iterable[Group]) -> Iterator[Group]:
         """The groups unchanged, with the time noted at which each has its detections."""
         for group in groups:
             self._latencies_ms.append((time.perf_counter() - self._started.popleft()) * 1000)
@@ -176,7 +179,6 @@ class Inferred:
             **results,
             "errors": [{"frame": frame, "error": error} for frame, error in self.errors],
         }
-
 
 
 def infer(
@@ -228,11 +230,11 @@ def infer(
         model = model if model is not None else default_model()
         detector = stack.enter_context(Detector(model, section, runtime=runtime, mode=mode, device=device))
         done = Inferred(opened, detector, mode, outputs)
-        sinks = open_sinks(stack, outputs, opened, detector.names, progress, done.written)
-        draw = Finish(opened, detector.names, any(sink.wants_picture for sink in sinks), track, lines, zones)
+        sinks = [stack.enter_context(sink) for sink in open_sinks(outputs, opened, detector.names, progress)]
+        annotator = Annotator(detector.names, any(sink.wants_picture for sink in sinks))
         groups = done.starting(together(opened, _batch(section, detector, opened), progress))
         found = done.found(detector.stream_groups(groups))
-        drawn = stack.enter_context(closing(overlapped(draw, found, workers=1, waiting=2, name="draw")))
+        drawn = stack.enter_context(closing(overlapped(annotator, found, workers=1, waiting=2, name="draw")))
         stack.callback(_close, opened)  # first of all on the way out, so that no stage waits for a frame
         report = _Report(done, progress)
         for group in drawn:
