@@ -24,6 +24,7 @@ from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
 from trt_qat.config import Config, ExportFormat, FlavorChoice, InferMode, Precision, SensitivityMetric, choices
 from trt_qat.errors import ArtifactError, TrtQatError
+from trt_qat.extras import extras_named
 from trt_qat.memory import MEMORY_RAN_OUT, is_out_of_memory
 from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
@@ -131,7 +132,8 @@ def _one_line_errors() -> Iterator[None]:
     # third-party deprecation notes mean nothing to a user; the tests turn warnings into errors
     warnings.simplefilter("ignore")
     try:
-        yield
+        with extras_named():
+            yield
     except TrtQatError as exc:
         _say_error(str(exc))
         sys.exit(1)
@@ -139,13 +141,6 @@ def _one_line_errors() -> Iterator[None]:
         if not is_out_of_memory(exc):
             raise
         _say_error(MEMORY_RAN_OUT)
-        sys.exit(1)
-    except ModuleNotFoundError as exc:
-        if str(exc.name).startswith("trt_qat"):
-            raise
-        _say_error(
-            f"The package '{exc.name}' is not installed. Install trt_qat with what it needs: pip install trt_qat."
-        )
         sys.exit(1)
 
 
