@@ -17,9 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
-from itertools import cycle, islice
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,8 @@ class Clock:
 
     def done(self) -> dict[str, Any]:
         """The figures; called when every file is closed."""
-        assert self.first is not None
+        if self.first is None:
+            raise SystemExit("There was no frame.")
         wall, cpu = time.perf_counter() - self.first[0], cpu_seconds() - self.first[1]
         return {
             "frames": self.frames,
@@ -102,7 +102,7 @@ def resident_mb() -> float:
 def ours(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
     """``trt-qat infer``."""
     from trt_qat.progress import Silent
-    from trt_qat.runtime.infer import infer
+    from trt_qat.runtime.infer import Outputs, infer
     from trt_qat.runtime.openvino import OpenVinoRunner
 
     clock, calls = Clock(), Calls()
@@ -113,7 +113,8 @@ def ours(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
             clock.result()
 
     jsonl = out / "out.jsonl" if sink == "jsonl" else None
-    infer([clip], out / "out.mp4", Path(model), save=sink == "video", jsonl=jsonl, progress=Told())
+    outputs = Outputs(out=out / "out.mp4", save=sink == "video", jsonl=jsonl)
+    infer([clip], model, outputs=outputs, progress=Told())
     return {**clock.done(), "runtime": calls.share()}
 
 
@@ -139,15 +140,12 @@ def ultralytics(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
     clock = Clock()
     network = YOLO(model, task="detect")
     with (out / "out.jsonl").open("w") as lines:
-        for result in network.predict(clip, stream=True, save=sink == "video", verbose=False, project=str(out)):
+        for result in network.predict(clip, stream=True, save=sink == "video", project=str(out)):
             clock.result()
             if sink == "jsonl":
                 boxes = result.boxes
                 lines.write(json.dumps([boxes.xyxy.tolist(), boxes.conf.tolist(), boxes.cls.tolist()]) + "\n")
     return clock.done()
-
-
-WORKERS = {"ours": ours, "before": before, "ultralytics": ultralytics}
 
 
 def main() -> None:
@@ -171,7 +169,8 @@ def main() -> None:
     report(found)
     print("Core-milliseconds per frame, one stage at a time:")
     for name, model in (("square", "ours_int8.onnx"), ("rectangle", "ours_int8_rectangle.onnx")):
-        print(f"  {name}: {stages(str(arguments.out / model), clip)}")
+        costs = measured("stages", str(arguments.out / model), clip, arguments.out / "written", "video")
+        print(f"  {name}: {', '.join(f'{stage} {value:.2f}' for stage, value in costs.items())}")
     many = made_clip(arguments.video, arguments.out / f"clip_{MANY_FRAMES}.mp4", MANY_FRAMES)
     last = measured("ours", str(arguments.out / "ours_int8_rectangle.onnx"), many, arguments.out / "written", "video")
     sizes = last["resident_mb"]
@@ -243,22 +242,23 @@ def run(*command: object) -> None:
 
 
 def made_clip(video: Path, clip: Path, count: int) -> Path:
-    """The frames of a video again and again, 25 per second, as H.264."""
+    """The packets of a video again and again, as they are: nothing is encoded anew."""
     import av
 
     if clip.exists():
         return clip
-    with av.open(str(video)) as source:
-        frames = [frame.to_ndarray(format="bgr24") for frame in source.decode(video=0)]
     with av.open(str(clip), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width = frames[0].shape[:2]  # type: ignore[union-attr]
-        stream.pix_fmt = "yuv420p"  # type: ignore[union-attr]
-        for number, image in enumerate(islice(cycle(frames), count)):
-            frame = av.VideoFrame.from_ndarray(image, format="bgr24")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            container.mux(stream.encode(frame))  # type: ignore[union-attr]
-        container.mux(stream.encode(None))  # type: ignore[union-attr]
+        stream, written = None, 0
+        while written < count:
+            with av.open(str(video)) as source:
+                stream = stream or container.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.dts is None or written == count:
+                        continue
+                    packet.pts = packet.dts = written * (packet.duration or 1)  # a video without B-frames
+                    packet.stream = stream
+                    container.mux(packet)
+                    written += 1
     return clip
 
 
@@ -291,21 +291,52 @@ def report(found: dict[str, list[dict[str, Any]]]) -> None:
         )
 
 
-def stages(model: str, clip: Path) -> dict[str, float]:
-    """Core-milliseconds per frame of every stage, each alone on the same frames."""
+def stages(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
+    """Core-milliseconds of this process per frame of every stage, each alone on the same frames."""
     import cv2
     import numpy as np
 
-    from trt_qat.runtime.decode import open_video  # type: ignore[import-not-found]
+    from trt_qat.runtime.access import file_access
+    from trt_qat.runtime.annotator import Annotator
+    from trt_qat.runtime.decode import Converter, Decoder
+    from trt_qat.runtime.detector import Detector
+    from trt_qat.runtime.frames import Frame
+    from trt_qat.runtime.sinks.video import VideoSink
+    from trt_qat.vision.letterbox import network_input
+    from trt_qat.vision.postprocess import detections_from_output
 
-    raise NotImplementedError
+    cv2.setNumThreads(1)
+    found: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], list[Any]]) -> list[Any]:
+        start = time.process_time()
+        made = work()
+        found[name] = 1000 * (time.process_time() - start) / len(made)
+        return made
+
+    decoder, converter = Decoder(file_access(Path(clip))), Converter()
+    decoded = timed("decode", lambda: [entry for entry in islice(decoder.frames(), 200) if entry is not None])
+    images = timed("to BGR", lambda: [converter.bgr(frame) for frame, _ in decoded])
+    frames = [Frame(image, clip, number, number / 25) for number, image in enumerate(images)]
+    with Detector(model, mode="throughput") as detect:
+        batch = np.zeros((1, 3, *detect.imgsz), np.float32)
+        timed("letterbox", lambda: [network_input(image, detect.imgsz, out=batch[0]) for image in images])
+        detections = [detect(image) for image in images]
+        outputs = timed("inference", lambda: [detect.runner.infer(batch)[0] for _ in images])
+        section = detect.section
+        timed("post-processing", lambda: [detections_from_output(o[0], section.conf, section.iou) for o in outputs])
+        annotator = Annotator(detect.names, draw=True)
+        pairs = list(zip(frames, detections, strict=True))
+        results = timed("drawing", lambda: [annotator([pair])[0] for pair in pairs])
+    with VideoSink(out / "stages.mp4", 25.0) as writer:
+        start = time.process_time()
+        for result in results:
+            writer.write(result)
+    found["encoding"] = 1000 * (time.process_time() - start) / len(results)
+    return {name: round(value, 2) for name, value in found.items()}
 
 
-def timed(function: Callable[[], Iterator[Any]] | Callable[[], Any], count: int) -> float:
-    """Core-milliseconds of the whole process per frame."""
-    start = time.process_time()
-    function()
-    return round(1000 * (time.process_time() - start) / count, 2)
+WORKERS = {"ours": ours, "before": before, "ultralytics": ultralytics, "stages": stages}
 
 
 def work(arguments: Sequence[str]) -> None:
