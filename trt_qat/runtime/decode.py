@@ -7,6 +7,7 @@ ones and never converted.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,11 @@ from trt_qat.runtime.access import OPEN_SECONDS, READ_SECONDS, Access
 
 DEFAULT_FPS = 25.0
 _HIGHEST_FPS = 1000.0
-_MOST_ERRORS = 200  # of the container in a row, without a packet: each one steps over some bytes
+_MOST_ERRORS = 10_000  # of the container in a row, without a packet: each one steps over some bytes
+# Formats without timestamps: FFmpeg makes some up, 25 frames per second.
+_TIMELESS = frozenset(
+    {"h261", "h263", "h264", "hevc", "jpeg_pipe", "m4v", "mjpeg", "mpegvideo", "mpjpeg", "obu", "vc1", "vvc"}
+)
 _DURATION_IN_HEAD = "matroska,webm"  # says how many seconds there are, and not how many frames
 _TWO_MEGAPIXELS = 1920 * 1088
 _CORRUPT_PICTURES = frozenset({"mjpeg"})  # decoders that return half a picture as if it were whole, unless told
@@ -114,9 +119,11 @@ class Decoder:
 
     def _all(self) -> Iterator[Decoded | None]:
         errors = 0
+        heard = time.monotonic()
         time_base = float(self._stream.time_base or 0)
         # AVI knows no presentation times, and FFmpeg's guess is wrong with B-frames; decoding times rise as they should
         clock = "dts" if self.format == "avi" else "pts"
+        timeless = self.format in _TIMELESS or not time_base
         # A live stream is joined somewhere: what refers to frames before that is not broken, it was never sent.
         joining = self._network
         while True:
@@ -129,12 +136,13 @@ class Decoder:
                 return
             except (av.error.FFmpegError, OSError) as exc:
                 errors += 1
-                if errors > _MOST_ERRORS:
+                if errors > _MOST_ERRORS or (self._network and time.monotonic() - heard > READ_SECONDS):
                     self.ended_badly = _reason(exc)
                     return
                 self._packets = self._container.demux(self._stream)  # the generator is dead, the file is not
                 continue
             errors = 0
+            heard = time.monotonic()
             try:
                 frames = packet.decode()
             except EOFError:
@@ -150,7 +158,7 @@ class Decoder:
                     continue
                 joining = False
                 ticks = getattr(frame, clock)
-                yield frame, None if ticks is None or not time_base else ticks * time_base
+                yield frame, None if ticks is None or timeless else ticks * time_base
 
 
 class Converter:

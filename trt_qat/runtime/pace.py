@@ -77,17 +77,17 @@ class Clock:
             seconds = 0.0
         else:
             last_number, last = self._last
-            usual = last + (number - last_number) / self.fps
-            seconds = self._placed(timestamp, usual, max(usual, elapsed) if self._live else usual, last)
+            usual = max(elapsed, last + _NUDGE) if self._live else last + (number - last_number) / self.fps
+            seconds = self._placed(timestamp, usual, last)
         self._last = number, seconds
         return seconds
 
-    def _placed(self, timestamp: float | None, usual: float, fresh: float, last: float) -> float:
+    def _placed(self, timestamp: float | None, usual: float, last: float) -> float:
         if timestamp is None:
             return usual
         if self._offset is not None:
             seconds = timestamp + self._offset
-            if last - _STEP_BACK <= seconds and not (self._live and seconds > fresh + _LEAP):
+            if last - _STEP_BACK <= seconds and not (self._live and seconds > usual + _LEAP):
                 return max(seconds, last + _NUDGE)
-        self._offset = fresh - timestamp
-        return fresh
+        self._offset = usual - timestamp
+        return usual
