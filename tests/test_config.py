@@ -71,7 +71,10 @@ def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
         ("quantization.calibratr=max", "Did you mean 'calibrator'?"),
         ("quantisation.calibrator=max", "Unknown key 'quantisation' in --set quantisation.calibrator=max. "),
         ("quantisation.calibrator=max", "Did you mean 'quantization'?"),
-        ("infer.zzz=1", "Known: infer.conf, infer.iou, infer.max_det."),
+        (
+            "infer.zzz=1",
+            "Known: infer.batch, infer.classes, infer.conf, infer.every, infer.iou, infer.max_det, infer.max_fps, infer.mode.",
+        ),
         (
             "zzz.zzz=1",
             "Known: data, engine, evaluation, export, infer, model, parity, qat, quantization, sensitivity, train.",

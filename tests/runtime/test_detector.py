@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_onnx import NAMES, colour_image, write_tiny_detector
+from tiny_onnx import NAMES, colour_image, write_free_size, write_tiny_detector
 
 import trt_qat
 from trt_qat.config import InferSection
@@ -187,6 +187,19 @@ def test_a_stream_takes_what_carries_a_picture_and_ends_at_the_first_error(tiny:
         assert found == [(0, 1), (1, 1)]
     with pytest.raises(RunnerError, match="closed"):
         list(detect.stream(frames))
+
+
+@pytest.mark.parametrize(("size_wh", "imgsz"), [(None, (96, 96)), ((640, 360), (64, 96)), ((100, 300), (96, 32))])
+def test_a_model_of_free_size_gets_the_rectangle_of_the_images(
+    tmp_path: Path, size_wh: tuple[int, int] | None, imgsz: tuple[int, int]
+) -> None:
+    free = write_free_size(tmp_path / "free.onnx", props={"names": str(NAMES), "imgsz": "[96, 96]"})
+    with OnnxRuntimeRunner(free) as runner:
+        detect = Detector(runner, size_wh=size_wh)
+        assert detect.imgsz == imgsz
+        assert detect(colour_image(50, 70)).boxes_xyxy.shape[1] == 4
+    with OnnxRuntimeRunner(write_tiny_detector(tmp_path / "fixed.onnx")) as runner:
+        assert Detector(runner, size_wh=size_wh).imgsz == (64, 64)
 
 
 def test_only_the_wanted_classes(tiny: Path) -> None:

@@ -23,6 +23,7 @@ from trt_qat.vision.detections import Detections
 from trt_qat.vision.letterbox import LetterboxTransform, network_input
 from trt_qat.vision.postprocess import detections_from_output
 from trt_qat.vision.self_check import check_preprocessing
+from trt_qat.vision.size import rectangle_for
 
 Image = NDArray[np.uint8]
 
@@ -52,6 +53,8 @@ class Detector:
         mode: for a file: "latency" computes one image as soon as possible, "throughput" as many per second as possible,
             which takes :meth:`stream`.
         device: for a file: "auto", "cpu", "cuda" or "cuda:N".
+        size_wh: usual width and height of the images: a model whose height and width are free gets the rectangle that
+            fits them, with its longer side. Without it, and for other models, the file says the size.
         settings: keys of the ``infer`` section, e.g. ``conf=0.4``, ``iou=0.5``, ``max_det=100``, ``classes=["stop"]``.
 
     Attributes:
@@ -85,6 +88,7 @@ class Detector:
         runtime: str = "auto",
         mode: Mode = "latency",
         device: str = "auto",
+        size_wh: tuple[int, int] | None = None,
         **settings: Any,
     ) -> None:
         self.section = (section or InferSection()).replace(**settings)
@@ -97,6 +101,8 @@ class Detector:
             else:
                 self.runner, self.reason = model, f"It runs on {model.name} ({model.device}): an open runner was given."
             self.imgsz = image_size(self.runner.metadata, self.runner.input_shape)
+            if size_wh is not None and self.runner.input_shape[2:] == (None, None):
+                self.imgsz = rectangle_for(size_wh, max(self.imgsz))
             self.names = class_names(self.runner.metadata)
             self._classes = _class_ids(self.section.classes, self.names)
             self._opened = opened.pop_all()

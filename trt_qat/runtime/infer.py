@@ -228,7 +228,10 @@ def infer(
         stack.callback(_close, opened)
         mode = mode_of(section.mode, opened)
         model = model if model is not None else default_model()
-        detector = stack.enter_context(Detector(model, section, runtime=runtime, mode=mode, device=device))
+        size_wh = next((source.size_wh for source in opened if source.size_wh), None)
+        detector = stack.enter_context(
+            Detector(model, section, runtime=runtime, mode=mode, device=device, size_wh=size_wh)
+        )
         done = Inferred(opened, detector, mode, outputs)
         sinks = [stack.enter_context(sink) for sink in open_sinks(outputs, opened, detector.names, progress)]
         annotator = Annotator(detector.names, any(sink.wants_picture for sink in sinks))
