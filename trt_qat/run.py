@@ -149,7 +149,7 @@ class _Run:
         weights = file_sha256(self.weights) if self.weights.is_file() else str(self.weights)
         self.stage(
             "the float checkpoint",
-            {"weights": weights, "imgsz": self.model.imgsz},
+            {"weights": weights, "imgsz": list(self.model.imgsz)},
             (file,),
             lambda: save(file, replace(self.model, provenance=self.provenance)),
         )

@@ -136,7 +136,7 @@ def test_qat_halves_its_batch_where_gpu_memory_runs_out(demo_detector: Model, de
 
     from trt_qat import api
 
-    int8 = api.quantize(replace(demo_detector, imgsz=640), demo_set, calibrator="max", images=2)
+    int8 = api.quantize(replace(demo_detector, imgsz=(640, 640)), demo_set, calibrator="max", images=2)
     progress = Recording()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(1.2 * 2**30 / total)

@@ -69,7 +69,7 @@ def test_nothing_in_a_gray_image(tiny: Path) -> None:
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_file_is_opened_and_closed(tiny: Path, as_text: bool) -> None:
     with Detector(str(tiny) if as_text else tiny, runtime="onnxruntime") as detect:
-        assert (detect.names, detect.imgsz) == (NAMES, 64)
+        assert (detect.names, detect.imgsz) == (NAMES, (64, 64))
         assert detect.reason == f"'{tiny}' runs on onnxruntime (CPU): it was asked for."
         (box,) = detect(_red()).boxes_xyxy
         np.testing.assert_allclose(box, [32, 32, 48, 48], atol=0.2)

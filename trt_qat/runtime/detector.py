@@ -34,7 +34,7 @@ class Detector:
 
     Attributes:
         names: class id to name; empty if the file has none.
-        imgsz: side of the square network input in pixels.
+        imgsz: height and width of the network input in pixels.
         reason: one line that says which file runs on what, and why.
         runner: what runs the network.
         section: the thresholds that count.
@@ -43,7 +43,7 @@ class Detector:
         ArtifactError: the file cannot be read.
         ConfigError: an unknown or bad setting.
         MissingDependency: the runtime's package is missing.
-        RunnerError: no runtime here runs the file, or it does not take one square colour image at a time.
+        RunnerError: no runtime here runs the file, or it does not take one colour image at a time.
 
     Example:
         >>> frame_bgr = cv2.imread("street.jpg")

@@ -26,7 +26,7 @@ Writer = Callable[["Model", Path, ExportSection], None]
 
 Arrays = list[NDArray[np.float32]]
 Client = Callable[[Path, Arrays], Arrays]
-"""Loads a file as its user would and runs batches: (batch, 3, imgsz, imgsz) to (batch, 4 + classes, anchors).
+"""Loads a file as its user would and runs batches: (batch, 3, *imgsz) to (batch, 4 + classes, anchors).
 
 Raises MissingDependency where the client is not installed here; whatever else it raises says that it cannot run it.
 """
