@@ -41,6 +41,7 @@ Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
 Amp = Literal["none", "bfloat16", "float16"]
+InferMode = Literal["auto", "latency", "throughput"]
 SensitivityMetric = Literal["error", "map", "both"]
 
 
@@ -292,11 +293,21 @@ class ParitySection(Section):
 
 
 class InferSection(Section):
-    """Images and videos in, annotated files out."""
+    """Images, videos and streams in, detections out."""
 
     conf: float = Field(default=0.25, ge=0, lt=1)
     iou: float = Field(default=0.45, gt=0, le=1)
     max_det: int = Field(default=300, ge=1)
+    classes: tuple[int | str, ...] = ()
+    mode: InferMode = "auto"
+    batch: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1)
+    max_fps: float | None = Field(default=None, gt=0)
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _one_class(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | str) and not isinstance(value, bool) else value
 
 
 class Config(Section):

@@ -152,7 +152,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(demo_detector: Model, demo_s
     from trt_qat import api
 
     class Interrupted(Recording):
-        def step(self, description: str, done: int, total: int) -> None:
+        def step(self, description: str, done: int, total: int, detail: str = "") -> None:
             if "epoch 2/" in description:
                 raise KeyboardInterrupt
 

@@ -213,7 +213,7 @@ def test_pycuda_comes_first_and_neither_is_an_error(monkeypatch: pytest.MonkeyPa
     assert isinstance(device_memory.open_device_memory(), PycudaMemory)
     for name in ("pycuda", "pycuda.driver", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependency, match=r"pip install pycuda.*pip install cuda-python"):
+    with pytest.raises(MissingDependency, match=r"pip install 'trt_qat\[gpu\]'.*pip install cuda-python"):
         device_memory.open_device_memory()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from trt_qat.errors import MissingDependency, RunnerError
+from trt_qat.extras import install_hint
 
 
 class DeviceMemory(Protocol):
@@ -86,8 +87,8 @@ def open_device_memory() -> DeviceMemory:
         return CudaPythonMemory(cudart)
     except ImportError as exc:
         raise MissingDependency(
-            "Runtime 'tensorrt' needs pycuda ('pip install pycuda', compiled with the CUDA toolkit) "
-            "or cuda-python ('pip install cuda-python')."
+            f"Runtime 'tensorrt' needs pycuda ({install_hint('pycuda')}, compiled with the CUDA toolkit) "
+            "or cuda-python (pip install cuda-python)."
         ) from exc
 
 
