@@ -360,6 +360,7 @@ def export(
     out: str | Path,
     section: ExportSection | None = None,
     *,
+    thresholds: InferSection | None = None,
     device: str = "cpu",
     progress: Progress = SILENT,
     **settings: Any,
@@ -368,6 +369,7 @@ def export(
 
     Args:
         out: file or folder; the target's formats say which suffix.
+        thresholds: of the NMS that ``nms=True`` builds into the file.
         device: where the network is traced and computes what the file is compared with; on the CPU the file is the same
             on every machine, so ``auto`` is the CPU here.
         settings: keys of the ``export`` section, e.g. ``target="openvino"``.
@@ -384,7 +386,7 @@ def export(
     tune_cpu()
     section = (section or ExportSection()).replace(**settings)
     with computing_on(model.network, torch_device("cpu" if device == "auto" else device)):
-        return export_for_target(model, Path(out), section, progress)
+        return export_for_target(model, Path(out), section, progress, thresholds=thresholds)
 
 
 def build(

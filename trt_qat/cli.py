@@ -325,6 +325,7 @@ def qat(
 @click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
 @click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
+@click.option("--nms", is_flag=True, help="Build NMS into the ONNX file, with infer.conf, infer.iou, infer.max_det.")
 @click.option("--no-check", is_flag=True, help="Write the file without running it in its client.")
 @click.option("--out", type=FILE, required=True, help="*.onnx, *_openvino_model or *.engine, see `trt-qat targets`.")
 @_command
@@ -334,6 +335,7 @@ def export(
     target: str | None,
     form: ExportFormat | None,
     precision: Precision | None,
+    nms: bool,
     no_check: bool,
     out: Path,
 ) -> dict[str, str]:
@@ -344,18 +346,21 @@ def export(
 
     INT8 needs a calibrated *.safetensors; float weights (*.pt, *.yaml too) become fp16 for TensorRT, fp32 elsewhere.
     """
-    given = {"target": target, "format": form, "precision": precision, "check": False if no_check else None}
+    given = {"target": target, "format": form, "precision": precision, "nms": nms or None}
+    given["check"] = False if no_check else None
     section = config.export.replace(**{key: value for key, value in given.items() if value is not None})
     from trt_qat.artifacts import size_bytes
     from trt_qat.targets.base import check_out
+    from trt_qat.targets.nms import check_nms_form
 
     check_out(out, section)
+    check_nms_form(section)
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
         from trt_qat.checkpoint import load
 
         model, device = load(checkpoint, config.model.imgsz), config.model.device
-        artifact = api.export(model, out, section, device=device, progress=bars)
+        artifact = api.export(model, out, section, thresholds=config.infer, device=device, progress=bars)
     size = size_bytes(artifact.path) / 1e6
     click.echo(f"Exported: {artifact.path} (for {section.target}, {artifact.precision}, {size:.2f} MB)")
     return {

@@ -217,6 +217,7 @@ class ExportSection(Section):
     opset: int | None = Field(default=None, ge=19, le=23)
     batch: int = Field(default=1, ge=1)
     dynamic_batch: bool = False
+    nms: bool = False
     check: bool = True
 
     @field_validator("target")

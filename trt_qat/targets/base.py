@@ -65,6 +65,7 @@ class Target:
         precision: of the INT8 file, where none is asked for.
         forms: what it takes, by format; the first is the default.
         opset: where none is asked for.
+        nms_operator: whether it runs ONNX's NonMaxSuppression.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Target:
     precision: Precision
     forms: Mapping[ExportFormat, Form]
     opset: int = 19
+    nms_operator: bool = True
 
     def form(self, name: ExportFormat) -> Form:
         """The form of a format.

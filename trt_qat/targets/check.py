@@ -68,8 +68,7 @@ def check_computed_right(
         DatasetError: an image cannot be read.
     """
     target = target_from_name(section.target)
-    chosen = list(images[:COUNT]) or generated_images(model.imgsz)
-    batches = _batches(network_batch(chosen, model.imgsz), section)
+    batches = check_batches(model, section, images)
     try:
         outputs = target.form(section.format).compute(file, batches)
     except MissingDependency as exc:
@@ -92,6 +91,12 @@ def check_computed_right(
                 f"spread (at most {LOGIT_LIMIT}), boxes by {off.boxes * max(model.imgsz):.1f} pixels (at most "
                 f"{BOX_LIMIT * max(model.imgsz):.1f}). {_ADVICE}"
             )
+
+
+def check_batches(model: Model, section: ExportSection, images: Sequence[Image] = ()) -> list[NDArray[np.float32]]:
+    """Two images as the file of ``section`` takes them: generated ones without any."""
+    chosen = list(images[:COUNT]) or generated_images(model.imgsz)
+    return _batches(network_batch(chosen, model.imgsz), section)
 
 
 def difference(found: NDArray[np.float32], expected: NDArray[np.float32], imgsz: ImageSize) -> Difference:
