@@ -66,6 +66,6 @@ def _seen_ms(runner: Runner, batch: Pixels) -> float:
 
 
 def _noise(runner: Runner) -> Pixels:
-    side = image_size(runner.metadata, runner.input_shape)
+    imgsz = image_size(runner.metadata, runner.input_shape)
     generator = np.random.default_rng(0)
-    return generator.random((runner.input_shape[0] or 1, 3, side, side), dtype=np.float32)
+    return generator.random((runner.input_shape[0] or 1, 3, *imgsz), dtype=np.float32)
