@@ -102,8 +102,9 @@ def resident_mb() -> float:
 def ours(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
     """``trt-qat infer``."""
     from trt_qat.progress import Silent
-    from trt_qat.runtime.infer import Outputs, infer
+    from trt_qat.runtime.infer import infer
     from trt_qat.runtime.openvino import OpenVinoRunner
+    from trt_qat.runtime.sinks.choice import Outputs
 
     clock, calls = Clock(), Calls()
     OpenVinoRunner.infer = calls.around(OpenVinoRunner.infer)  # type: ignore[method-assign]

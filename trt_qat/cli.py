@@ -625,6 +625,7 @@ def infer(
     engines/ holds no model and none is given, the shipped detector of generated traffic signs is made first.
     """
     from trt_qat.runtime import infer as job
+    from trt_qat.runtime.sinks.choice import Outputs
     from trt_qat.runtime.sources import name_sources
 
     given["classes"] = _class_list(given["classes"])
@@ -632,7 +633,7 @@ def infer(
     section = config.infer.replace(**{key: given[key] for key in keys if given[key] is not None})
     files = {key: given[key] for key in ("out", "jsonl", "csv", "save_txt", "save_crops", "show")}
     keep = click.get_current_context().params["json_file"] is not None
-    outputs = job.Outputs(**files, save=not given["no_save"], results=keep)
+    outputs = Outputs(**files, save=not given["no_save"], results=keep)
     name_sources(sources, recursive=recursive)  # a wrong SOURCE is said before the time that making a model takes
     if model is None and job.newest_model() is None:
         model = _demo_model()
