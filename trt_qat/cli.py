@@ -356,10 +356,9 @@ def export(
     check_out(out, section)
     check_nms_form(section)
     with _bars() as bars:
-        from trt_qat import api  # seconds: torch and its friends
-        from trt_qat.checkpoint import load
+        from trt_qat import api, pipeline  # seconds: torch and its friends
 
-        model, device = load(checkpoint, config.model.imgsz), config.model.device
+        model, device = pipeline.load_for_no_data(checkpoint, config, bars), config.model.device
         artifact = api.export(model, out, section, thresholds=config.infer, device=device, progress=bars)
     size = size_bytes(artifact.path) / 1e6
     click.echo(f"Exported: {artifact.path} (for {section.target}, {artifact.precision}, {size:.2f} MB)")
@@ -515,7 +514,7 @@ def parity(
             data,
             config.parity,
             runtimes=(runtime_a, runtime_b),
-            imgsz=config.model.imgsz,
+            imgsz=config.model.fixed_imgsz,
             bisect=bisect,
             evaluation=config.evaluation,
             infer=config.infer,
