@@ -73,7 +73,8 @@ def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
         ("quantisation.calibrator=max", "Did you mean 'quantization'?"),
         (
             "infer.zzz=1",
-            "Known: infer.batch, infer.classes, infer.conf, infer.every, infer.iou, infer.max_det, infer.max_fps, infer.mode.",
+            "Known: infer.batch, infer.classes, infer.conf, infer.every, infer.iou, infer.max_det, infer.max_fps, "
+            "infer.mode.",
         ),
         (
             "zzz.zzz=1",

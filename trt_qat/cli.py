@@ -346,8 +346,8 @@ def export(
 
     INT8 needs a calibrated *.safetensors; float weights (*.pt, *.yaml too) become fp16 for TensorRT, fp32 elsewhere.
     """
-    given = {"target": target, "format": form, "precision": precision, "nms": nms or None}
-    given["check"] = False if no_check else None
+    switches = {"nms": nms or None, "check": False if no_check else None}
+    given = {"target": target, "format": form, "precision": precision, **switches}
     section = config.export.replace(**{key: value for key, value in given.items() if value is not None})
     from trt_qat.artifacts import size_bytes
     from trt_qat.targets.base import check_out
@@ -860,8 +860,8 @@ def _print_inferred(done: Inferred, on_stderr: bool) -> None:
     """What was done; a message for people stays out of an output that goes to standard output."""
     click.echo(done.reason, err=on_stderr)
     median = "" if done.median_ms is None else f", median {done.median_ms:.1f} ms per frame"
-    fps = "" if done.fps is None else f", {done.fps:.1f} frames/s"
-    click.echo(f"{done.frames} frames, {done.detections} detections{median}{fps} ({done.mode})", err=on_stderr)
+    fps = "" if done.fps is None else f", {done.fps:.1f} frames/s ({done.mode})"
+    click.echo(f"{done.frames} frames, {done.detections} detections{median}{fps}", err=on_stderr)
     for source, counts in done.counts.items():
         for name, numbers in counts.items():
             said = ", ".join(f"{count} {way}" for way, count in numbers.items())

@@ -167,7 +167,7 @@ def infer(
     model: str | Path | None = None,
     section: InferSection | None = None,
     *,
-    outputs: Outputs = Outputs(),
+    outputs: Outputs | None = None,
     runtime: str = "auto",
     device: str = "auto",
     recursive: bool = False,
@@ -198,6 +198,7 @@ def infer(
         RunnerError, MissingDependency: the model cannot run on this runtime, or a package for it is missing.
     """
     section = (section or InferSection()).replace(**settings)
+    outputs = outputs or Outputs()
     regions = parse_regions(lines, zones)
     track = track or bool(lines)
     with ExitStack() as stack:

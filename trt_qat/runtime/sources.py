@@ -26,9 +26,6 @@ from trt_qat.runtime.decode import Decoder
 from trt_qat.runtime.files import Images, Video, Waiting
 from trt_qat.runtime.frames import Frame
 from trt_qat.runtime.live import FOREVER, Live, Retry
-from trt_qat.runtime.outputs import Source as Source
-from trt_qat.runtime.outputs import find_source as find_source
-from trt_qat.runtime.outputs import target_of as target_of
 from trt_qat.runtime.pace import Pace
 from trt_qat.vision.image import IMAGE_SUFFIXES
 

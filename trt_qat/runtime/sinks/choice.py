@@ -129,7 +129,14 @@ def targets_of(sources: Sequence[Source], out: Path | None) -> dict[str, Path]:
     names = UniqueNames()
     if len(sources) > 1:
         folder = _folder(out, f"the results of {len(sources)} sources need a folder")
-        targets = {source.text: folder / names.of(source.text, _name_in_folder(source)) for source in sources}
+        folders = sum(isinstance(source, Images) and not source.single for source in sources)
+        targets = {
+            # the images of one folder lie beside its videos
+            source.text: folder
+            if folders == 1 and isinstance(source, Images) and not source.single
+            else folder / names.of(source.text, _name_in_folder(source))
+            for source in sources
+        }
     else:
         targets = {source.text: _target(source, out) for source in sources}
     for source in sources:
@@ -154,7 +161,7 @@ def _target(source: Source, out: Path | None) -> Path:
 
 
 def _folder(out: Path | None, why: str, name: PurePath | None = None) -> Path:
-    if out is not None and out.is_file():
+    if out is not None and (out.is_file() or out.suffix.lower() in IMAGE_SUFFIXES | VIDEO_OUT_SUFFIXES):
         raise ArtifactError(f"--out '{out}' is a file; {why}.")
     return out if out is not None else RESULTS / (name or "")
 
@@ -162,8 +169,10 @@ def _folder(out: Path | None, why: str, name: PurePath | None = None) -> Path:
 def _name_in_folder(source: Source) -> PurePath:
     if isinstance(source, Images):
         return PurePath(source.paths[0].name if source.single else source_name(source.text))
-    suffix = Path(source.text).suffix.lower()
-    return PurePath(source_name(source.text) + (suffix if suffix in VIDEO_OUT_SUFFIXES else ".mp4"))
+    path = Path(source.text)
+    is_file = not source.live and path.is_file()
+    suffix = path.suffix.lower() if is_file and path.suffix.lower() in VIDEO_OUT_SUFFIXES else ".mp4"
+    return PurePath((path.stem if is_file else source_name(source.text)) + suffix)
 
 
 def _sink_of(source: Source, target: Path, progress: Progress) -> VideoSink | ImagesSink:

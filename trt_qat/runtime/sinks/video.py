@@ -108,8 +108,8 @@ class VideoSink:
         try:
             yield
         except BaseException as exc:
-            if isinstance(exc, KeyboardInterrupt) and self._file is not None:
-                raise  # finished when the block is left
+            if not isinstance(exc, Exception) and self._file is not None:
+                raise  # a signal, no fault of the video: it is finished when the block is left
             if self._file is not None:
                 self._file.abandon()
                 self._file = None
