@@ -184,7 +184,7 @@ def _opened(access: Access) -> Any:
         return av.open(
             access.target,
             format=access.format,
-            options=access.av_options,
+            container_options=access.av_options,  # "options" crash PyAV 14 where a stream is found late
             metadata_errors="replace",
             timeout=(OPEN_SECONDS, READ_SECONDS) if access.network else None,
         )
