@@ -88,13 +88,15 @@ class Decoder:
 
     def frames(self) -> Iterator[Decoded | None]:
         """Each frame once, in order of presentation; None stands for one that could not be decoded."""
-        while self._ahead:
-            yield self._ahead.pop(0)
+        ahead, self._ahead = self._ahead, []
+        yield from ahead
         yield from self._decoded
 
     def close(self) -> None:
-        """Release the file or connection."""
+        """Release the file or connection, and the decoder: generators that refer to this object would keep it alive."""
         self._container.close()
+        for name in ("_decoded", "_packets", "_stream", "_ahead"):
+            self.__dict__.pop(name, None)
 
     def _video_stream(self) -> Any:
         stream = self._container.streams.best("video")
@@ -182,7 +184,7 @@ def _opened(access: Access) -> Any:
         return av.open(
             access.target,
             format=access.format,
-            options=access.av_options,
+            container_options=access.av_options,  # "options" crash PyAV 14 where a stream is found late
             metadata_errors="replace",
             timeout=(OPEN_SECONDS, READ_SECONDS) if access.network else None,
         )
