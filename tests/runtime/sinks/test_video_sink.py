@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_each_frame_keeps_its_time(tmp_path: Path, suffix: str, exact: float, li
             sink.write(_result(picture, number, when))
     found = _read(tmp_path / f"x{suffix}")[1]
     assert found == pytest.approx([when - 5 for when in seconds], abs=2 * exact)
-    assert all(later > earlier for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(found))
 
 
 def test_a_source_that_begins_anew_follows(tmp_path: Path) -> None:
