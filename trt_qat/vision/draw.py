@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Color = tuple[int, int, int]
 
 _COLORS = 256
-_COUNTED_COLOR = (60, 60, 60)  # BGR of what things are counted at
+_COUNTED_COLOR = (0, 90, 235)  # BGR of what things are counted at
 _PADDING = 2  # pixels around a label's text
 _LONGEST_LABEL = 200  # characters
 _NO_COUNTS: Mapping[str, Mapping[str, int]] = {}

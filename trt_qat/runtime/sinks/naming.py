@@ -50,7 +50,8 @@ class FrameNames:
         """A relative path, of this frame alone."""
         if frame.path is None:
             name = self._sources.of(frame.source, PurePath(source_name(frame.source)))
-            return PurePath(f"{name}_{frame.number:06d}{self._suffix or '.jpg'}")
+            suffix = ".jpg" if self._suffix is None else self._suffix
+            return PurePath(f"{name}_{frame.number:06d}{suffix}")
         wanted = _below_source(frame.path, frame.source)
         if self._suffix is not None:
             wanted = wanted.with_name(wanted.stem + self._suffix)
