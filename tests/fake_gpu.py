@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Gpu:
         calls: the same with their arguments, and what was dropped.
         live: memory, streams, events, graphs, contexts ... by handle.
         fail_at: number of the step that fails, once.
-        failing: names of steps that always fail.
+        failing: names of steps that always fail, or (name, last argument), which for most is the stream.
         pushes: how often each thread has made the GPU current, less how often it has undone that.
         waiting: called in each synchronize, before the work is done.
     """
@@ -45,7 +46,7 @@ class Gpu:
         self.calls: list[tuple[Any, ...]] = []
         self.live: dict[int, Any] = {}
         self.fail_at: int | None = None
-        self.failing: set[str] = set()
+        self.failing: set[str | tuple[str, Any]] = set()
         self.pushes: Counter[int] = Counter()
         self.waiting: Work = lambda: None
         self.now = 0.0
@@ -62,7 +63,7 @@ class Gpu:
             number = len(self.steps)
             self.steps.append(name)
             self.calls.append((name, *arguments))
-            return number != self.fail_at and name not in self.failing
+            return number != self.fail_at and not self.failing & {name, (name, *arguments[-1:])}
 
     def add(self, thing: Any) -> int:
         handle = next(self.handles)
@@ -216,7 +217,10 @@ def _drain_all(gpu: Gpu) -> None:
 
 
 class FakePycuda:
-    """pycuda.driver: what it makes lives as long as somebody holds it, and dies where the context is current."""
+    """pycuda.driver: what it makes lives as long as somebody holds it, and dies where the context is current.
+
+    pycuda is C++: a call of it that fails holds nothing in a traceback, hence the ``del`` here.
+    """
 
     class Error(Exception):
         """pycuda.driver.Error."""
@@ -279,12 +283,16 @@ class FakePycuda:
         return self._gpu.array(int(owner), shape).view(Pagelocked)
 
     def memcpy_htod_async(self, target: int, source: np.ndarray, stream: Any) -> None:
-        self._checked(self._gpu.step("to device", target, source.ctypes.data, source.nbytes, stream.handle))
-        self._gpu.copy(target, source.ctypes.data, source.nbytes, stream.handle)
+        handle = stream.handle
+        del stream
+        self._checked(self._gpu.step("to device", target, source.ctypes.data, source.nbytes, handle))
+        self._gpu.copy(target, source.ctypes.data, source.nbytes, handle)
 
     def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
-        self._checked(self._gpu.step("to host", target.ctypes.data, source, target.nbytes, stream.handle))
-        self._gpu.copy(target.ctypes.data, source, target.nbytes, stream.handle)
+        handle = stream.handle
+        del stream
+        self._checked(self._gpu.step("to host", target.ctypes.data, source, target.nbytes, handle))
+        self._gpu.copy(target.ctypes.data, source, target.nbytes, handle)
 
 
 class _PycudaThing:
@@ -302,9 +310,11 @@ class _PycudaStream(_PycudaThing):
         super().__init__(driver, Stream())
 
     def synchronize(self) -> None:
-        worked = self.gpu.step("synchronize", self.handle)
-        self.gpu.drain(self.handle)
-        self.driver._checked(worked)
+        gpu, handle, checked = self.gpu, self.handle, self.driver._checked
+        del self
+        worked = gpu.step("synchronize", handle)
+        gpu.drain(handle)
+        checked(worked)
 
 
 class _PycudaEvent(_PycudaThing):
@@ -312,18 +322,23 @@ class _PycudaEvent(_PycudaThing):
         super().__init__(driver, Event())
 
     def record(self, stream: Any) -> None:
-        self.driver._checked(self.gpu.step("record", self.handle, stream.handle))
-        self.gpu.enqueue(stream.handle, lambda: setattr(self.gpu.live[self.handle], "at", self.gpu.now))
+        gpu, event, handle, checked = self.gpu, self.handle, stream.handle, self.driver._checked
+        del self, stream
+        checked(gpu.step("record", event, handle))
+        gpu.enqueue(handle, lambda: setattr(gpu.live[event], "at", gpu.now))
 
     def synchronize(self) -> None:
-        worked = self.gpu.step("wait for event", self.handle)
-        _drain_all(self.gpu)
-        self.driver._checked(worked)
+        gpu, event, checked = self.gpu, self.handle, self.driver._checked
+        del self
+        worked = gpu.step("wait for event", event)
+        _drain_all(gpu)
+        checked(worked)
 
     def time_till(self, end: _PycudaEvent) -> float:
-        self.driver._checked(self.gpu.step("elapsed", self.handle, end.handle))
-        first, last = self.gpu.live[self.handle].at, self.gpu.live[end.handle].at
-        return float(last - first)
+        gpu, first, last, checked = self.gpu, self.handle, end.handle, self.driver._checked
+        del self, end
+        checked(gpu.step("elapsed", first, last))
+        return float(gpu.live[last].at - gpu.live[first].at)
 
 
 class _PycudaMemory:
@@ -343,8 +358,8 @@ class FakeLibcuda:
     """What cuda_graph.py calls of the driver library, with pointers as ctypes passes them."""
 
     def __init__(self, gpu: Gpu) -> None:
-        for name in cuda_graph.FUNCTIONS:
-            setattr(self, name, lambda *arguments, call=getattr(self, f"_{name}"): call(*arguments))
+        for name in cuda_graph.FUNCTIONS:  # a function, as ctypes has it, takes attributes; a method does not
+            setattr(self, name, partial(getattr(self, f"_{name}")))
         self._gpu = gpu
 
     def _cuStreamBeginCapture_v2(self, stream: int, mode: int) -> int:  # noqa: N802

@@ -220,7 +220,7 @@ class PycudaDriver:
             self._streams[stream].synchronize()
 
     def close(self) -> None:
-        """See :class:`CudaDriver`. In a thread other than the one that opened it, pycuda waits for the process's end."""
+        """See :class:`CudaDriver`. Elsewhere than in the thread that opened it, pycuda waits for the process to end."""
         with self._mapped("release of the context"):
             self._context.detach()
 
