@@ -121,8 +121,9 @@ def ours(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
 
 def before(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
     """``annotate_files`` of the checkout that PYTHONPATH names."""
-    from trt_qat.progress import Silent
     from trt_qat.runtime.annotate import annotate_files  # type: ignore[import-not-found]
+
+    from trt_qat.progress import Silent
 
     clock = Clock()
 

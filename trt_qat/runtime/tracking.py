@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_qat.errors import MissingDependency
+from trt_qat.extras import install_hint
 from trt_qat.runtime.frames import Frame
 from trt_qat.vision.detections import Detections
 from trt_qat.vision.supervised import as_supervision
@@ -48,9 +49,7 @@ class Tracker:
         try:
             import trackers  # noqa: F401
         except ModuleNotFoundError as exc:
-            raise MissingDependency(
-                "Tracking needs the package 'trackers'. Install it: pip install 'trt_qat[track]'."
-            ) from exc
+            raise MissingDependency(f"Tracking needs the package 'trackers': {install_hint('trackers')}.") from exc
         self._conf = conf
         self._fps = fps or {}
         self._by_source: dict[str, _OneSource] = {}

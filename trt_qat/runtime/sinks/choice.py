@@ -70,7 +70,9 @@ class AnnotatedSink:
         self._sinks: dict[str, VideoSink | ImagesSink] = {}
         self._opened = ExitStack()
         for source in sources:
-            self._sinks[source.text] = self._opened.enter_context(_sink_of(source, targets[source.text], progress))
+            sink = _sink_of(source, targets[source.text], progress)
+            self._opened.enter_context(sink)
+            self._sinks[source.text] = sink
 
     @property
     def errors(self) -> list[tuple[str, str]]:
