@@ -51,7 +51,7 @@ def main(weights: Path, data: Path, batch: int, imgsz: int, rounds: int) -> None
         raise click.UsageError(f"{len(images)} training images are fewer than --batch {batch}")
 
     def read() -> Tensor:
-        return torch.from_numpy(network_batch(images, imgsz))
+        return torch.from_numpy(network_batch(images, model.imgsz))
 
     inputs = read()
     jobs: dict[str, Callable[[], object]] = {

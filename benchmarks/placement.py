@@ -174,7 +174,7 @@ def build_all(
     model: trt_qat.Model, fp32: Path, files: Sequence[Path], out: Path
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(name, maker); a maker returns a path, or an OpenVINO model."""
-    images: Images = [network_batch([file], IMGSZ) for file in files]
+    images: Images = [network_batch([file], (IMGSZ, IMGSZ)) for file in files]
     # before ModelOpt, whose import replaces parts of ONNX Runtime's quantizer
     yield "ONNX Runtime quantize_static", lambda: ort_static(fp32, images, out / "ort.onnx")
     yield "naive: one quantizer per conv", lambda: ours(model, files, out / "naive.onnx", "skip", one_per_conv=True)

@@ -44,7 +44,7 @@ def batch_of(count: int, imgsz: int, boxes: int = 4) -> dict[str, Tensor]:
 
 def calibrated(model: trt_qat.Model) -> QuantizedModel:
     """Ranges do not change the time of a step: those of one image of noise will do."""
-    noise = np.random.default_rng(0).integers(0, 256, (model.imgsz, model.imgsz, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (*model.imgsz, 3), dtype=np.uint8)
     return trt_qat.quantize(model, [noise], calibrator="max").require_quantized()
 
 

@@ -228,7 +228,7 @@ def nncf(name: str, setting: Setting) -> Row:
     import openvino
 
     dataset = load_dataset(setting.data)
-    images = [network_batch([path], IMGSZ) for path in calibration_images(dataset, 512)]
+    images = [network_batch([path], (IMGSZ, IMGSZ)) for path in calibration_images(dataset, 512)]
     file = setting.out / "nncf.xml"
     openvino.save_model(nncf_openvino(setting.out / "fp32.onnx", images), file)
     with OpenVinoRunner(setting.out / "fp32.onnx") as like:
@@ -273,7 +273,7 @@ def float_detections(setting: Setting) -> Path:
     with OpenVinoRunner(setting.out / "fp32.onnx") as runner:
         for path in dataset.val:
             image = read_image_bgr(path)
-            batch, transform = network_input(image, IMGSZ)
+            batch, transform = network_input(image, (IMGSZ, IMGSZ))
             (found,) = non_max_suppression(
                 torch.from_numpy(runner.infer(batch)[0]), 0.25, section.iou, multi_label=True, max_det=section.max_det
             )

@@ -76,7 +76,7 @@ def batches(demo: Dataset) -> tuple[Tensor, ...]:
     from trt_qat.vision.image import read_image_bgr
     from trt_qat.vision.letterbox import network_input
 
-    images = np.concatenate([network_input(read_image_bgr(path), IMGSZ)[0] for path in demo.train])
+    images = np.concatenate([network_input(read_image_bgr(path), (IMGSZ, IMGSZ))[0] for path in demo.train])
     return tuple(torch.from_numpy(images).split(4))
 
 
@@ -123,7 +123,7 @@ def detector(unfolded: DetectionModel) -> Model:
     from trt_qat.checkpoint import Model
     from trt_qat.model.loading import class_names, fold_batchnorm, rebuild
 
-    return Model(fold_batchnorm(rebuild(unfolded)), class_names(unfolded), IMGSZ, Path("yolov8n.yaml"))
+    return Model(fold_batchnorm(rebuild(unfolded)), class_names(unfolded), (IMGSZ, IMGSZ), Path("yolov8n.yaml"))
 
 
 @pytest.fixture(scope="session")

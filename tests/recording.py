@@ -20,7 +20,7 @@ class Recording:
         self.seen[description] = len(items)
         return items
 
-    def step(self, description: str, done: int, total: int) -> None:
+    def step(self, description: str, done: int, total: int, detail: str = "") -> None:
         self.steps.append((description, done, total))
 
     def note(self, line: str) -> None:

@@ -95,9 +95,9 @@ def test_ranges_that_training_left_alone_survive(calibrated: Calibrated, detecto
 
 
 def test_float_checkpoint(detector: Model, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
-    model = replace(detector, imgsz=96, provenance={"seed": 3, "data": "a"})
+    model = replace(detector, imgsz=(96, 96), provenance={"seed": 3, "data": "a"})
     loaded = load(save(tmp_path / "fp32.safetensors", model).path)
-    assert (loaded.quantized, loaded.stage, loaded.imgsz) == (None, "fp32", 96)
+    assert (loaded.quantized, loaded.stage, loaded.imgsz) == (None, "fp32", (96, 96))
     assert loaded.provenance == {"seed": 3, "data": "a"}
     assert (loaded.names, loaded.task) == (detector.names, "detect")
     assert loaded.source == tmp_path / "fp32.safetensors"
@@ -248,7 +248,8 @@ def test_a_checkpoint_saved_after_fusing_is_the_same_model(
     network.fuse(verbose=False)
     assert network.is_fused()
     fused = load(save_pt(tmp_path / "fused.pt", network))
-    assert (fused.names, fused.imgsz, fused.stage) == (apart.names, 96, "fp32") == (NAMES, apart.imgsz, apart.stage)
+    said = NAMES, (96, 96), "fp32"
+    assert (fused.names, fused.imgsz, fused.stage) == (apart.names, apart.imgsz, apart.stage) == said
     assert fused.network.state_dict().keys() == apart.network.state_dict().keys()
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     expected, found = raw_output(apart.network, images), raw_output(fused.network, images)
@@ -294,4 +295,5 @@ def test_a_float_model_is_not_a_quantized_one(detector: Model, ptq: Model) -> No
 
 def test_size_is_the_one_asked_for_else_what_the_file_says(unfolded: DetectionModel, tmp_path: Path) -> None:
     path = save_pt(tmp_path / "apart.pt", unfolded)
-    assert [load(path).imgsz, load(str(path), 320).imgsz, load("yolov8n.yaml").imgsz] == [96, 320, 640]
+    found = load(path), load(str(path), 320), load(path, (320, 64)), load("yolov8n.yaml")
+    assert [model.imgsz for model in found] == [(96, 96), (320, 320), (320, 64), (640, 640)]

@@ -33,7 +33,7 @@ def tiny() -> Model:
     quantized = quantize_model(network, NAMES, QuantizationSection(calibrator="max", float_roles=["dfl", "head_last"]))
     ranges = {f"activation.{group.name}": torch.tensor(2.0) for group in quantized.placement.groups}
     quantized.load_amax_(ranges)
-    return Model(quantized.network, NAMES, 64, Path("tiny.yaml"), "ptq", quantized, {"seed": 1})
+    return Model(quantized.network, NAMES, (64, 64), Path("tiny.yaml"), "ptq", quantized, {"seed": 1})
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_length_that_lies(content: tuple[str, Tensors], tmp_path: Path, length
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"imgsz": 100}, "imgsz = 100"),
+        ({"imgsz": (64, 100)}, r"imgsz\.1 = 100"),
         ({"names": {0: "a", 2: "b"}}, r"names\.1 = None"),
         ({"names": {0: "a", 1: "b\n"}}, r"names\.1 = 'b"),
         ({"stage": "fp32"}, "stage fp32 goes without"),
@@ -220,12 +220,23 @@ def test_nan_is_not_saved(tmp_path: Path) -> None:
     with torch.no_grad():
         network.model[0].conv.weight[0] = float("nan")
     with pytest.raises(ArtifactError, match=r"'model\.0\.conv\.weight' holds NaN"):
-        save(tmp_path / "out.safetensors", Model(network, NAMES, 64, Path("x")))
+        save(tmp_path / "out.safetensors", Model(network, NAMES, (64, 64), Path("x")))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("imgsz", [0, 31, 100, 8224, -64, True])
-def test_sizes_that_no_detector_takes(content: tuple[str, Tensors], tmp_path: Path, imgsz: int) -> None:
+@pytest.mark.parametrize(("imgsz", "expected"), [(96, (96, 96)), ([96, 96], (96, 96)), ([64, 96], (64, 96))])
+def test_one_number_is_a_square(
+    content: tuple[str, Tensors], tmp_path: Path, imgsz: int | list[int], expected: tuple[int, int]
+) -> None:
+    """Files up to 0.1 hold one number."""
+    changed = {**json.loads(content[0]), "imgsz": imgsz}
+    path = written(tmp_path / "sized.safetensors", changed, content[1])
+    assert load(path).imgsz == expected
+    assert load(path, (64, 32)).imgsz == load(path, [64, 32]).imgsz == (64, 32)
+
+
+@pytest.mark.parametrize("imgsz", [0, 31, 100, 8224, -64, True, (64,), (64, 100), (64, 64, 64), "64", 64.0, (64.0, 64)])
+def test_sizes_that_no_detector_takes(content: tuple[str, Tensors], tmp_path: Path, imgsz: Any) -> None:
     path = written(tmp_path / "same.safetensors", *content)
     with pytest.raises(ConfigError, match=r"imgsz=.* must be a multiple of 32 from 32 to 8192"):
         load(path, imgsz)
@@ -239,5 +250,5 @@ def test_a_channel_of_zeros_has_a_range(tmp_path: Path) -> None:
     quantized = quantize_model(network, NAMES, QuantizationSection(calibrator="max"))
     quantized.load_amax_({f"activation.{group.name}": torch.tensor(2.0) for group in quantized.placement.groups})
     assert torch.isfinite(raw_output(quantized.network, torch.rand(1, 3, 64, 64))).all()
-    path = save(tmp_path / "dead.safetensors", Model(network, NAMES, 64, Path("x"), "ptq", quantized)).path
+    path = save(tmp_path / "dead.safetensors", Model(network, NAMES, (64, 64), Path("x"), "ptq", quantized)).path
     assert float(load(path).require_quantized().amax()["weight.model.1.conv"][3]) > 0

@@ -71,7 +71,10 @@ def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
         ("quantization.calibratr=max", "Did you mean 'calibrator'?"),
         ("quantisation.calibrator=max", "Unknown key 'quantisation' in --set quantisation.calibrator=max. "),
         ("quantisation.calibrator=max", "Did you mean 'quantization'?"),
-        ("infer.zzz=1", "Known: infer.conf, infer.iou, infer.max_det."),
+        (
+            "infer.zzz=1",
+            "Known: infer.batch, infer.classes, infer.conf, infer.every, infer.iou, infer.max_det, infer.max_fps, infer.mode.",
+        ),
         (
             "zzz.zzz=1",
             "Known: data, engine, evaluation, export, infer, model, parity, qat, quantization, sensitivity, train.",
@@ -202,7 +205,7 @@ def test_ends_of_ranges_are_allowed(override: str) -> None:
 @pytest.mark.parametrize(("imgsz", "nearest"), [(100, 96), (639, 640), (33, 32)])
 def test_imgsz_must_be_a_multiple_of_32(imgsz: int, nearest: int) -> None:
     assert f"must be a multiple of 32, the nearest is {nearest}" in _refused(f"model.imgsz={imgsz}")
-    assert Config.load(overrides=[f"model.imgsz={nearest}"]).model.imgsz == nearest
+    assert Config.load(overrides=[f"model.imgsz={nearest}"]).model.imgsz == (nearest, nearest)
 
 
 @pytest.mark.parametrize("override", ["qat.epochs", "qat=3", "=3", ".epochs=3", "qat.=3", ""])
@@ -247,7 +250,7 @@ def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
     first.write_text("qat: {epochs: 3, batch: 4, lr0: 1e-3}\nmodel: {imgsz: 320}\n")
     second.write_text("qat: {epochs: 5, batch: 2}\ninfer:\n")
     config = Config.load([first, second], ["qat.batch=1", "qat.batch=6"])
-    assert (config.qat.epochs, config.qat.batch, config.qat.lr0, config.model.imgsz) == (5, 6, 1e-3, 320)
+    assert (config.qat.epochs, config.qat.batch, config.qat.lr0, config.model.imgsz) == (5, 6, 1e-3, (320, 320))
     assert config.infer == Config().infer
     assert Config.load([second, first]).qat.epochs == 3
 

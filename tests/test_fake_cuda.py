@@ -49,7 +49,7 @@ def on_cuda() -> Iterator[None]:
 def test_calibration_leaves_its_ranges_where_the_network_lies(quantized: QuantizedModel, on_cuda: None) -> None:
     with computing_on(quantized.network, CUDA):
         assert devices(quantized.network) == {CUDA}
-        calibrate_(quantized, IMAGES, 64, SECTION)
+        calibrate_(quantized, IMAGES, (64, 64), SECTION)
         assert devices(quantized.network) == {CUDA}
         assert {amax.device for amax in quantized.amax().values()} == {CUDA}
     assert devices(quantized.network) == {torch.device("cpu")}
@@ -57,7 +57,7 @@ def test_calibration_leaves_its_ranges_where_the_network_lies(quantized: Quantiz
 
 def test_a_range_that_is_left_on_the_cpu_is_found(quantized: QuantizedModel, on_cuda: None) -> None:
     quantized.network.to(CUDA)
-    calibrate_(quantized, IMAGES, 64, SECTION)
+    calibrate_(quantized, IMAGES, (64, 64), SECTION)
     quantizer = next(iter(quantized.weight_quantizers().values()))
     quantizer._buffers["_amax"] = quantizer._amax.cpu()
     with pytest.raises(FakeTensorDeviceMismatchError, match="found at least two devices, cuda:0 and cpu"):
@@ -78,13 +78,13 @@ def test_choosing_a_calibrator_and_measuring_groups(quantized: QuantizedModel, o
         assert len(calibration.candidates) == 7
         with quantized.only([next(iter(histograms))]):
             assert OutputDivergence(quantized, [images])() >= 0
-        assert set(macs_shares(quantized, 64)) == set(histograms)
+        assert set(macs_shares(quantized, (64, 64))) == set(histograms)
         assert devices(quantized.network) == {CUDA}
 
 
 def test_pytorch_as_a_runtime(quantized: QuantizedModel, on_cuda: None) -> None:
     quantized.load_amax_({f"activation.{group.name}": torch.tensor(1.0) for group in quantized.placement.groups})
-    model = Model(quantized.network, NAMES, 64, Path("tiny.yaml"), "ptq", quantized)
+    model = Model(quantized.network, NAMES, (64, 64), Path("tiny.yaml"), "ptq", quantized)
     with TorchRunner(model, device=CUDA) as runner:
         assert runner.device == "cuda:0"
         (output,) = runner.infer(np.zeros((2, 3, 64, 64), np.float32))
@@ -97,7 +97,7 @@ def test_what_export_does_around_the_exporter(
     quantized: QuantizedModel, on_cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantized.load_amax_({f"activation.{group.name}": torch.tensor(1.0) for group in quantized.placement.groups})
-    model = Model(quantized.network, NAMES, 64, Path("tiny.yaml"), "ptq", quantized)
+    model = Model(quantized.network, NAMES, (64, 64), Path("tiny.yaml"), "ptq", quantized)
     seen: list[torch.device] = []
 
     class Exported(Exception):
@@ -110,7 +110,7 @@ def test_what_export_does_around_the_exporter(
     monkeypatch.setattr(torch.onnx, "export", run)
     with computing_on(model.network, CUDA):
         with pytest.raises(Exported):
-            onnx_export._raw_onnx(model.network, quantized, ExportSection(), 64)
+            onnx_export._raw_onnx(model.network, quantized, ExportSection(), (64, 64))
         assert seen == [CUDA]
         mixed = quantized.leave_float([quantized.placement.groups[0].name], "a test")
         assert devices(mixed.network) == {CUDA}

@@ -130,7 +130,7 @@ def test_ranges_that_differ_are_found(parts: ModuleType, tmp_path: Path) -> None
     first, second, found = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "found.json"))
     quantized = quantize_model(fold_batchnorm(tiny_network()), NAMES, QuantizationSection())
     quantized.load_amax_({f"activation.{group.name}": torch.tensor(1.0) for group in quantized.placement.groups})
-    model = Model(quantized.network, NAMES, 64, Path("tiny.yaml"), "ptq", quantized)
+    model = Model(quantized.network, NAMES, (64, 64), Path("tiny.yaml"), "ptq", quantized)
     save(first, model)
     assert _run(parts, "ranges", first, first, "--json", found).exit_code == 0
     figures = json.loads(found.read_text())

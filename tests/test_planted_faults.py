@@ -35,25 +35,29 @@ if TYPE_CHECKING:
     from trt_qat.checkpoint import Model
 
     Prepared = tuple[NDArray[np.float32], LetterboxTransform]
+    Out = NDArray[np.float32] | None
 
 
-def _not_divided(image: NDArray[np.uint8], imgsz: int) -> Prepared:
-    pixels, transform = network_input(image, imgsz)
-    return pixels * 255, transform
+def _not_divided(image: NDArray[np.uint8], imgsz: tuple[int, int], out: Out = None) -> Prepared:
+    pixels, transform = network_input(image, imgsz, out)
+    pixels *= 255
+    return pixels, transform
 
 
-def _bgr(image: NDArray[np.uint8], imgsz: int) -> Prepared:
-    pixels, transform = network_input(image, imgsz)
-    return np.ascontiguousarray(pixels[:, ::-1]), transform
+def _bgr(image: NDArray[np.uint8], imgsz: tuple[int, int], out: Out = None) -> Prepared:
+    pixels, transform = network_input(image, imgsz, out)
+    pixels[:] = pixels[:, ::-1].copy()
+    return pixels, transform
 
 
-def _shifted(image: NDArray[np.uint8], imgsz: int) -> Prepared:
-    pixels, transform = network_input(image, imgsz)
-    return np.roll(pixels, 8, axis=3), transform
+def _shifted(image: NDArray[np.uint8], imgsz: tuple[int, int], out: Out = None) -> Prepared:
+    pixels, transform = network_input(image, imgsz, out)
+    pixels[:] = np.roll(pixels, 8, axis=3)
+    return pixels, transform
 
 
-def _boxes_shifted(image: NDArray[np.uint8], imgsz: int) -> Prepared:
-    pixels, transform = network_input(image, imgsz)
+def _boxes_shifted(image: NDArray[np.uint8], imgsz: tuple[int, int], out: Out = None) -> Prepared:
+    pixels, transform = network_input(image, imgsz, out)
     return pixels, replace(transform, pad_left=transform.pad_left + 8)
 
 
@@ -75,7 +79,7 @@ def test_wrong_preprocessing_stops_every_stage(
     stage: str, fault: str, demo_detector: Model, demo_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = PREPROCESSING[fault]
-    small = replace(demo_detector, imgsz=64)
+    small = replace(demo_detector, imgsz=(64, 64))
     if stage == "infer":
         write_tiny_detector(tmp_path / "tiny.onnx")
         monkeypatch.setattr("trt_qat.runtime.detector.network_input", wrong)
@@ -111,7 +115,7 @@ def test_a_range_four_times_too_large_stops_the_calibration(
 
     monkeypatch.setattr(Max, "ranges", wrong)
     with pytest.raises(ConsistencyError, match=r"^The range of '.*' is .*, but no value of it was above"):
-        api.quantize(replace(demo_detector, imgsz=64), demo_yaml, calibrator="max", images=2)
+        api.quantize(replace(demo_detector, imgsz=(64, 64)), demo_yaml, calibrator="max", images=2)
 
 
 def test_a_range_that_was_changed_in_the_file_is_refused(demo_int8: Model, tmp_path: Path) -> None:
@@ -183,7 +187,7 @@ def test_weights_of_another_model_behind_a_side_car(demo_detector: Model, tmp_pa
 def test_a_stale_calibration_is_not_used(changed: str, demo_detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     data = tmp_path / "set"
     shutil.copytree(demo_yaml.parent, data)
-    small, cache = replace(demo_detector, imgsz=64), CalibrationCache(tmp_path / "calib", "x")
+    small, cache = replace(demo_detector, imgsz=(64, 64)), CalibrationCache(tmp_path / "calib", "x")
     api.quantize(small, data, calibrator="max", images=2, remember=cache)
     again = Recording()
     api.quantize(small, data, calibrator="max", images=2, remember=cache, progress=again)
@@ -193,7 +197,7 @@ def test_a_stale_calibration_is_not_used(changed: str, demo_detector: Model, dem
         next(other.network.parameters()).data.mul_(1.01)
         small = other
     elif changed == "image size":
-        small = replace(small, imgsz=96)
+        small = replace(small, imgsz=(96, 96))
     else:
         image = load_dataset(data).train[0]
         shutil.copy(load_dataset(data).train[1], image)
@@ -206,7 +210,7 @@ def test_a_val_image_that_is_in_train_is_said(demo_detector: Model, demo_yaml: P
     shutil.copytree(demo_yaml.parent, data)
     dataset = load_dataset(data)
     clean, leaking = Recording(), Recording()
-    small = replace(demo_detector, imgsz=64)
+    small = replace(demo_detector, imgsz=(64, 64))
     api.evaluate([small], data, progress=clean, latency_iterations=3)
     assert clean.notes == []
     shutil.copy(dataset.val[2], dataset.train[1])
@@ -228,7 +232,7 @@ def test_map_on_fewer_images_than_listed_stops(
     right = accuracy.prepared
     monkeypatch.setattr(accuracy, "prepared", lambda *given: list(right(*given))[1:])  # loses one of each batch
     with pytest.raises(ConsistencyError, match=r"counted on \d+ images and 0 were left out, but .* lists 6"):
-        api.evaluate([replace(demo_detector, imgsz=64)], demo_yaml)
+        api.evaluate([replace(demo_detector, imgsz=(64, 64))], demo_yaml)
 
 
 def test_an_image_that_is_left_out_is_counted_and_said(demo_detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
@@ -237,7 +241,7 @@ def test_an_image_that_is_left_out_is_counted_and_said(demo_detector: Model, dem
     broken = load_dataset(data).val[0]
     broken.write_bytes(broken.read_bytes()[:300])
     progress = Recording()
-    (row,) = api.evaluate([replace(demo_detector, imgsz=64)], data, progress=progress, latency_iterations=3)
+    (row,) = api.evaluate([replace(demo_detector, imgsz=(64, 64))], data, progress=progress, latency_iterations=3)
     assert row.images == 5
     assert row.left_out is not None
     assert (row.left_out.images, row.left_out.of) == (1, 6)

@@ -106,7 +106,7 @@ class Recorded(Silent):
             yield item
             self.steps.append((description, done, len(items)))
 
-    def step(self, description: str, done: int, total: int) -> None:
+    def step(self, description: str, done: int, total: int, detail: str = "") -> None:
         """Remember it."""
         self.steps.append((description, done, total))
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_qat.config import Config
 from trt_qat.errors import TrtQatError
+from trt_qat.extras import extras_named
 
 if TYPE_CHECKING:
     from trt_qat.api import (
@@ -92,7 +93,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'trt_qat' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    with extras_named():
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -39,7 +39,7 @@ from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, ConfigError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.bisect import bisect_layers
-from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.latency import gpu_latencies, measure_latency
 from trt_qat.evaluation.parity import Side, compare
 from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
@@ -248,7 +248,7 @@ def finetune(
             ranked = rank_groups(model, dataset, by_error, EvaluationSection(), progress=progress)
         order = [row.group for row in reversed(ranked.rows)]
     if provenance is None:
-        settings_read = {"model": {"imgsz": model.imgsz}, "qat": section.model_dump(mode="json")}
+        settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
     best = train_qat(
         model, dataset, Path(out), section, provenance, progress, device=computes_on, order=order, resume=resume
@@ -360,6 +360,7 @@ def export(
     out: str | Path,
     section: ExportSection | None = None,
     *,
+    thresholds: InferSection | None = None,
     device: str = "cpu",
     progress: Progress = SILENT,
     **settings: Any,
@@ -368,6 +369,7 @@ def export(
 
     Args:
         out: file or folder; the target's formats say which suffix.
+        thresholds: of the NMS that ``nms=True`` builds into the file.
         device: where the network is traced and computes what the file is compared with; on the CPU the file is the same
             on every machine, so ``auto`` is the CPU here.
         settings: keys of the ``export`` section, e.g. ``target="openvino"``.
@@ -384,7 +386,7 @@ def export(
     tune_cpu()
     section = (section or ExportSection()).replace(**settings)
     with computing_on(model.network, torch_device("cpu" if device == "auto" else device)):
-        return export_for_target(model, Path(out), section, progress)
+        return export_for_target(model, Path(out), section, progress, thresholds=thresholds)
 
 
 def build(
@@ -454,6 +456,7 @@ def evaluate(
         for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
             progress.note(f"val: {left_out}")
         latencies = measure_latency(runners, section, progress)
+        on_gpu = gpu_latencies(runners, section, progress)
     return [
         ResultRow(
             model=label,
@@ -465,8 +468,11 @@ def evaluate(
             size_bytes=size_bytes(Path(label)),
             latency_ms=latency,
             left_out=accuracy.left_out,
+            gpu_latency=gpu_latency,
         )
-        for label, runner, accuracy, latency in zip(labels, runners, accuracies, latencies, strict=True)
+        for label, runner, accuracy, latency, gpu_latency in zip(
+            labels, runners, accuracies, latencies, on_gpu, strict=True
+        )
     ]
 
 
@@ -477,7 +483,7 @@ def parity(
     section: ParitySection | None = None,
     *,
     runtimes: tuple[str | None, str | None] = (None, None),
-    imgsz: int | None = None,
+    imgsz: int | Sequence[int] | None = None,
     bisect: bool = False,
     evaluation: EvaluationSection | None = None,
     infer: InferSection | None = None,
@@ -492,7 +498,7 @@ def parity(
         second: likewise.
         data: images of the val split are taken, evenly spaced; labels are needed for mAP only.
         runtimes: of either; None lets the file decide, as :func:`evaluate` does.
-        imgsz: side of the input that checkpoints are run at; None is their own.
+        imgsz: side or (height, width) of the input that checkpoints are run at; None is their own.
         bisect: also look for the first layer that differs, on the images where the two differ most.
         evaluation: the runtime of ``*.onnx``, how mAP is measured, and images per forward pass.
         infer: what counts as a detection.
@@ -610,7 +616,11 @@ def _runtime(model: str | Path | Model, runtime: str | None, section: Evaluation
 
 
 def _open(
-    model: str | Path | Model, section: EvaluationSection, runtime: str | None, device: str, imgsz: int | None = None
+    model: str | Path | Model,
+    section: EvaluationSection,
+    runtime: str | None,
+    device: str,
+    imgsz: int | Sequence[int] | None = None,
 ) -> Runner:
     if isinstance(model, Model):
         return TorchRunner(model, section.threads, torch_device(device))

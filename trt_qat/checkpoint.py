@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -43,6 +43,7 @@ from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.quantization.placement import Placement
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
 from trt_qat.reading import PICKLE_TRUSTED, FileModel, checked, parse_json, shortened
+from trt_qat.vision.size import ImageSize, image_size_of
 
 FORMAT = "trt_qat-checkpoint-1"
 SUFFIX = ".safetensors"
@@ -53,12 +54,21 @@ _ADVICE = "Make the checkpoint again."
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+_Side = Annotated[int, Field(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[-1], multiple_of=32)]
+
+
+def _pair(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class CheckpointHeader(FileModel):
     """What a checkpoint says beside its tensors; the architecture and the names have their own checks."""
 
     format: Literal["trt_qat-checkpoint-1"] = "trt_qat-checkpoint-1"  # files up to 0.1 say it beside the header
     stage: Stage
-    imgsz: Annotated[int, Field(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[-1], multiple_of=32)]
+    imgsz: Annotated[tuple[_Side, _Side], BeforeValidator(_pair)]  # files up to 0.1 say one number: a square
     architecture: dict[str, JsonValue]
     names: dict[str, str]
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
@@ -82,7 +92,7 @@ class Model:
     Args:
         network: float32, on the CPU, eval mode, BatchNorm folded; its convolutions are QuantConv2d once quantized.
         names: class id to name.
-        imgsz: side of the square input in pixels.
+        imgsz: height and width of the input in pixels.
         source: the file it came from.
         stage: how far it is on its way to INT8.
         quantized: the same network with its placement and toolkit; None while it is float.
@@ -100,7 +110,7 @@ class Model:
 
     network: DetectionModel
     names: Mapping[int, str]
-    imgsz: int
+    imgsz: ImageSize
     source: Path
     stage: Stage = "fp32"
     quantized: QuantizedModel | None = None
@@ -144,7 +154,7 @@ class Model:
 
 def load(
     weights: str | Path,
-    imgsz: int | None = None,
+    imgsz: int | Sequence[int] | None = None,
     toolkit: ToolkitName | None = None,
     *,
     trust_pickle: bool = False,
@@ -154,8 +164,8 @@ def load(
     Args:
         weights: Ultralytics ``*.pt``, architecture ``*.yaml`` (random weights, the same at every call) or trt_qat
             ``*.safetensors``.
-        imgsz: side of the square input in pixels; None is the size the weights were trained or calibrated at, 640 if
-            they do not say.
+        imgsz: side of a square input in pixels, or (height, width); None is the size the weights were trained or
+            calibrated at, 640 if they do not say.
         toolkit: use this package's quantizers instead of those the checkpoint was made with.
         trust_pickle: unpickle a ``*.pt``, which runs whatever code it names. Without it a ``*.pt`` is read as data,
             and one that needs more is refused; see docs/security.md.
@@ -169,13 +179,12 @@ def load(
         'fp32'
         >>> model = trt_qat.load("yolov8n.yaml")  # random weights
         >>> len(model.names), model.imgsz
-        (80, 640)
+        (80, (640, 640))
     """
     path = Path(weights)
-    if imgsz is not None and imgsz not in IMAGE_SIZES:
-        raise ConfigError(f"imgsz={shortened(imgsz)} must be a multiple of 32 from 32 to {IMAGE_SIZES[-1]}.")
+    wanted = None if imgsz is None else _checked_size(imgsz)
     if path.suffix.lower() == SUFFIX:
-        return _load_checkpoint(path, imgsz, toolkit)
+        return _load_checkpoint(path, wanted, toolkit)
     if path.suffix in ARCHITECTURE_SUFFIXES:
         network, trained_at = build_network(path), None
     else:
@@ -185,8 +194,20 @@ def load(
     folded = fold_batchnorm(copy.deepcopy(network))
     check_same_output(network, folded, f"'{path}' with BatchNorm folded")
     unfolded = None if network.is_fused() else network
-    size = imgsz or trained_at or DEFAULT_IMAGE_SIZE
+    size = wanted or image_size_of(trained_at or DEFAULT_IMAGE_SIZE)
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)
+
+
+def _checked_size(imgsz: int | Sequence[int]) -> ImageSize:
+    try:
+        size = image_size_of(imgsz)
+    except (TypeError, ValueError):
+        size = 0, 0
+    if not all(type(side) is int and side in IMAGE_SIZES for side in size):
+        raise ConfigError(
+            f"imgsz={shortened(imgsz)} must be a multiple of 32 from 32 to {IMAGE_SIZES[-1]}, or two: height and width."
+        )
+    return size
 
 
 def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
@@ -258,7 +279,7 @@ def with_weight_scales(model: Model, scales: WeightScales) -> Model:
     return model.with_quantized(quantized, model.stage, model.provenance)
 
 
-def _load_checkpoint(path: Path, imgsz: int | None, toolkit: ToolkitName | None) -> Model:
+def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName | None) -> Model:
     header, tensors = _read(path)
     _check_values(tensors, path)
     names = checked_names(header.names, path)

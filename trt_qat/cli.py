@@ -22,8 +22,9 @@ import click
 
 from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
-from trt_qat.config import Config, ExportFormat, FlavorChoice, Precision, SensitivityMetric, choices
+from trt_qat.config import Config, ExportFormat, FlavorChoice, InferMode, Precision, SensitivityMetric, choices
 from trt_qat.errors import ArtifactError, TrtQatError
+from trt_qat.extras import extras_named
 from trt_qat.memory import MEMORY_RAN_OUT, is_out_of_memory
 from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from trt_qat.evaluation.parity_report import ParityReport
     from trt_qat.mixed_precision.advice import Advice, Form
     from trt_qat.mixed_precision.mixes import Budget
+    from trt_qat.runtime.infer import Inferred
 
 Item = TypeVar("Item")
 Command = Callable[..., Any]
@@ -61,19 +63,21 @@ class Bars(Notes):
     def __init__(self, bar: rich.progress.Progress) -> None:
         self._bar = bar
         self._tasks: dict[str, Any] = {}
-        self._starting = bar.add_task("starting", total=None)
+        self._starting = bar.add_task("starting", total=None, detail="")
 
     def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         """Iterate with a bar."""
         self._bar.update(self._starting, visible=False)
-        return self._bar.track(items, description=description, total=len(items))
+        return self._bar.track(
+            items, task_id=self._bar.add_task(description, total=len(items), detail=""), total=len(items)
+        )
 
-    def step(self, description: str, done: int, total: int) -> None:
+    def step(self, description: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar of this description."""
         self._bar.update(self._starting, visible=False)
         if description not in self._tasks:
-            self._tasks[description] = self._bar.add_task(description, total=None)
-        self._bar.update(self._tasks[description], completed=done, total=total or None)
+            self._tasks[description] = self._bar.add_task(description, total=None, detail="")
+        self._bar.update(self._tasks[description], completed=done, total=total or None, detail=detail)
 
 
 @contextmanager
@@ -90,6 +94,7 @@ def _bars() -> Iterator[Progress]:
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[detail]}"),
     )
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         yield Bars(bar)
@@ -127,7 +132,8 @@ def _one_line_errors() -> Iterator[None]:
     # third-party deprecation notes mean nothing to a user; the tests turn warnings into errors
     warnings.simplefilter("ignore")
     try:
-        yield
+        with extras_named():
+            yield
     except TrtQatError as exc:
         _say_error(str(exc))
         sys.exit(1)
@@ -135,13 +141,6 @@ def _one_line_errors() -> Iterator[None]:
         if not is_out_of_memory(exc):
             raise
         _say_error(MEMORY_RAN_OUT)
-        sys.exit(1)
-    except ModuleNotFoundError as exc:
-        if str(exc.name).startswith("trt_qat"):
-            raise
-        _say_error(
-            f"The package '{exc.name}' is not installed. Install trt_qat with what it needs: pip install trt_qat."
-        )
         sys.exit(1)
 
 
@@ -154,7 +153,7 @@ def _check_json_path(path: Path) -> None:
 
 def _check_inputs_stay(json_file: Path | None, arguments: Mapping[str, Any]) -> None:
     """Refuse to write a result over a file that the command reads, or loose into the whole file system."""
-    written = {"json": json_file, **{name: arguments.get(name) for name in ("out", "svg", "html")}}
+    written = {"json": json_file, **{name: arguments.get(name) for name in ("out", "svg", "html", "jsonl", "csv")}}
     read = [value for name, value in arguments.items() if name not in written and isinstance(value, str | Path | tuple)]
     files = [Path(value) for entry in read for value in (entry if isinstance(entry, tuple) else (entry,))]
     for option, out in written.items():
@@ -326,6 +325,7 @@ def qat(
 @click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
 @click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
+@click.option("--nms", is_flag=True, help="Build NMS into the ONNX file, with infer.conf, infer.iou, infer.max_det.")
 @click.option("--no-check", is_flag=True, help="Write the file without running it in its client.")
 @click.option("--out", type=FILE, required=True, help="*.onnx, *_openvino_model or *.engine, see `trt-qat targets`.")
 @_command
@@ -335,6 +335,7 @@ def export(
     target: str | None,
     form: ExportFormat | None,
     precision: Precision | None,
+    nms: bool,
     no_check: bool,
     out: Path,
 ) -> dict[str, str]:
@@ -345,18 +346,21 @@ def export(
 
     INT8 needs a calibrated *.safetensors; float weights (*.pt, *.yaml too) become fp16 for TensorRT, fp32 elsewhere.
     """
-    given = {"target": target, "format": form, "precision": precision, "check": False if no_check else None}
+    given = {"target": target, "format": form, "precision": precision, "nms": nms or None}
+    given["check"] = False if no_check else None
     section = config.export.replace(**{key: value for key, value in given.items() if value is not None})
     from trt_qat.artifacts import size_bytes
     from trt_qat.targets.base import check_out
+    from trt_qat.targets.nms import check_nms_form
 
     check_out(out, section)
+    check_nms_form(section)
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
         from trt_qat.checkpoint import load
 
         model, device = load(checkpoint, config.model.imgsz), config.model.device
-        artifact = api.export(model, out, section, device=device, progress=bars)
+        artifact = api.export(model, out, section, thresholds=config.infer, device=device, progress=bars)
     size = size_bytes(artifact.path) / 1e6
     click.echo(f"Exported: {artifact.path} (for {section.target}, {artifact.precision}, {size:.2f} MB)")
     return {
@@ -568,11 +572,31 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
 
 
 @cli.command(context_settings=HELP)  # it is also called by itself: python -m trt_qat.infer
-@click.argument("source")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--model", type=FILE, help="*.plan, *.onnx, *.engine or OpenVINO folder [default: newest in engines/].")
-@click.option("--out", type=FILE, help="File or folder [default: runs/infer/<name>].")
+@click.option("--out", type=FILE, help="Annotated file, or folder [default: runs/infer].")
+@click.option("--no-save", is_flag=True, help="Write no annotated images and videos.")
+@click.option("--jsonl", type=FILE, help="One JSON object per frame; - is standard output (docs/infer.md).")
+@click.option("--csv", type=FILE, help="One row per detection; - is standard output.")
+@click.option("--save-txt", type=FILE, help="Folder for YOLO label files.")
+@click.option("--save-crops", type=FILE, help="Folder for a picture of each detection.")
+@click.option("--show", is_flag=True, help="Show the annotated frames in a window; q ends.")
+@click.option("--track", is_flag=True, help="Give each object an id that it keeps (ByteTrack).")
+@click.option(
+    "--count-line", "lines", multiple=True, metavar="[NAME:]X1,Y1,X2,Y2", help="Count what crosses; repeatable."
+)
+@click.option(
+    "--count-zone", "zones", multiple=True, metavar="[NAME:]X1,Y1,...", help="Count what is inside; repeatable."
+)
 @click.option("--conf", type=click.FloatRange(0, 1, max_open=True), help="Same as --set infer.conf=...")
 @click.option("--iou", type=click.FloatRange(0, 1, min_open=True), help="Same as --set infer.iou=...")
+@click.option("--classes", metavar="LIST", help="Ids or names to keep, e.g. 0,stop.")
+@click.option("--batch", type=click.IntRange(min=1), help="Same as --set infer.batch=...")
+@click.option("--every", type=click.IntRange(min=1), help="Take each Nth frame; same as --set infer.every=...")
+@click.option("--max-fps", type=click.FloatRange(min=0, min_open=True), help="Same as --set infer.max_fps=...")
+@click.option("--mode", type=click.Choice(choices(InferMode)), help="Same as --set infer.mode=...")
+@click.option("--recursive", is_flag=True, help="Take a folder's sub-folders, too.")
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--runtime",
     type=click.Choice(["auto", *RUNTIMES.rows]),
@@ -583,37 +607,50 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
 @_command
 def infer(
     config: Config,
-    source: str,
+    sources: tuple[str, ...],
     model: Path | None,
-    out: Path | None,
-    conf: float | None,
-    iou: float | None,
     runtime: str,
+    device: str,
+    recursive: bool,
+    track: bool,
+    lines: tuple[str, ...],
+    zones: tuple[str, ...],
+    **given: Any,
 ) -> dict[str, Any]:
-    """Detect objects in images or a video.
+    """Detect objects in images, videos and streams.
 
-    SOURCE is an image, a folder of images or a video; annotated files are written. If an image of a folder cannot be
-    read, the others are annotated and the exit code is 1. Where engines/ holds no model and none is given, the shipped
-    detector of generated traffic signs is made first.
+    SOURCE is an image, a video, a folder, a pattern ("*.jpg"), a list (*.txt), a camera (0 or /dev/video0), an RTSP,
+    HTTP or UDP address, or - for an encoded stream on standard input. Annotated files are written; Ctrl-C ends a stream
+    and finishes them. If one of several images cannot be read, the others are done and the exit code is 1. Where
+    engines/ holds no model and none is given, the shipped detector of generated traffic signs is made first.
     """
-    from trt_qat.runtime.annotate import annotate_files, newest_model
-    from trt_qat.runtime.sources import find_source
+    from trt_qat.runtime import infer as job
+    from trt_qat.runtime.sources import name_sources
 
-    given = {key: value for key, value in (("conf", conf), ("iou", iou)) if value is not None}
-    section = config.infer.replace(**given)
-    if model is None and newest_model() is None:
-        find_source(source)  # a wrong SOURCE is said before the time that making a model takes
+    given["classes"] = _class_list(given["classes"])
+    keys = ("conf", "iou", "classes", "batch", "every", "max_fps", "mode")
+    section = config.infer.replace(**{key: given[key] for key in keys if given[key] is not None})
+    files = {key: given[key] for key in ("out", "jsonl", "csv", "save_txt", "save_crops", "show")}
+    keep = click.get_current_context().params["json_file"] is not None
+    outputs = job.Outputs(**files, save=not given["no_save"], results=keep)
+    name_sources(sources, recursive=recursive)  # a wrong SOURCE is said before the time that making a model takes
+    if model is None and job.newest_model() is None:
         model = _demo_model()
     with _bars() as bars:
-        done = annotate_files(source, out, model, section, runtime=runtime, progress=bars)
-    click.echo(done.reason)
-    median = "" if done.median_ms is None else f", median {done.median_ms:.1f} ms per frame"
-    click.echo(f"{done.frames} frames, {done.detections} detections{median}\nWritten: {done.out}")
-    if done.errors:
-        _say_error(f"{len(done.errors)} of {done.frames_announced} images left out; the first: {done.errors[0][1]}")
-        _exit_at_end(1)
-    elif done.frames < done.frames_announced:
-        click.echo(f"Warning: {done.frames} of {done.frames_announced} frames were readable.", err=True)
+        done = job.infer(
+            sources,
+            model,
+            section,
+            outputs=outputs,
+            runtime=runtime,
+            device=device,
+            recursive=recursive,
+            track=track,
+            lines=lines,
+            zones=zones,
+            progress=bars,
+        )
+    _print_inferred(done, on_stderr=Path("-") in (outputs.jsonl, outputs.csv))
     return done.as_dict()
 
 
@@ -809,6 +846,36 @@ def _demo_model() -> Path:
     if done.returncode:
         raise ArtifactError("The demo model could not be made, see above. Give --model PATH.")
     return out
+
+
+def _class_list(text: str | None) -> tuple[int | str, ...] | None:
+    """``0,stop`` as (0, "stop")."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return tuple(int(name) if name.isascii() and name.isdigit() else name for name in names)
+
+
+def _print_inferred(done: Inferred, on_stderr: bool) -> None:
+    """What was done; a message for people stays out of an output that goes to standard output."""
+    click.echo(done.reason, err=on_stderr)
+    median = "" if done.median_ms is None else f", median {done.median_ms:.1f} ms per frame"
+    fps = "" if done.fps is None else f", {done.fps:.1f} frames/s"
+    click.echo(f"{done.frames} frames, {done.detections} detections{median}{fps} ({done.mode})", err=on_stderr)
+    for source, counts in done.counts.items():
+        for name, numbers in counts.items():
+            said = ", ".join(f"{count} {way}" for way, count in numbers.items())
+            click.echo(f"{name}: {said}" + (f" ({source})" if len(done.sources) > 1 else ""), err=on_stderr)
+    if done.written:
+        click.echo(f"Written: {', '.join(done.written)}", err=on_stderr)
+    missed = {"dropped": done.dropped, "broken": done.broken, "reconnects": done.reconnects}
+    if any(missed.values()):
+        click.echo(f"Warning: {', '.join(f'{count} {what}' for what, count in missed.items() if count)}.", err=True)
+    if done.errors:
+        _say_error(f"{len(done.errors)} of {done.announced} images left out; the first: {done.errors[0][1]}")
+        _exit_at_end(1)
+    elif done.frames + done.broken + done.dropped < done.announced:
+        click.echo(f"Warning: {done.frames} of {done.announced} frames were readable.", err=True)
 
 
 def _print_rows(rows: Sequence[ResultRow]) -> None:

@@ -12,9 +12,18 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from trt_qat.errors import ConfigError
 from trt_qat.reading import explain, parse_yaml, read_yaml, shortened, shown_name
@@ -32,6 +41,7 @@ Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
 Amp = Literal["none", "bfloat16", "float16"]
+InferMode = Literal["auto", "latency", "throughput"]
 SensitivityMetric = Literal["error", "map", "both"]
 
 
@@ -46,6 +56,20 @@ RENAMED = {
     "qat.scale_lr": "qat.lsq_lr",
 }
 
+
+def _square(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _sides(value: tuple[int, int]) -> tuple[int, int]:
+    for side in value:
+        if side < 32 or side % 32:
+            raise ValueError(f"{side} must be a multiple of 32, the nearest is {_nearest_side(side)}")
+    return value
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_square), AfterValidator(_sides)]
+"""Height and width in pixels; a configuration may say one number for a square."""
 
 _NUMBERS = (int, float, int | None, float | None)
 
@@ -81,15 +105,8 @@ class Section(BaseModel):
 class ModelSection(Section):
     """How the network sees an image, and where PyTorch computes it."""
 
-    imgsz: int | None = Field(default=None, ge=32, description="Square input side in pixels, a multiple of 32")
+    imgsz: Size | None = Field(default=None, description="Height and width of the input in pixels")
     device: str = "auto"
-
-    @field_validator("imgsz")
-    @classmethod
-    def _multiple_of_stride(cls, value: int | None) -> int | None:
-        if value is not None and value % 32:
-            raise ValueError(f"must be a multiple of 32, the nearest is {_nearest_side(value)}")
-        return value
 
     @field_validator("device", mode="before")
     @classmethod
@@ -200,6 +217,7 @@ class ExportSection(Section):
     opset: int | None = Field(default=None, ge=19, le=23)
     batch: int = Field(default=1, ge=1)
     dynamic_batch: bool = False
+    nms: bool = False
     check: bool = True
 
     @field_validator("target")
@@ -216,9 +234,9 @@ class EngineSection(Section):
     min_batch: int = Field(default=1, ge=1)
     opt_batch: int = Field(default=1, ge=1)
     max_batch: int = Field(default=8, ge=1)
-    min_size: tuple[int, int] | None = None
-    opt_size: tuple[int, int] | None = None
-    max_size: tuple[int, int] | None = None
+    min_size: Size | None = None
+    opt_size: Size | None = None
+    max_size: Size | None = None
     timing_cache: str = "auto"
     optimization_level: int | None = Field(default=None, ge=0, le=5)
     compute_capabilities: tuple[int, ...] = ()
@@ -229,21 +247,6 @@ class EngineSection(Section):
     @classmethod
     def _nothing_is_none(cls, value: Any) -> Any:
         return "" if value is None else value  # --set engine.timing_cache=
-
-    @field_validator("min_size", "opt_size", "max_size", mode="before")
-    @classmethod
-    def _square(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @field_validator("min_size", "opt_size", "max_size")
-    @classmethod
-    def _sides(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        for side in value or ():
-            if side < 32 or side % 32:
-                raise ValueError(
-                    f"height and width must be multiples of 32, {_nearest_side(side)} is nearest to {side}"
-                )
-        return value
 
     @field_validator("compute_capabilities")
     @classmethod
@@ -290,11 +293,21 @@ class ParitySection(Section):
 
 
 class InferSection(Section):
-    """Images and videos in, annotated files out."""
+    """Images, videos and streams in, detections out."""
 
     conf: float = Field(default=0.25, ge=0, lt=1)
     iou: float = Field(default=0.45, gt=0, le=1)
     max_det: int = Field(default=300, ge=1)
+    classes: tuple[int | str, ...] = ()
+    mode: InferMode = "auto"
+    batch: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1)
+    max_fps: float | None = Field(default=None, gt=0)
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _one_class(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | str) and not isinstance(value, bool) else value
 
 
 class Config(Section):

@@ -16,6 +16,7 @@ from trt_qat.limits import CLASSES
 from trt_qat.reading import FileModel, explain, shortened
 
 SMALLEST_SIDE, LARGEST_SIDE = 32, 8192  # pixels of a network input
+NMS_KEY = "nms"  # of a file with NMS built in: its thresholds
 _LONGEST_TEXT = 4_000_000  # characters; ten thousand names of 200 fit twice
 _LONGEST_NAME = 200
 _TOKEN = re.compile(

@@ -14,8 +14,12 @@ class Progress(Protocol):
     def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         """Iterate over ``items`` unchanged, in the same order."""
 
-    def step(self, description: str, done: int, total: int) -> None:
-        """A loop that is not ours (training, a video) has come to ``done`` of ``total``; 0 is an unknown total."""
+    def step(self, description: str, done: int, total: int, detail: str = "") -> None:
+        """A loop that is not ours (training, a video) has come to ``done`` of ``total``; 0 is an unknown total.
+
+        Args:
+            detail: what else is worth showing of it now, e.g. "61.2 frames/s".
+        """
 
     def note(self, line: str) -> None:
         """One line that the user should read."""
@@ -29,7 +33,7 @@ class Silent:
         del description
         return items
 
-    def step(self, description: str, done: int, total: int) -> None:
+    def step(self, description: str, done: int, total: int, detail: str = "") -> None:
         """See :class:`Progress`."""
 
     def note(self, line: str) -> None:

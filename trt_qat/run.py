@@ -19,7 +19,7 @@ from trt_qat.data.images import images_sha256
 from trt_qat.engine.build import choose_flavor
 from trt_qat.engine.engine_file import read_sidecar, sidecar_path
 from trt_qat.engine.gpu import gpu_names
-from trt_qat.errors import ArtifactError
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_parity
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import markdown_report
@@ -65,6 +65,11 @@ def run(
     Args:
         anew: make everything again.
     """
+    if config.export.nms:  # before hours of work
+        raise ConfigError(
+            "export.nms=true: `run` measures the files that it exports, which needs raw outputs. Leave it away, and "
+            "export OUT/qat/best.safetensors with --nms afterwards."
+        )
     pipeline.check_qat_settings(config)
     with locked(out):
         model = load(weights, config.model.imgsz)
@@ -144,7 +149,7 @@ class _Run:
         weights = file_sha256(self.weights) if self.weights.is_file() else str(self.weights)
         self.stage(
             "the float checkpoint",
-            {"weights": weights, "imgsz": self.model.imgsz},
+            {"weights": weights, "imgsz": list(self.model.imgsz)},
             (file,),
             lambda: save(file, replace(self.model, provenance=self.provenance)),
         )

@@ -84,7 +84,7 @@ def test_every_image_is_the_networks_input_bit_for_bit(odd: Dataset) -> None:
     assert len(dataset) == len(odd.train) == 15
     for index, path in enumerate(odd.train):
         item = dataset[index]
-        batch, transform = network_input(read_image_bgr(path), IMGSZ)
+        batch, transform = network_input(read_image_bgr(path), (IMGSZ, IMGSZ))
         assert torch.equal(item["img"].float() / 255, torch.from_numpy(batch[0])), path
         assert item["ori_shape"] == transform.size_wh[::-1]
 
@@ -93,7 +93,7 @@ def test_boxes_lie_where_the_letterbox_puts_them(odd: Dataset) -> None:
     dataset = given(odd, augment=False)
     for index, image in enumerate(checked_split(odd, "train").images):
         item = dataset[index]
-        _, transform = network_input(read_image_bgr(image.image), IMGSZ)
+        _, transform = network_input(read_image_bgr(image.image), (IMGSZ, IMGSZ))
         cx, cy, width, height = (item["bboxes"].numpy() * IMGSZ).T
         corners = np.stack([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2], axis=1)
         centres, halves = image.labels.boxes_cxcywh[:, :2], image.labels.boxes_cxcywh[:, 2:] / 2

@@ -111,7 +111,7 @@ def test_the_preprocessing_is_the_one_of_the_letterbox() -> None:
     """A white and a black pixel side by side, through the code that feeds the plan."""
     image_bgr = np.zeros((2, 1, 3), np.uint8)
     image_bgr[0] = (0, 0, 255)  # red above black
-    batch, _ = network_input(image_bgr, 64)
+    batch, _ = network_input(image_bgr, (64, 64))
     described = Preprocessing(size=(64, 64))
     assert batch.shape == (1, 3, 64, 64)  # NCHW
     assert batch[0, :, 0, 32] == pytest.approx([255 * described.scale, 0, 0])  # RGB

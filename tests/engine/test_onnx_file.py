@@ -28,7 +28,7 @@ class _Images(CalibrationDataReader):
         for bgr in ((0, 0, 255), (0, 255, 0), (255, 0, 0)):
             image = colour_image(64, 64)
             image[:32] = bgr
-            yield {"images": network_input(image, 64)[0]}
+            yield {"images": network_input(image, (64, 64))[0]}
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._inputs, None)

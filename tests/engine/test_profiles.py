@@ -91,8 +91,8 @@ def test_nothing_is_no_timing_cache(nothing: str) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("max_size=100", "multiples of 32, 96 is nearest to 100"),
-        ("max_size=[640, 0]", "32 is nearest to 0"),
+        ("max_size=100", "100 must be a multiple of 32, the nearest is 96"),
+        ("max_size=[640, 0]", "0 must be a multiple of 32, the nearest is 32"),
         ("max_size=[640]", "engine.max_size"),
         ("max_size=true", "engine.max_size"),
         ("max_size=wide", "engine.max_size"),

@@ -93,7 +93,7 @@ def fitted(dataset: Dataset, folder: Path) -> Dataset:
     """The val split with its images as large as the network sees them: no letterbox rounds anything any more."""
     root = Path(shutil.copytree(dataset.source.parent, folder / "fitted"))
     for image in load_dataset(root / "data.yaml").val:
-        pixels = fit(read_image_bgr(image), 320)
+        pixels = fit(read_image_bgr(image), (320, 320))
         assert cv2.imwrite(str(image.with_suffix(".png")), pixels)
         image.unlink()
     return load_dataset(root / "data.yaml")
@@ -152,7 +152,7 @@ class Oracle(TorchRunner):
         output = np.zeros((len(batch), 4 + len(self._names), 64), np.float32)
         for row in output:
             path = self._queue.pop(0)
-            _, transform = network_input(read_image_bgr(path), batch.shape[-1])
+            _, transform = network_input(read_image_bgr(path), batch.shape[-2:])
             labels = read_labels(label_path(path), len(self._names))
             boxes = labels.boxes_cxcywh * np.float32(transform.size_wh * 2) * np.float32(transform.ratio_wh * 2)
             boxes[:, :2] += np.float32([transform.pad_left, transform.pad_top]) + np.float32(self._shift)

@@ -31,7 +31,7 @@ LIMIT = 35.0
 
 @pytest.fixture(scope="module")
 def small(demo_int8: Model) -> Model:
-    return replace(demo_int8, imgsz=160)
+    return replace(demo_int8, imgsz=(160, 160))
 
 
 @pytest.fixture(scope="module")

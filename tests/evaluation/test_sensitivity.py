@@ -161,7 +161,7 @@ def test_another_key_starts_anew_and_says_why(ptq: Model, demo: Dataset, tmp_pat
     heavier = copy.deepcopy(quantized)
     next(heavier.network.parameters()).data.mul_(2)
     assert why(changed(heavier)) == "was made with other weights."
-    assert why(replace(ptq, imgsz=96)) == "was made with other imgsz."
+    assert why(replace(ptq, imgsz=(96, 96))) == "was made with other imgsz."
     assert why(ptq, replace(demo, train=demo.train[1:])) == "was made with other data."
     assert why(ptq, section=section.replace(images=5)) == "was made with other data, images."
     assert why(changed(quantized.leave_float([first], "test"))) == "was made with other placement, ranges."
@@ -177,7 +177,7 @@ def test_map_of_the_first_images_of_the_val_split(demo_int8: Model, demo_set: Pa
     ruined = quantized.placement.groups[1].name
     quantized.load_amax_({f"activation.{ruined}": quantized.amax()[f"activation.{ruined}"] / 100})
     weights = tmp_path / "ptq.safetensors"
-    save(weights, replace(demo_int8.with_quantized(quantized, "ptq", {}), imgsz=160))
+    save(weights, replace(demo_int8.with_quantized(quantized, "ptq", {}), imgsz=(160, 160)))
     config = Config.load(overrides=["sensitivity.metric=both", "sensitivity.map_images=4", "sensitivity.images=4"])
     pipeline.sensitivity(weights, demo_set, tmp_path / "sens.json", config)
     content = json.loads((tmp_path / "sens.json").read_text())

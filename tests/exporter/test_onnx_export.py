@@ -41,7 +41,7 @@ Array = NDArray[np.float32]
 
 def quantized_model(calibrated: Calibrated, residual: Residual) -> Model:
     model = calibrated(residual=residual)
-    return Model(model.network, model.names, 64, Path("yolov8n.yaml"), "ptq", model)
+    return Model(model.network, model.names, (64, 64), Path("yolov8n.yaml"), "ptq", model)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_passes_change_no_bit(
 ) -> None:
     """The exporter's own graph and the cleaned one, both computed exactly as written."""
     model = calibrated(residual=residual)
-    raw = _raw_onnx(model.network, model, ExportSection(), 64)
+    raw = _raw_onnx(model.network, model, ExportSection(), (64, 64))
     assert count(raw)["QuantizeLinear"] > count(onnx.load(exported(residual=residual)))["QuantizeLinear"]
     onnx.save(raw, str(tmp_path / "raw.onnx"))
     for image in (batches[0][:1], batches[2][:1]):
@@ -186,7 +186,7 @@ def test_weights_are_int8_per_channel_symmetric(exported: Exported, calibrated: 
 
 def test_weights_are_int8_per_tensor_where_that_was_calibrated(calibrated: Calibrated, tmp_path: Path) -> None:
     quantized = calibrated(weights="tensor")
-    model = Model(quantized.network, quantized.names, 64, Path("yolov8n.yaml"), "ptq", quantized)
+    model = Model(quantized.network, quantized.names, (64, 64), Path("yolov8n.yaml"), "ptq", quantized)
     path = export_onnx(model, tmp_path / "tensor.onnx", ExportSection(precision="int8+fp16")).path
     file = onnx.load(path)
     values, source = initializers(file), producers(file)
@@ -252,7 +252,7 @@ def test_weights_fit_the_scale_that_fp16_can_hold(calibrated: Calibrated, tmp_pa
         conv.weight[3] *= 1e-3 / conv.weight[3].abs().max()  # scale 7.9e-6, the smallest normal FP16 is 6.1e-5
         amax[f"weight.{name}"][3] = 1e-3
     quantized.load_amax_(amax)
-    model = Model(quantized.network, quantized.names, 64, Path("yolov8n.yaml"), "ptq", quantized)
+    model = Model(quantized.network, quantized.names, (64, 64), Path("yolov8n.yaml"), "ptq", quantized)
     section = ExportSection(precision="int8+fp16")
     file = onnx.load(export_onnx(model, tmp_path / "w.onnx", section).path)
     values, source = initializers(file), producers(file)
@@ -345,7 +345,7 @@ def test_one_class_is_no_box_decoding(
 ) -> None:
     """A score convolution with a single output is learned all the same, only DFL's fixed one is decoding."""
     network = fold_batchnorm(make_unfolded("yolov8n.yaml", {0: "sign"}))
-    model = Model(network, {0: "sign"}, 64, Path("yolov8n.yaml"))
+    model = Model(network, {0: "sign"}, (64, 64), Path("yolov8n.yaml"))
     path = export_onnx(model, tmp_path / "one.onnx", ExportSection(precision="fp16")).path
     check_half_precision(onnx.load(path))
     assert_close_per_output(run(path, batches[0][:1]), raw_output(network, batches[0][:1]).numpy(), 0.999)

@@ -92,7 +92,7 @@ def test_random_networks(
     model = quantize_model(network, {0: "a", 1: "b"}, section)
     model.load_amax_(Max().ranges(collect_histograms(model, [images], 2048)))
     with TemporaryDirectory() as folder:
-        quantized = Model(model.network, model.names, 64, Path("random.yaml"), "ptq", model)
+        quantized = Model(model.network, model.names, (64, 64), Path("random.yaml"), "ptq", model)
         path = export_onnx(quantized, Path(folder) / "random.onnx", ExportSection(precision="int8+fp32")).path
         report = lint(path)
         assert report.errors == 0, report.as_text()
@@ -143,7 +143,7 @@ def test_every_copy_is_placed_exported_and_linted_alike(
     assert "model.4.conv" in group.convs
     model.load_amax_(Max().ranges(collect_histograms(model, [images], 2048)))
     with TemporaryDirectory() as folder:
-        quantized = Model(model.network, model.names, 64, Path("moved.yaml"), "ptq", model)
+        quantized = Model(model.network, model.names, (64, 64), Path("moved.yaml"), "ptq", model)
         path = export_onnx(quantized, Path(folder) / "moved.onnx", ExportSection(precision="int8+fp32")).path
         report = lint(path)
         exported = onnx.load(path)

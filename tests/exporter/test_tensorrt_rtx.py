@@ -97,7 +97,7 @@ def test_same_numbers(files: Files, demo_set: Path, tmp_path: Path) -> None:
 
     Where float32 products in another order end on the other side of a rounding edge, one value moves by a whole step.
     """
-    image = network_input(read_image_bgr(sorted((demo_set.parent / "images" / "val").iterdir())[0]), 320)[0]
+    image = network_input(read_image_bgr(sorted((demo_set.parent / "images" / "val").iterdir())[0]), (320, 320))[0]
     first, last = (
         [np.asarray(value) for value in run(files[name], image, "/model.0/conv/Conv_output_0", tmp_path)]
         for name in ("plain", "rtx")
@@ -134,7 +134,7 @@ def test_a_split_convolution_is_one_per_part(files: Files, demo_set: Path) -> No
     kinds = Counter(node.op_type for node in graph.node)
     before = Counter(node.op_type for node in onnx.load(files["float"]).graph.node)
     assert (before["Split"] - kinds["Split"], kinds["Conv"] - before["Conv"]) == (8, 8)  # 8 C2f in two parts each
-    image = network_input(read_image_bgr(sorted((demo_set.parent / "images" / "val").iterdir())[0]), 320)[0]
+    image = network_input(read_image_bgr(sorted((demo_set.parent / "images" / "val").iterdir())[0]), (320, 320))[0]
     with (
         OnnxRuntimeRunner(files["float"], optimize=False) as whole,
         OnnxRuntimeRunner(files["float rtx"], False) as parts,

@@ -34,7 +34,7 @@ def _check_config_file(content: bytes, folder: Path) -> None:
 def _check_config(config: Any) -> None:
     text = json.dumps(config.model_dump(mode="json"), allow_nan=False)
     assert json.loads(text)
-    assert config.model.imgsz is None or (config.model.imgsz % 32 == 0 and config.model.imgsz >= 32)
+    assert config.model.imgsz is None or all(side % 32 == 0 and side >= 32 for side in config.model.imgsz)
 
 
 def _set_options() -> SearchStrategy[bytes]:

@@ -204,7 +204,7 @@ def test_qat_halves_its_batch_where_gpu_memory_runs_out(demo_detector: Model, de
 
     from trt_qat import api
 
-    int8 = api.quantize(replace(demo_detector, imgsz=640), demo_set, calibrator="max", images=2)
+    int8 = api.quantize(replace(demo_detector, imgsz=(640, 640)), demo_set, calibrator="max", images=2)
     progress = Recording()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(1.2 * 2**30 / total)
@@ -220,7 +220,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(demo_detector: Model, demo_s
     from trt_qat import api
 
     class Interrupted(Recording):
-        def step(self, description: str, done: int, total: int) -> None:
+        def step(self, description: str, done: int, total: int, detail: str = "") -> None:
             if "epoch 2/" in description:
                 raise KeyboardInterrupt
 

@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 def test_macs_shares(calibrated: Calibrated) -> None:
     model = calibrated()
-    shares = macs_shares(model, 64)
+    shares = macs_shares(model, (64, 64))
     assert shares.keys() == {group.name for group in model.placement.groups}
     assert 0.5 < sum(shares.values()) < 1  # the head's last layers are float
     first, second = model.placement.groups[:2]
     assert (first.convs, second.convs) == (("model.0.conv",), ("model.1.conv",))
     assert shares[first.name] / shares[second.name] == pytest.approx((3 * 16 * 32 * 32) / (16 * 32 * 16 * 16))
-    assert macs_shares(model, 128)[first.name] == pytest.approx(shares[first.name])
+    assert macs_shares(model, (128, 128))[first.name] == pytest.approx(shares[first.name])
 
 
 def test_candidates_are_ranked_by_error(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
-    candidates = rank_candidates(calibrated(), batches[:1], 64)
+    candidates = rank_candidates(calibrated(), batches[:1], (64, 64))
     errors = [candidate.sensitivity.cost for candidate in candidates]
     assert errors == sorted(errors, reverse=True)
     ratios = [candidate.error_per_share for candidate in candidates]
@@ -292,7 +292,7 @@ def broken(demo_int8: Model) -> tuple[Model, str]:
     few = quantized.leave_float([group.name for group in quantized.placement.groups[3:]], "test")
     name = few.placement.groups[1].name
     few.load_amax_({f"activation.{name}": few.amax()[f"activation.{name}"] / 100})
-    return replace(demo_int8.with_quantized(few, "ptq", {}), imgsz=160), name
+    return replace(demo_int8.with_quantized(few, "ptq", {}), imgsz=(160, 160)), name
 
 
 @pytest.mark.parametrize("precision", ["int8+fp16", pytest.param("fp32", marks=pytest.mark.slow)])
@@ -305,7 +305,7 @@ def test_accuracy_and_latency_are_those_of_the_exported_file(
     measure = ExportedMeasure(model, dataset, ExportSection(precision=precision), QUICK, tmp_path)
     of_float, of_broken = measure(float_of(model)), measure(model)
     mended = measure(model.with_quantized(model.require_quantized().leave_float([name], "test"), "ptq", {}))
-    (row,) = api.evaluate([replace(demo_detector, imgsz=160)], dataset, QUICK)
+    (row,) = api.evaluate([replace(demo_detector, imgsz=(160, 160))], dataset, QUICK)
     assert of_float.map50_95 == pytest.approx(row.map50_95, abs=0.005)
     assert of_float.map50_95 > 0.3
     assert of_broken.map50_95 < 0.5 * of_float.map50_95

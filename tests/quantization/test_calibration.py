@@ -94,15 +94,15 @@ def test_no_images(calibrated: Calibrated) -> None:
 def test_ranges_come_from_the_chosen_calibrator(calibrated: Calibrated, demo: Dataset) -> None:
     """All images are seen, in batches of the section's size; the answer says which calibrator it was."""
     model = copy.deepcopy(calibrated())
-    batches = [torch.from_numpy(network_batch(demo.train[first : first + 5], 64)) for first in (0, 5, 10)]
+    batches = [torch.from_numpy(network_batch(demo.train[first : first + 5], (64, 64))) for first in (0, 5, 10)]
     histograms = collect_histograms(model, batches, 2048)
     section = QuantizationSection(calibrator="max", histogram_bins=2048, batch=5)
-    assert calibrate_(model, demo.train, 64, section) == Calibration(Max())
+    assert calibrate_(model, demo.train, (64, 64), section) == Calibration(Max())
     amax = {name: value.clone() for name, value in model.amax().items()}
     for name, histogram in histograms.items():
         assert float(amax[f"activation.{name}"]) == pytest.approx(histogram.maximum)
     section = section.replace(calibrator="percentile", percentile=90)
-    assert calibrate_(model, demo.train, 64, section) == Calibration(Percentile(90))
+    assert calibrate_(model, demo.train, (64, 64), section) == Calibration(Percentile(90))
     for name, histogram in histograms.items():
         assert float(model.amax()[f"activation.{name}"]) == pytest.approx(Percentile(90).amax(histogram))
         assert model.amax()[f"activation.{name}"] < amax[f"activation.{name}"]
@@ -133,19 +133,19 @@ def test_cache_gives_the_histograms_back(calibrated: Calibrated, batches: tuple[
 def test_key_changes_with_what_decides_the_histograms(calibrated: Calibrated, detector: Model, demo: Dataset) -> None:
     model = calibrated()
     images = images_sha256(demo.train)
-    key = cache_key(model, images, 64, 2048)
-    assert key == cache_key(copy.deepcopy(model), images, 64, 2048)
-    assert key == cache_key(calibrated(calibrator="max"), images, 64, 2048)  # needs no new pass
+    key = cache_key(model, images, (64, 64), 2048)
+    assert key == cache_key(copy.deepcopy(model), images, (64, 64), 2048)
+    assert key == cache_key(calibrated(calibrator="max"), images, (64, 64), 2048)  # needs no new pass
     changed = copy.deepcopy(model)
     with torch.no_grad():
         changed.network.get_submodule("model.0.conv").bias[0] += 1e-3
     others = {
-        "weights": cache_key(changed, images, 64, 2048),
-        "images": cache_key(model, images_sha256(demo.train[:-1]), 64, 2048),
-        "imgsz": cache_key(model, images, 96, 2048),
-        "bins": cache_key(model, images, 64, 1024),
-        "placement": cache_key(calibrated(residual="both"), images, 64, 2048),
-        "exclude": cache_key(uncalibrated(detector, exclude=("model.0.conv",)), images, 64, 2048),
+        "weights": cache_key(changed, images, (64, 64), 2048),
+        "images": cache_key(model, images_sha256(demo.train[:-1]), (64, 64), 2048),
+        "imgsz": cache_key(model, images, (96, 96), 2048),
+        "bins": cache_key(model, images, (64, 64), 1024),
+        "placement": cache_key(calibrated(residual="both"), images, (64, 64), 2048),
+        "exclude": cache_key(uncalibrated(detector, exclude=("model.0.conv",)), images, (64, 64), 2048),
     }
     assert len({key, *others.values()}) == 1 + len(others)
 

@@ -36,7 +36,7 @@ def test_attributes_and_result(tmp_path: Path, opener: Callable[[Path], Runner])
         assert isinstance(runner, Runner)
         assert runner.input_shape == (1, 3, 64, 64)
         assert class_names(runner.metadata) == NAMES
-        assert image_size(runner.metadata, runner.input_shape) == 64
+        assert image_size(runner.metadata, runner.input_shape) == (64, 64)
         assert runner.device
         red = np.zeros((1, 3, 64, 64), np.float32)
         red[0, 0, 8:16, 16:24] = 1
@@ -129,7 +129,7 @@ def test_openvino_takes_its_own_ir(tmp_path: Path) -> None:
     for model in (xml, xml.parent):
         with OpenVinoRunner(model) as runner:
             assert class_names(runner.metadata) == NAMES
-            assert image_size(runner.metadata, runner.input_shape) == 64
+            assert image_size(runner.metadata, runner.input_shape) == (64, 64)
             np.testing.assert_allclose(runner.infer(_batch())[0], expected, atol=1e-5)
     (xml.parent / "metadata.yaml").unlink()
     with OpenVinoRunner(xml) as runner:
@@ -191,11 +191,14 @@ def test_class_names_forms() -> None:
 
 
 def test_image_size_rules() -> None:
-    assert image_size({"imgsz": "[640, 640]"}, (1, 3, 320, 320)) == 320
-    assert image_size({"imgsz": "[416, 416]"}, (None, 3, None, None)) == 416
-    assert image_size({"imgsz": "416"}, (None, 3, None, None)) == 416
-    assert image_size({}, (None, 3, None, None)) == 640
-    for shape in ((1, 3, 320, 640), (1, 3, 640), (1, 1, 640, 640), (1, 3, None, 640)):
+    assert image_size({"imgsz": "[640, 640]"}, (1, 3, 320, 320)) == (320, 320)
+    assert image_size({"imgsz": "[416, 416]"}, (None, 3, None, None)) == (416, 416)
+    assert image_size({"imgsz": "416"}, (None, 3, None, None)) == (416, 416)
+    assert image_size({}, (None, 3, None, None)) == (640, 640)
+    assert image_size({"imgsz": "[384, 640]"}, (1, 3, 320, 640)) == (320, 640)
+    assert image_size({"imgsz": "[384, 640]"}, (1, 3, None, None)) == (384, 640)
+    assert image_size({"imgsz": "[384, 640]"}, (1, 3, None, 320)) == (384, 320)
+    for shape in ((1, 3, 640), (1, 1, 640, 640)):
         with pytest.raises(RunnerError, match="The model's input must"):
             image_size({}, shape)
     with pytest.raises(RunnerError, match="imgsz"):

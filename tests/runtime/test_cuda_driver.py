@@ -107,7 +107,7 @@ def test_pycuda_comes_first_and_neither_is_an_error(monkeypatch: pytest.MonkeyPa
     assert isinstance(cuda_driver.open_cuda(), PycudaDriver)
     for name in ("pycuda", "pycuda.driver", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
-    with pytest.raises(MissingDependency, match=r"pip install pycuda.*pip install cuda-python"):
+    with pytest.raises(MissingDependency, match=r"pip install 'trt_qat\[gpu\]'.*pip install cuda-python"):
         cuda_driver.open_cuda()
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_onnx import NAMES, colour_image, write_tiny_detector
+from tiny_onnx import NAMES, colour_image, write_free_size, write_tiny_detector
 
 import trt_qat
 from trt_qat.config import InferSection
 from trt_qat.errors import ArtifactError, ConfigError, RunnerError
 from trt_qat.runtime import detector as module
 from trt_qat.runtime.detector import Detector
+from trt_qat.runtime.frames import Frame
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.runtime.runner import Runner
+from trt_qat.runtime.runner import Mode, Runner
+from trt_qat.vision.detections import Detections
 
 
 class StubRunner:
@@ -29,6 +31,8 @@ class StubRunner:
     def __init__(self, output: np.ndarray, batch: int | None = 1) -> None:
         self.output = output
         self.input_shape: tuple[int | None, ...] = (batch, 3, 64, 64)
+        self.parallel = 1
+        self.largest_batch = batch
         self.metadata = {"names": "{0: 'a', 1: 'b'}"}
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -69,7 +73,7 @@ def test_nothing_in_a_gray_image(tiny: Path) -> None:
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_file_is_opened_and_closed(tiny: Path, as_text: bool) -> None:
     with Detector(str(tiny) if as_text else tiny, runtime="onnxruntime") as detect:
-        assert (detect.names, detect.imgsz) == (NAMES, 64)
+        assert (detect.names, detect.imgsz) == (NAMES, (64, 64))
         assert detect.reason == f"'{tiny}' runs on onnxruntime (CPU): it was asked for."
         (box,) = detect(_red()).boxes_xyxy
         np.testing.assert_allclose(box, [32, 32, 48, 48], atol=0.2)
@@ -120,15 +124,15 @@ def test_files_that_cannot_be_opened(tmp_path: Path, tiny: Path, monkeypatch: py
         Detector(tiny, runtime="tflite")
     opened: list[Runner] = []
 
-    def remember(model: Path, runtime: str) -> Runner:
+    def remember(model: Path, runtime: str, **given: str) -> Runner:
         opened.append(OnnxRuntimeRunner(model))
         return opened[-1]
 
     monkeypatch.setattr(module, "open_runner", remember)
-    with pytest.raises(RunnerError, match="static batch of 8"):
-        Detector(write_tiny_detector(tmp_path / "eight.onnx", batch=8), runtime="onnxruntime")
+    with pytest.raises(ConfigError, match=r"infer.classes: the model has no class 'rde'. Did you mean 'red'\?"):
+        Detector(tiny, runtime="onnxruntime", classes=["rde"])
     with pytest.raises(RunnerError, match="closed"):  # not left open
-        opened[0].infer(np.zeros((8, 3, 64, 64), np.float32))
+        opened[0].infer(np.zeros((1, 3, 64, 64), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(1, 300, 6), (1, 7, 64), (6, 64), (2, 6, 64)])
@@ -144,10 +148,76 @@ def test_broken_numbers_are_refused() -> None:
         Detector(runner)(colour_image(64, 64))
 
 
-def test_static_batch_is_refused() -> None:
-    runner: Runner = StubRunner(np.zeros((8, 6, 64), np.float32), batch=8)  # type: ignore[assignment]
-    with pytest.raises(RunnerError, match="static batch of 8"):
-        Detector(runner)
+@pytest.mark.parametrize("batch", [None, 1, 3, 8])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_batch_finds_what_single_images_do_whatever_batch_the_model_has(
+    tmp_path: Path, batch: int | None, runtime: str
+) -> None:
+    images = [_red(), colour_image(64, 64), _red(256, 128), _red(100, 160), colour_image(8, 80)]
+    with Detector(write_tiny_detector(tmp_path / "tiny.onnx", batch=batch), runtime=runtime) as detect:
+        alone = [detect(image) for image in images]
+        together = detect.batch(images)
+        assert detect.batch([]) == []
+    assert [len(found) for found in alone] == [1, 0, 1, 2, 0]  # the fourth lies on two cells
+    np.testing.assert_allclose(alone[0].boxes_xyxy, [[32, 32, 48, 48]], atol=0.2)
+    for one, other in zip(alone, together, strict=True):
+        _assert_equal(one, other)
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_stream_finds_what_single_images_do(tmp_path: Path, mode: Mode, batch: int) -> None:
+    frames = [_red() if number % 3 else colour_image(40 + number, 64) for number in range(20)]
+    with Detector(write_tiny_detector(tmp_path / "tiny.onnx", batch=None), mode=mode) as detect:
+        streamed = list(detect.stream(iter(frames), batch=batch))
+        assert [frame is given for (frame, _), given in zip(streamed, frames, strict=True)] == [True] * 20
+        for frame, found in streamed:
+            _assert_equal(found, detect(frame))
+        assert sum(len(found) for _, found in streamed) == 13
+
+
+def test_a_stream_takes_what_carries_a_picture_and_ends_at_the_first_error(tiny: Path) -> None:
+    broken = Frame(np.zeros((4, 4), np.uint8), "clip.mp4", 2)
+    frames = [Frame(_red(), "clip.mp4", number) for number in range(2)]
+    found = []
+    with Detector(tiny, mode="throughput") as detect:
+        with pytest.raises(RunnerError, match="uint8"):
+            for frame, detections in detect.stream([*frames, broken, *frames]):
+                found.append((frame.number, len(detections)))
+        assert found == [(0, 1), (1, 1)]
+    with pytest.raises(RunnerError, match="closed"):
+        list(detect.stream(frames))
+
+
+@pytest.mark.parametrize(("size_wh", "imgsz"), [(None, (96, 96)), ((640, 360), (64, 96)), ((100, 300), (96, 32))])
+def test_a_model_of_free_size_gets_the_rectangle_of_the_images(
+    tmp_path: Path, size_wh: tuple[int, int] | None, imgsz: tuple[int, int]
+) -> None:
+    free = write_free_size(tmp_path / "free.onnx", props={"names": str(NAMES), "imgsz": "[96, 96]"})
+    with OnnxRuntimeRunner(free) as runner:
+        detect = Detector(runner, size_wh=size_wh)
+        assert detect.imgsz == imgsz
+        assert detect(colour_image(50, 70)).boxes_xyxy.shape[1] == 4
+    with OnnxRuntimeRunner(write_tiny_detector(tmp_path / "fixed.onnx")) as runner:
+        assert Detector(runner, size_wh=size_wh).imgsz == (64, 64)
+
+
+def test_only_the_wanted_classes(tiny: Path) -> None:
+    image = _red()
+    image[80:96, 80:96] = (255, 0, 0)
+    with OnnxRuntimeRunner(tiny) as runner:
+        assert sorted(Detector(runner)(image).class_ids) == [0, 2]
+        assert Detector(runner, classes=["blue"])(image).class_ids.tolist() == [2]
+        assert Detector(runner, classes=0)(image).class_ids.tolist() == [0]
+        assert sorted(Detector(runner, classes=[0, "blue"])(image).class_ids) == [0, 2]
+        with pytest.raises(ConfigError, match=r"infer.classes: the model has no class '3'"):
+            Detector(runner, classes=[3])
+
+
+def _assert_equal(one: Detections, other: Detections) -> None:
+    np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    np.testing.assert_array_equal(one.class_ids, other.class_ids)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class NotInstalled:
     suffixes = (".onnx",)
 
     def __init__(self, path: Path, threads: int = 0, mode: str = "latency", device: str = "auto") -> None:
-        raise MissingDependency("Runtime 'openvino' cannot be imported (no module): pip install openvino.")
+        raise MissingDependency("Runtime 'openvino' cannot be imported (no module): pip install 'trt_qat[openvino]'.")
 
 
 class AddedRunner(OnnxRuntimeRunner):
@@ -179,9 +179,11 @@ def test_what_is_not_installed_is_passed_over_and_named(monkeypatch: pytest.Monk
     _row(monkeypatch, "openvino", NotInstalled)
     runner, reason = choose_runner(onnx)
     assert runner.name == "onnxruntime"
-    assert reason.endswith("beside it; Runtime 'openvino' cannot be imported (no module): pip install openvino.")
+    assert reason.endswith(
+        "beside it; Runtime 'openvino' cannot be imported (no module): pip install 'trt_qat[openvino]'."
+    )
     _row(monkeypatch, "onnxruntime", NotInstalled)
-    with pytest.raises(MissingDependency, match="pip install openvino"):
+    with pytest.raises(MissingDependency, match=r"pip install 'trt_qat\[openvino\]'"):
         choose_runner(onnx)
 
 

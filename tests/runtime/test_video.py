@@ -87,7 +87,7 @@ def test_outputs_that_cannot_be(tmp_path: Path, model: Path, video: Path) -> Non
 
 def test_an_error_midway_leaves_nothing(tmp_path: Path, model: Path, video: Path) -> None:
     class Stop(Recorded):
-        def step(self, description: str, done: int, total: int) -> None:
+        def step(self, description: str, done: int, total: int, detail: str = "") -> None:
             if done == 3:
                 raise KeyboardInterrupt
 

@@ -140,7 +140,7 @@ def test_dimensions_of_a_dynamic_batch_are_numbers(exported: Exported, demo_int8
     file = exported(dynamic_batch=True, **keys)
     model = onnx.load(file)
     shape = [entry.dim_value or entry.dim_param for entry in model.graph.output[0].type.tensor_type.shape.dim]
-    anchors = sum((demo_int8.imgsz // stride) ** 2 for stride in (8, 16, 32))
+    anchors = sum((demo_int8.imgsz[0] // stride) ** 2 for stride in (8, 16, 32))
     assert shape[1:] == [4 + len(demo_int8.names), anchors]
     assert shape[0] == ""  # any; a name would be any height and width to Ultralytics
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -254,11 +254,11 @@ def test_openvino_folder_is_as_ultralytics_writes_it(exported: Exported, demo_in
     assert {file.name for file in folder.iterdir()} == {"x.xml", "x.bin", "metadata.yaml"}
     metadata = yaml.safe_load((folder / "metadata.yaml").read_text(encoding="utf-8"))
     assert metadata["names"] == dict(demo_int8.names)
-    assert (metadata["imgsz"], metadata["stride"], metadata["task"]) == ([demo_int8.imgsz] * 2, 32, "detect")
+    assert (metadata["imgsz"], metadata["stride"], metadata["task"]) == (list(demo_int8.imgsz), 32, "detect")
     assert metadata["args"]["nms"] is False
 
 
 def test_onnxruntime_session_has_numbers_for_dimensions(exported: Exported, demo_int8: Model) -> None:
     session = onnxruntime.InferenceSession(exported(target="onnxruntime"), providers=["CPUExecutionProvider"])
-    assert session.get_inputs()[0].shape == [1, 3, demo_int8.imgsz, demo_int8.imgsz]
+    assert session.get_inputs()[0].shape == [1, 3, *demo_int8.imgsz]
     assert all(isinstance(axis, int) for axis in session.get_outputs()[0].shape)

@@ -102,7 +102,7 @@ def test_the_gate_sees(exported: Exported, demo_int8: Model, invent: Invent, wro
         outputs[1] = {
             "nan": lambda found: np.full_like(found, np.nan),
             "shape": lambda found: found[:, :-1],
-            "one box": lambda found: np.concatenate([found[:, :1] + 0.03 * demo_int8.imgsz, found[:, 1:]], axis=1),
+            "one box": lambda found: np.concatenate([found[:, :1] + 0.03 * demo_int8.imgsz[0], found[:, 1:]], axis=1),
             "one class": lambda found: np.concatenate([found[:, :4], found[:, 4:].clip(0, 1) ** 1.5], axis=1),
         }[wrong](outputs[1])
         return outputs
@@ -123,10 +123,10 @@ def test_images_of_the_caller_are_used(
 
     section = ExportSection(target=invent(Form(".onnx", write_unsigned, compute)), precision="int8+fp32")
     check_computed_right(demo_int8, exported(target="openvino"), section, SILENT, pictures)
-    assert [batch.shape for batch in seen] == [(1, 3, demo_int8.imgsz, demo_int8.imgsz)] * 2
+    assert [batch.shape for batch in seen] == [(1, 3, *demo_int8.imgsz)] * 2
     generated = generated_images(demo_int8.imgsz)
     assert len(generated) == 2
-    assert all(np.array_equal(one, again) for one, again in zip(generated, generated_images(320), strict=True))
+    assert all(np.array_equal(one, again) for one, again in zip(generated, generated_images((320, 320)), strict=True))
 
 
 def test_the_limits_lie_above_what_rounding_does(

@@ -51,7 +51,7 @@ def tiny_int8(make_unfolded: MakeUnfolded, demo: Dataset, batches: tuple[Tensor,
     folded = fold_batchnorm(copy.deepcopy(unfolded))
     quantized = quantize_model(folded, names, QuantizationSection())
     quantized.load_amax_(Max().ranges(collect_histograms(quantized, batches, 4096)))
-    return Model(folded, names, 64, Path("tiny.yaml"), "ptq", quantized, with_batchnorm=unfolded)
+    return Model(folded, names, (64, 64), Path("tiny.yaml"), "ptq", quantized, with_batchnorm=unfolded)
 
 
 @pytest.fixture(scope="session")

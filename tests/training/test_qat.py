@@ -98,7 +98,7 @@ def test_trains_on_the_images_as_calibration_saw_them(
     finetune(int8, demo, tmp_path / "plain")
     assert set(demo.train) <= set(map(Path, seen))  # validation goes through the same function
     for file, image in seen.items():
-        assert torch.equal(image, torch.from_numpy(network_input(read_image_bgr(Path(file)), 64)[0][0])), file
+        assert torch.equal(image, torch.from_numpy(network_input(read_image_bgr(Path(file)), (64, 64))[0][0])), file
     plain = dict(seen)
     finetune(int8, demo, tmp_path / "moved", translate=0.2)
     assert not any(torch.equal(seen[str(file)], plain[str(file)]) for file in demo.train)

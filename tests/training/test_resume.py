@@ -32,7 +32,7 @@ class KillAt:
     def over(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         return items
 
-    def step(self, description: str, done: int, total: int) -> None:
+    def step(self, description: str, done: int, total: int, detail: str = "") -> None:
         self._epochs.add(description)
         if (len(self._epochs), done) == self._at:
             raise Killed

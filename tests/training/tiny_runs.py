@@ -28,7 +28,7 @@ class Reports:
         self.loops.append(description)
         return items
 
-    def step(self, description: str, done: int, total: int) -> None:
+    def step(self, description: str, done: int, total: int, detail: str = "") -> None:
         self.steps.append((description, done, total))
 
     def note(self, line: str) -> None:

@@ -16,6 +16,7 @@ from trt_qat.limits import IMAGE_MEGABYTES
 from trt_qat.reading import read_bytes
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
+from trt_qat.vision.size import ImageSize
 
 Image = Path | NDArray[np.uint8]
 """A file, or uint8 BGR pixels of shape (h, w, 3)."""
@@ -23,13 +24,16 @@ Image = Path | NDArray[np.uint8]
 Item = TypeVar("Item")
 
 
-def network_batch(images: Sequence[Image], imgsz: int) -> NDArray[np.float32]:
-    """The network's input: float32, shape (images, 3, imgsz, imgsz), in [0, 1].
+def network_batch(images: Sequence[Image], imgsz: ImageSize) -> NDArray[np.float32]:
+    """The network's input: float32, shape (images, 3, *imgsz), in [0, 1].
 
     Raises:
         DatasetError: a file cannot be read.
     """
-    return np.concatenate([network_input(pixels(image), imgsz)[0] for image in images])
+    batch = np.empty((len(images), 3, *imgsz), dtype=np.float32)
+    for image, out in zip(images, batch, strict=True):
+        network_input(pixels(image), imgsz, out)
+    return batch
 
 
 def pixels(image: Image) -> NDArray[np.uint8]:

@@ -87,7 +87,7 @@ class GivenDataset(YOLODataset):  # type: ignore[misc]  # ultralytics has no typ
         if self.ims[i] is not None:
             return self.ims[i], self.im_hw0[i], self.im_hw[i]
         image = decode_image_bgr(self._images[i].image)
-        resized = fit(image, self.imgsz)
+        resized = fit(image, (self.imgsz,) * 2)
         original_hw, resized_hw = image.shape[:2], resized.shape[:2]
         if self.augment:
             self.ims[i], self.im_hw0[i], self.im_hw[i] = resized, original_hw, resized_hw

@@ -23,6 +23,7 @@ from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.engine.onnx_file import onnx_metadata
 from trt_qat.engine.profiles import input_profile
 from trt_qat.errors import ConfigError, EngineError, TrtQatError
+from trt_qat.extras import extras_named
 from trt_qat.metadata import read_metadata
 
 
@@ -32,7 +33,8 @@ def main() -> None:
     try:
         section = EngineSection(**request["section"])
         timings = request["timing_folder"]
-        report = _build(Path(request["onnx"]), Path(request["plan"]), section, request["flavor"], timings)
+        with extras_named():
+            report = _build(Path(request["onnx"]), Path(request["plan"]), section, request["flavor"], timings)
     except TrtQatError as exc:
         report = {"error": str(exc), "kind": type(exc).__name__}
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")

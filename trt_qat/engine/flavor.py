@@ -7,11 +7,12 @@ from types import ModuleType
 from typing import Any
 
 from trt_qat.errors import EngineError, MissingDependency
+from trt_qat.extras import install_hint
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL_HINTS = {
     "tensorrt": "pip install tensorrt, or use --flavor tensorrt-rtx",
-    "tensorrt-rtx": "pip install tensorrt-rtx (Linux or Windows, x86-64)",
+    "tensorrt-rtx": f"{install_hint('tensorrt_rtx')} (Linux, x86-64)",
 }
 
 

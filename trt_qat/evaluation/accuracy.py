@@ -30,6 +30,7 @@ from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import LetterboxTransform, network_input
 from trt_qat.vision.postprocess import detections_from_output
 from trt_qat.vision.self_check import check_preprocessing
+from trt_qat.vision.size import ImageSize
 
 # All that match_predictions reads of a validator: COCO's ten thresholds. A whole one would want a folder and a loader.
 _VALIDATOR = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
@@ -145,14 +146,14 @@ def mean_average_precision(images: Sequence[MatchedImage]) -> tuple[float, float
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One image on its way: network input of shape (1, 3, imgsz, imgsz), how it was letterboxed, its labels."""
+    """One image on its way: network input of shape (1, 3, *imgsz), how it was letterboxed, its labels."""
 
     given: LabelledImage
     pixels: NDArray[np.float32]
     transform: LetterboxTransform
 
 
-def prepared(batch: Sequence[LabelledImage], imgsz: int, unreadable: dict[Path, str]) -> Iterator[PreparedImage]:
+def prepared(batch: Sequence[LabelledImage], imgsz: ImageSize, unreadable: dict[Path, str]) -> Iterator[PreparedImage]:
     """The images that can be read; why the others cannot goes into ``unreadable``."""
     for given in batch:
         try:
@@ -184,7 +185,7 @@ def _pixels_xyxy(labels: Labels, size_wh: tuple[int, int]) -> NDArray[np.float32
 
 
 def infer_padded(runner: Runner, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Run images, shape (n, 3, imgsz, imgsz), in batches that the model takes; every output, n images each.
+    """Run images, shape (n, 3, *imgsz), in batches that the model takes; every output, n images each.
 
     What is missing to a static batch is filled by repeating the last image, and the padding's output dropped.
     """

@@ -62,7 +62,7 @@ def compare_chunk(
     """Let Polygraphy run two sides on the same images and hand their outputs to ``compare``.
 
     Args:
-        images: float32, shape (n, 3, imgsz, imgsz), in [0, 1].
+        images: float32, shape (n, 3, *imgsz), in [0, 1].
         compare: told all outputs of both by name; what it returns is only for Polygraphy's own log.
 
     Raises:

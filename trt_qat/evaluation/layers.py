@@ -31,7 +31,7 @@ from trt_qat.operators import ONNX_COPIES
 from trt_qat.runtime.onnxruntime import open_session
 from trt_qat.runtime.openvino import read_network
 from trt_qat.runtime.packages import import_onnxruntime, import_openvino
-from trt_qat.runtime.runner import Runner
+from trt_qat.runtime.runner import Runner, image_size
 
 Array = NDArray[np.float32]
 Shape = tuple[int, ...] | None
@@ -76,7 +76,7 @@ class Probe(Protocol):
         """What each layer computes, by name.
 
         Args:
-            images: shape (1, 3, imgsz, imgsz).
+            images: shape (1, 3, *imgsz).
             given: the value of each layer for those that read it; empty where none were asked for.
         """
         ...
@@ -149,13 +149,13 @@ class TorchLayers:
     def __init__(self, runner: TorchRunner) -> None:
         self.tensors: Mapping[str, str] = {}
         self._network = runner.network
-        imgsz = int(runner.input_shape[2] or 64)
+        imgsz = image_size(runner.metadata, runner.input_shape)
         found: list[tuple[str, Shape]] = []
         with ExitStack() as hooks, torch.no_grad():
             for name, module in self._modules().items():
                 hooks.callback(module.register_forward_hook(_note(found, name)).remove)
             device = next(self._network.parameters()).device
-            raw_output(self._network, torch.zeros(1, 3, imgsz, imgsz, device=device))
+            raw_output(self._network, torch.zeros(1, 3, *imgsz, device=device))
         runs = Counter(name for name, _ in found)  # one that runs again has several values
         self.shapes: Mapping[str, Shape] = {name: shape for name, shape in found if runs[name] == 1} | {OUTPUT: None}
 

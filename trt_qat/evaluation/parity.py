@@ -37,6 +37,7 @@ from trt_qat.targets.check import difference
 from trt_qat.vision.letterbox import network_input
 from trt_qat.vision.postprocess import detections_from_output
 from trt_qat.vision.self_check import check_preprocessing
+from trt_qat.vision.size import ImageSize, shown_size
 
 Array = NDArray[np.float32]
 
@@ -57,10 +58,14 @@ def lowest_cosine(expected: Runner, found: Runner, batches: Iterable[NDArray[np.
     return lowest
 
 
-def psnr(first: Array, second: Array, peak: float) -> float:
-    """Peak signal-to-noise ratio in dB, 20 log10(peak / root mean square error); infinite for equal arrays."""
-    error = float(np.sqrt(np.mean(np.square(first.astype(np.float64) - second))))
-    return 20 * float(np.log10(peak / error)) if error else float("inf")
+def psnr(first: Array, second: Array, peak: float | Array) -> float:
+    """Peak signal-to-noise ratio in dB, 20 log10(peak / root mean square error); infinite for equal arrays.
+
+    Args:
+        peak: one for all values, or one for each of them (to be broadcast).
+    """
+    error = float(np.sqrt(np.mean(np.square((first.astype(np.float64) - second) / peak))))
+    return -20 * float(np.log10(error)) if error else float("inf")
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ class Side:
         return ParitySide(model=self.label, runtime=runner.name, precision=precision, device=runner.device)
 
     @property
-    def imgsz(self) -> int:
-        """Side of its square input in pixels."""
+    def imgsz(self) -> ImageSize:
+        """Height and width of its input in pixels."""
         return image_size(self.runner.metadata, self.runner.input_shape)
 
 
@@ -130,7 +135,8 @@ def _check_comparable(first: Side, second: Side, dataset: Dataset) -> None:
     sizes = first.imgsz, second.imgsz
     if sizes[0] != sizes[1]:
         raise ConsistencyError(
-            f"'{first.label}' takes images of {sizes[0]} pixels, '{second.label}' of {sizes[1]}. Export both at one "
+            f"'{first.label}' takes images of {shown_size(sizes[0])} pixels, '{second.label}' of "
+            f"{shown_size(sizes[1])}. Export both at one "
             "size; a checkpoint is run at another one with --set model.imgsz=N."
         )
     counts = [len(class_names(side.runner.metadata)) for side in (first, second)]
@@ -163,10 +169,10 @@ class _Figures:
     psnrs: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
-    def add(self, first: Array, second: Array, peak: float | None) -> None:
+    def add(self, first: Array, second: Array, peak: float | Array | None) -> None:
         """Count one image; without ``peak`` it is the largest magnitude of ``first``."""
         self.cosines.append(cosine(first, second))
-        self.psnrs.append(psnr(first, second, peak or float(np.abs(first).max()) or 1.0))
+        self.psnrs.append(psnr(first, second, float(np.abs(first).max()) or 1.0 if peak is None else peak))
         self.errors.append(float(np.abs(first.astype(np.float64) - second).max()))
 
     def row(self, name: str, images: Sequence[str]) -> OutputParity:
@@ -276,10 +282,17 @@ class _Counting:
         return MapPair(first=first, second=second)
 
 
-def _parts(outputs: Mapping[str, tuple[Array, Array]], imgsz: int) -> Iterator[tuple[str, Array, Array, float | None]]:
-    """Every output of one image, and behind the raw detections their boxes and scores with the peak that is known."""
+def _parts(
+    outputs: Mapping[str, tuple[Array, Array]], imgsz: ImageSize
+) -> Iterator[tuple[str, Array, Array, float | Array | None]]:
+    """Every output of one image, and behind the raw detections their boxes and scores with the peak that is known.
+
+    That of a box's x and width is the width of the input, that of y and height its height.
+    """
+    height, width = imgsz
+    sides = np.array([width, height, width, height], dtype=np.float32)[:, None]
     for index, (name, (first, second)) in enumerate(outputs.items()):
         yield name, first, second, None
         if index == 0:
-            yield f"{name} boxes", first[:4], second[:4], float(imgsz)
+            yield f"{name} boxes", first[:4], second[:4], sides
             yield f"{name} scores", first[4:], second[4:], 1.0

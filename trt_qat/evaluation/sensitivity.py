@@ -101,7 +101,7 @@ def sensitivity_key(
         "weights": _tensors_sha256(weights),
         "ranges": _tensors_sha256(model.amax()),
         "placement": hashlib.sha256(placement.encode()).hexdigest()[:16],
-        "imgsz": imgsz,
+        "imgsz": list(imgsz),
     }
     if section.metric != "map":
         chosen = calibration_images(dataset, section.images)

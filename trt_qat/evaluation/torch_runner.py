@@ -37,11 +37,10 @@ class TorchRunner:
         self._moved = contextlib.ExitStack()
         if device is not None:
             self._moved.enter_context(computing_on(self.network, device))
-        imgsz = model.imgsz
-        self.input_shape: tuple[int | None, ...] = (None, 3, imgsz, imgsz)
+        self.input_shape: tuple[int | None, ...] = (None, 3, *model.imgsz)
         self.metadata: Mapping[str, str] = {
             "names": str(dict(model.names)),
-            "imgsz": str([imgsz, imgsz]),
+            "imgsz": str(list(model.imgsz)),
             "precision": "fp32" if model.quantized is None else "int8+fp32",
         }
         self.device: str = str(next(self.network.parameters()).device)

@@ -33,6 +33,7 @@ from trt_qat.exporter.tensorrt_rtx import to_tensorrt_rtx_
 from trt_qat.exporter.unsigned import to_unsigned_
 from trt_qat.model.loading import export_mode, raw_output
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.vision.size import ImageSize
 
 _SCALE_ROUNDING = 2e-3  # twice that of an FP16 number
 
@@ -42,7 +43,7 @@ G_LOGGER.severity = G_LOGGER.ERROR  # it warns on stdout about an optional packa
 def export_onnx(
     model: Model, out: Path, section: ExportSection, *, unsigned: bool = False, tensorrt_rtx: bool = False
 ) -> OnnxArtifact:
-    """Write one ONNX file; input ``images`` (batch, 3, imgsz, imgsz) float32 in [0, 1], output ``output0``.
+    """Write one ONNX file; input ``images`` (batch, 3, *imgsz) float32 in [0, 1], output ``output0``.
 
     Args:
         unsigned: activations as uint8 with zero point 128 instead of int8; the same numbers.
@@ -90,11 +91,11 @@ def export_onnx(
 
 
 def _raw_onnx(
-    network: DetectionModel, quantized: QuantizedModel | None, section: ExportSection, imgsz: int
+    network: DetectionModel, quantized: QuantizedModel | None, section: ExportSection, imgsz: ImageSize
 ) -> onnx.ModelProto:
     """The exporter's own graph. The TorchScript exporter is used: it knows the toolkits' Q/DQ symbolics."""
     device = next(network.parameters()).device
-    images = torch.zeros(section.batch, 3, imgsz, imgsz, device=device)
+    images = torch.zeros(section.batch, 3, *imgsz, device=device)
     exporting = quantized.toolkit.exporting() if quantized else contextlib.nullcontext()
     folder = tempfile.TemporaryDirectory()
     with exporting, export_mode(network), _split_once(network), warnings.catch_warnings(), folder as scratch:
@@ -129,13 +130,13 @@ def _unname_axes_(graph: gs.Graph, model: Model) -> None:
     """Give the output its numbers, (any, 4 + classes, anchors), for which the exporter invents names; name no axis.
 
     Ultralytics takes an output whose batch has a name for one of any height and width too, and then hands it images
-    that are not letterboxed to the square (nn/backends/onnx.py, ``dynamic``). ONNX Runtime would infer the name from
+    that are not letterboxed to it (nn/backends/onnx.py, ``dynamic``). ONNX Runtime would infer the name from
     any other tensor that has it.
     """
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and tensor.shape is not None:
             tensor.shape = [axis if isinstance(axis, int) else None for axis in tensor.shape]
-    image = torch.zeros(1, 3, model.imgsz, model.imgsz, device=next(model.network.parameters()).device)
+    image = torch.zeros(1, 3, *model.imgsz, device=next(model.network.parameters()).device)
     graph.outputs[0].shape = [None, *raw_output(model.network, image).shape[1:]]
 
 
@@ -152,7 +153,7 @@ def file_metadata(model: Model, section: ExportSection) -> dict[str, Any]:
         "task": model.task,
         "stride": int(model.network.stride.max()),
         "batch": section.batch,
-        "imgsz": [model.imgsz, model.imgsz],
+        "imgsz": list(model.imgsz),
         "names": {int(k): str(v) for k, v in model.names.items()},
         "channels": 3,
         "end2end": False,

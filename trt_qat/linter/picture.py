@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from trt_qat.artifacts import atomic_path
 from trt_qat.errors import ArtifactError, MissingDependency
+from trt_qat.extras import install_hint
 from trt_qat.limits import PICTURE_BOXES
 from trt_qat.linter.finding import ERRORS, Finding
 from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, QdqGraph
@@ -62,7 +63,7 @@ def _drawing(graph: QdqGraph, findings: tuple[Finding, ...]) -> Any:
     try:
         pygraphviz = importlib.import_module("pygraphviz")
     except ImportError as exc:
-        raise MissingDependency("The picture needs pygraphviz: pip install 'pygraphviz>=2.0'.") from exc
+        raise MissingDependency(f"The picture needs pygraphviz: {install_hint('pygraphviz')}.") from exc
     drawing = pygraphviz.AGraph(directed=True, strict=False, rankdir="TB", nodesep="0.3", ranksep="0.35")
     drawing.graph_attr.update(fontname=_FONT, fontsize="13", bgcolor="white", newrank="true", labelloc="t")
     drawing.node_attr.update(

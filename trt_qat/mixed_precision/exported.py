@@ -40,7 +40,7 @@ class ExportedMeasure:
     ) -> None:
         check_budget_runtime(evaluation)
         self._dataset = dataset
-        self._section = section.replace(target=evaluation.runtime, format="onnx", check=False)
+        self._section = section.replace(target=evaluation.runtime, format="onnx", nms=False, check=False)
         self._evaluation = evaluation
         self._folder = folder
         self._progress = progress

@@ -32,6 +32,7 @@ from trt_qat.mixed_precision.budget_search import (
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.divergence import OutputDivergence
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.vision.size import ImageSize
 
 _REASON = "left float to meet qat.max_drop"
 
@@ -57,13 +58,13 @@ class Candidate:
 
 
 def rank_candidates(
-    model: QuantizedModel, batches: Iterable[Tensor], imgsz: int, progress: Progress = SILENT
+    model: QuantizedModel, batches: Iterable[Tensor], imgsz: ImageSize, progress: Progress = SILENT
 ) -> list[Candidate]:
     """Every group, the most costly alone at the top.
 
     Args:
         batches: float32 tensors of shape (n, 3, h, w) in [0, 1].
-        imgsz: side of the square input, pixels.
+        imgsz: height and width of the input, pixels.
     """
     shares = macs_shares(model, imgsz)
     rows = measure_groups(model, OutputDivergence(model, batches), None, progress=progress)
@@ -72,7 +73,7 @@ def rank_candidates(
 
 
 @torch.no_grad()
-def macs_shares(model: QuantizedModel, imgsz: int) -> dict[str, float]:
+def macs_shares(model: QuantizedModel, imgsz: ImageSize) -> dict[str, float]:
     """Share of all convolutions' multiply-accumulates per group: an estimate of its share of the latency."""
     macs: dict[str, int] = {}
 
@@ -85,7 +86,7 @@ def macs_shares(model: QuantizedModel, imgsz: int) -> dict[str, float]:
     try:
         with model.quantizers_off():
             device = next(model.network.parameters()).device
-            model.network.eval()(torch.zeros(1, 3, imgsz, imgsz, device=device))
+            model.network.eval()(torch.zeros(1, 3, *imgsz, device=device))
     finally:
         for hook in hooks:
             hook.remove()

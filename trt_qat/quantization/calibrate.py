@@ -27,6 +27,7 @@ from trt_qat.quantization.observe import collect_histograms
 from trt_qat.quantization.partial_pass import NothingKept, PassMemory
 from trt_qat.vision.letterbox import LetterboxTransform, letterbox
 from trt_qat.vision.self_check import check_preprocessing
+from trt_qat.vision.size import ImageSize
 
 
 class CalibrationMemory(Protocol):
@@ -60,11 +61,11 @@ class NoMemory:
 
 
 # Finds the memory of one calibration: a network, its images, the image size, the settings.
-Remember = Callable[[QuantizedModel, Sequence[Image], int, QuantizationSection], CalibrationMemory]
+Remember = Callable[[QuantizedModel, Sequence[Image], ImageSize, QuantizationSection], CalibrationMemory]
 
 
 def no_memory(
-    model: QuantizedModel, images: Sequence[Image], imgsz: int, section: QuantizationSection
+    model: QuantizedModel, images: Sequence[Image], imgsz: ImageSize, section: QuantizationSection
 ) -> CalibrationMemory:
     """Remember nothing."""
     del model, images, imgsz, section
@@ -74,7 +75,7 @@ def no_memory(
 def calibrate_(
     model: QuantizedModel,
     images: Sequence[Image],
-    imgsz: int,
+    imgsz: ImageSize,
     section: QuantizationSection,
     remember: Remember = no_memory,
     progress: Progress = SILENT,
@@ -83,7 +84,7 @@ def calibrate_(
 
     Args:
         images: files, or uint8 BGR arrays (h, w, 3); all of them are used.
-        imgsz: side of the square input in pixels.
+        imgsz: height and width of the input in pixels.
 
     Raises:
         QuantizationError: no image, or activations that are all zero.
@@ -111,7 +112,7 @@ def calibrate_(
     return calibration
 
 
-def _prepared(image: NDArray[np.uint8], imgsz: int) -> tuple[NDArray[np.float32], LetterboxTransform]:
+def _prepared(image: NDArray[np.uint8], imgsz: ImageSize) -> tuple[NDArray[np.float32], LetterboxTransform]:
     return network_batch([image], imgsz), letterbox(image, imgsz)[1]
 
 
@@ -130,19 +131,19 @@ def _check_ranges(ranges: Mapping[str, Tensor], histograms: Histograms) -> None:
             )
 
 
-def batches(images: Sequence[Image], imgsz: int, batch: int) -> list[Callable[[], Tensor]]:
-    """Makers of the network inputs, float32 (at most ``batch``, 3, imgsz, imgsz) in [0, 1]; nothing is read before."""
+def batches(images: Sequence[Image], imgsz: ImageSize, batch: int) -> list[Callable[[], Tensor]]:
+    """Makers of the network inputs, float32 (at most ``batch``, 3, *imgsz) in [0, 1]; nothing is read before."""
     return [partial(_tensor, images[first : first + batch], imgsz) for first in range(0, len(images), batch)]
 
 
-def _tensor(images: Sequence[Image], imgsz: int) -> Tensor:
+def _tensor(images: Sequence[Image], imgsz: ImageSize) -> Tensor:
     return torch.from_numpy(network_batch(images, imgsz))
 
 
 def _histograms(
     model: QuantizedModel,
     images: Sequence[Image],
-    imgsz: int,
+    imgsz: ImageSize,
     section: QuantizationSection,
     memory: CalibrationMemory,
     progress: Progress,
@@ -160,7 +161,7 @@ def _choose(
     model: QuantizedModel,
     histograms: Histograms,
     images: Sequence[Image],
-    imgsz: int,
+    imgsz: ImageSize,
     section: QuantizationSection,
     progress: Progress,
 ) -> Calibration:

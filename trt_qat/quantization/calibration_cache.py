@@ -36,6 +36,7 @@ from trt_qat.quantization.histogram import SAMPLES_PER_IMAGE, ActivationHistogra
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.quantization.partial_pass import PartialPass
 from trt_qat.reading import FileModel, checked, parse_json, read_json, shortened
+from trt_qat.vision.size import ImageSize
 
 LOG = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class CalibrationCache:
     stem: str
 
     def __call__(
-        self, model: QuantizedModel, images: Sequence[Image], imgsz: int, section: QuantizationSection
+        self, model: QuantizedModel, images: Sequence[Image], imgsz: ImageSize, section: QuantizationSection
     ) -> CachedCalibration:
         """The files of this calibration, whether they are there or not."""
         key = cache_key(model, images_sha256(images), imgsz, section.histogram_bins)
@@ -114,7 +115,7 @@ class CachedCalibration:
         return PartialPass(lambda batches, so_far: save_histograms(file, so_far, batches), done, start)
 
 
-def cache_key(model: QuantizedModel, data_sha256: str, imgsz: int, bins: int) -> str:
+def cache_key(model: QuantizedModel, data_sha256: str, imgsz: ImageSize, bins: int) -> str:
     """Everything that decides the histograms, as one hash: weights, images, preprocessing, placement, bins.
 
     The calibrator is left out on purpose: changing it needs no new pass over the images.

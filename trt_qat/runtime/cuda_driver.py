@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.errors import MissingDependency, RunnerError
+from trt_qat.extras import install_hint
 
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING of cuda.h: neither waits for the default stream, where others may work, nor the reverse."""
@@ -114,8 +115,8 @@ def open_cuda(index: int = 0) -> CudaDriver:
         return CudaPythonDriver(cudart, index)
     except ImportError as exc:
         raise MissingDependency(
-            "Runtime 'tensorrt' needs pycuda ('pip install pycuda', compiled with the CUDA toolkit) "
-            "or cuda-python ('pip install cuda-python')."
+            f"Runtime 'tensorrt' needs pycuda ({install_hint('pycuda')}, compiled with the CUDA toolkit) "
+            "or cuda-python (pip install cuda-python)."
         ) from exc
 
 

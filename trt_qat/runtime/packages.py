@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from trt_qat.errors import MissingDependency
+from trt_qat.extras import install_hint
 
 
 def import_onnxruntime() -> Any:
@@ -30,4 +31,4 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as exc:
-        raise MissingDependency(f"Runtime '{name}' cannot be imported ({exc}): pip install {name}.") from exc
+        raise MissingDependency(f"Runtime '{name}' cannot be imported ({exc}): {install_hint(name)}.") from exc

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trt_qat.errors import RunnerError
 from trt_qat.metadata import LARGEST_SIDE, SMALLEST_SIDE, read_metadata
+from trt_qat.vision.size import ImageSize
 
 DEFAULT_IMAGE_SIZE = 640
 
@@ -134,11 +135,11 @@ def class_names(metadata: Mapping[str, str]) -> dict[int, str]:
     return read_metadata(metadata, error=RunnerError).names or {}
 
 
-def image_size(metadata: Mapping[str, str], input_shape: Sequence[int | None]) -> int:
-    """Side of the square network input in pixels: the input shape decides, then ``imgsz``, then 640.
+def image_size(metadata: Mapping[str, str], input_shape: Sequence[int | None]) -> ImageSize:
+    """Height and width of the network input in pixels: the input shape decides, then ``imgsz``, then 640.
 
     Raises:
-        RunnerError: the input is not a square image of 3 channels.
+        RunnerError: the input is not an image of 3 channels.
     """
     if len(input_shape) != 4 or input_shape[1] not in (1, 2, 3, 4, None):
         raise RunnerError(f"The model's input must be (batch, 3, height, width), found {tuple(input_shape)}.")
@@ -149,13 +150,13 @@ def image_size(metadata: Mapping[str, str], input_shape: Sequence[int | None]) -
             f"channel{'s' if channels > 1 else ''}. Use a model for colour images."
         )
     height, width = input_shape[2:]
-    if height is None and width is None:
-        height, width = read_metadata(metadata, error=RunnerError).imgsz or (DEFAULT_IMAGE_SIZE,) * 2
-    if height is None or height != width:
-        raise RunnerError(f"The model's input must be square, found height {height} and width {width}. Export it so.")
-    if not SMALLEST_SIDE <= height <= LARGEST_SIDE:
-        raise RunnerError(
-            f"The model's input has sides of {height} pixels, {SMALLEST_SIDE} to {LARGEST_SIDE} are allowed. "
-            "Export it at another size."
-        )
-    return height
+    if height is None or width is None:
+        usual = read_metadata(metadata, error=RunnerError).imgsz or (DEFAULT_IMAGE_SIZE,) * 2
+        height, width = height or usual[0], width or usual[1]
+    for side in (height, width):
+        if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+            raise RunnerError(
+                f"The model's input has a side of {side} pixels, {SMALLEST_SIDE} to {LARGEST_SIDE} are allowed. "
+                "Export it at another size."
+            )
+    return height, width

@@ -1,112 +1,344 @@
-"""What the SOURCE of ``infer`` names: images or a video, and where the annotated ones go by default."""
+"""What the SOURCEs of ``infer`` name, and the frames of several of them together."""
 
 from __future__ import annotations
 
+import functools
+import glob
 import os
 import re
 import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from trt_qat.errors import ArtifactError, DatasetError
-from trt_qat.limits import LISTED_FILES
+from trt_qat.errors import DatasetError
+from trt_qat.limits import LIST_MEGABYTES, LISTED_FILES, SOURCES
+from trt_qat.progress import SILENT, Progress
+from trt_qat.reading import file_name, read_text, regular_file
 from trt_qat.redact import redacted
-from trt_qat.runtime.video import VIDEO_SUFFIXES
+from trt_qat.runtime import frames
+from trt_qat.runtime.access import Access, camera_access, file_access, is_url, stream_access, url_access
+from trt_qat.runtime.decode import Decoder
+from trt_qat.runtime.files import Images, Video, Waiting
+from trt_qat.runtime.frames import Frame
+from trt_qat.runtime.live import FOREVER, Live, Retry
+from trt_qat.runtime.outputs import Source as Source
+from trt_qat.runtime.outputs import find_source as find_source
+from trt_qat.runtime.outputs import target_of as target_of
+from trt_qat.runtime.pace import Pace
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
-RESULTS = Path("runs/infer")
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: c:// is a drive
-# a camera's number or device, standard input, a GStreamer pipeline
-_NO_FILE = re.compile(r"^\d+$|^/dev/video|^-$| ! ")
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".264", ".265", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg",
+        ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m",
+    }
+)  # fmt: skip
+LIST_SUFFIX = ".txt"
+_CAMERA = re.compile(r"/dev/video(\d+)", re.ASCII)
+_AT_ONCE = 8  # connections that are opened at the same time
+
+Kind = Literal["images", "video", "stdin", "camera", "url"]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Files that exist and whose names say what they are.
+class Named:
+    """What a text names, not opened yet.
 
     Attributes:
-        text: as it was given.
-        path: the file or folder.
-        images: the images, in order; None for a video.
+        text: as it was given; a video out of a folder, pattern or list by its own path.
+        kind: what it is.
+        paths: the images, or the one video; nothing for the other kinds.
+        single: whether it was given by its own name, and not found in a folder, by a pattern or in a list.
     """
 
     text: str
-    path: Path
-    images: tuple[Path, ...] | None
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether there may be several images, whose results need a folder."""
-        return self.path.is_dir()
+    kind: Kind
+    paths: tuple[Path, ...] = ()
+    single: bool = True
 
 
-def find_source(text: str) -> Source:
-    """What a text names: an image, a folder (its images, not its sub-folders) or a video.
-
-    It is not taken as a path, because a path turns ``rtsp://host`` into ``rtsp:/host``.
-
-    Raises:
-        DatasetError: a stream or a camera, or nothing that can be annotated.
-    """
-    path = Path(text)
-    mode = _mode(path) if text else None
-    device = mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))  # a camera, a pipe, a socket
-    if _URL.match(text) or device or (mode is None and _NO_FILE.search(text)):
-        raise DatasetError(
-            f"Source '{redacted(text)}' cannot be read: streams and cameras are not supported yet. "
-            "Record a video file and give that."
-        )
-    if mode is None:
-        raise DatasetError(f"Source '{redacted(text)}' does not exist. Give an image, a folder of images or a video.")
-    if stat.S_ISDIR(mode):
-        return Source(text, path, _images_in(path))
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Source(text, path, (path,))
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        return Source(text, path, None)
-    known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-    raise DatasetError(f"Source '{redacted(text)}' is neither an image nor a video by its name. Known: {known}.")
-
-
-def target_of(source: Source, out: Path | None) -> Path:
-    """The file to write for an image or a video, the folder for a folder.
+def name_sources(texts: Sequence[str], *, recursive: bool = False) -> list[Named]:
+    """What the texts name. Looks at names alone and reads list files: nothing is opened, nothing is sent.
 
     Args:
-        out: a file, or a folder if it has no suffix; None is ``runs/infer/<name>``.
+        texts: each an image, a video, a folder, a pattern (``*``, ``?``, ``[]``, ``**``), a list (``*.txt``), a camera
+            (its number or ``/dev/video*``), an address, or "-" for an encoded stream on standard input. A text is not
+            a path, because a path turns ``rtsp://host`` into ``rtsp:/host``.
+        recursive: whether a folder's sub-folders count.
 
     Raises:
-        ArtifactError: it is of another kind than the source, or the source itself.
+        DatasetError: there is no such thing, or nothing that can be read.
     """
-    if source.is_folder:
-        target = out if out is not None else RESULTS / source.path.resolve().name
-        if target.is_file():
-            raise ArtifactError(f"--out '{target}' is a file; the results of a folder need a folder.")
-    else:
-        is_file = out is not None and bool(out.suffix) and not out.is_dir()
-        target = out if out is not None and is_file else (out or RESULTS) / _name_of_result(source)
-        if source.images is not None and target.suffix.lower() not in IMAGE_SUFFIXES:
-            raise ArtifactError(f"--out '{target}' must be a folder or end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    if os.path.realpath(target) == os.path.realpath(source.path):  # unlike resolve(), it knows loops
-        raise ArtifactError(f"--out '{target}' is the source itself. Choose another --out.")
-    return target
+    found = [named for text in texts for named in _named(text, recursive)]
+    SOURCES.check(len(found), "SOURCE", DatasetError)
+    if sum(named.kind == "stdin" for named in found) > 1:
+        raise DatasetError("Source '-' is given twice; there is one standard input.")
+    return found
 
 
-def _name_of_result(source: Source) -> str:
-    if source.images is not None:
-        return source.path.name
-    return f"{source.path.stem}{'.avi' if source.path.suffix.lower() == '.avi' else '.mp4'}"
+def open_sources(
+    texts: Sequence[str],
+    *,
+    recursive: bool = False,
+    every: int = 1,
+    max_fps: float | None = None,
+    hold: int = 1,
+    retry: Retry = FOREVER,
+    progress: Progress = SILENT,
+) -> list[frames.Source]:
+    """Open what the texts name (see :func:`name_sources`). If one cannot be opened, none stays open.
+
+    Args:
+        every: take each Nth frame or image of a source.
+        max_fps: leave out a frame that is nearer than 1/max_fps seconds to the last one taken from its source.
+        hold, retry: see :class:`~trt_qat.runtime.live.Live`.
+        progress: told when a stream drops and when it is back.
+
+    Raises:
+        DatasetError: a source does not exist or cannot be read.
+        ConfigError: ``every`` or ``max_fps`` cannot be.
+    """
+    Pace(every, max_fps)
+    named = name_sources(texts, recursive=recursive)
+    opened = functools.partial(_opened, every=every, max_fps=max_fps, hold=hold, retry=retry, progress=progress)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # each of several cameras may take seconds to answer
+        waiting = [threads.submit(opened, one) for one in named]
+    errors = [exc for one in waiting if (exc := one.exception()) is not None]
+    if not errors:
+        return [one.result() for one in waiting]
+    for one in waiting:
+        if one.exception() is None:
+            one.result().close()
+    raise errors[0]
 
 
-def _images_in(folder: Path) -> tuple[Path, ...]:
+def together(sources: Sequence[frames.Source], batch: int, progress: Progress = SILENT) -> Iterator[list[Frame]]:
+    """The frames of several sources in groups for one inference each. Every source is closed at the end.
+
+    Sources take turns, one frame each, until a group is full. A file gives its next frame; a live one gives a frame if
+    one is there now, and is waited for only where nothing else came. A source that fails is noted and left out, unless
+    it is the only one.
+
+    Args:
+        batch: most frames per group.
+
+    Raises:
+        DatasetError: the only source cannot be read.
+    """
+    news = threading.Event()
+    turns: list[Callable[[], Frame | None]] = []
+    ended: set[int] = set()
+
+    def next_of(index: int, iterator: Iterator[Frame]) -> Frame | None:
+        found = next(iterator, None)
+        if found is None:
+            ended.add(index)
+        return found
+
+    def now_of(index: int, source: Live) -> Frame | None:
+        found = source.take()
+        if found is None and source.ended:
+            ended.add(index)
+        return found
+
+    for index, source in enumerate(sources):
+        if isinstance(source, Live):
+            source.tell(news)
+            turns.append(functools.partial(now_of, index, source))
+        else:
+            turns.append(functools.partial(next_of, index, source.frames()))
     try:
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        images = [path for path in images if not path.is_dir()]  # what else is no file is left out, and said
+        at = 0
+        while len(ended) < len(sources):
+            news.clear()
+            group: list[Frame] = []
+            without = 0  # sources in a row that had nothing
+            while len(group) < batch and without < len(sources):
+                index, at = at, (at + 1) % len(sources)
+                found = None
+                if index not in ended:
+                    try:
+                        found = turns[index]()
+                    except DatasetError as exc:
+                        if len(sources) == 1:
+                            raise
+                        ended.add(index)
+                        sources[index].errors.append((sources[index].text, str(exc)))
+                        progress.note(f"Source '{sources[index].text}' is left out from here on: {exc}")
+                if found is None:
+                    without += 1
+                else:
+                    without = 0
+                    group.append(found)
+            if group:
+                yield group
+            elif len(ended) < len(sources):
+                news.wait()
+    finally:
+        for source in sources:
+            source.close()
+
+
+def _opened(
+    named: Named, *, every: int, max_fps: float | None, hold: int, retry: Retry, progress: Progress
+) -> frames.Source:
+    if named.kind == "images":
+        return Images(named.text, named.paths, single=named.single, every=every)
+    pace = Pace(every, max_fps)
+    if named.kind == "video":
+        (path,) = named.paths
+        regular_file(path, "Video", DatasetError)
+        return Video(named.text, Decoder(file_access(path)), pace)
+    if named.kind == "stdin":
+        return _standard_input(pace)
+    access = url_access(named.text) if named.kind == "url" else camera_access(named.text)
+    decoder = Decoder(access, low_delay=True)
+    if named.kind == "url" and _is_file(access, decoder):
+        return Video(named.text, decoder, pace)
+    connect = functools.partial(Decoder, access, low_delay=True)
+    return Live(named.text, connect, decoder, pace, hold=hold, retry=retry, progress=progress)
+
+
+def _is_file(access: Access, decoder: Decoder) -> bool:
+    """Whether an address stands for a file: a web server knows where it ends, and waits for whoever reads it."""
+    if not str(access.target).lower().startswith(("http:", "https:")) or decoder.format == "mpjpeg":
+        return False
+    return bool(decoder.duration) or decoder.size_bytes > 0
+
+
+def _standard_input(pace: Pace) -> Video:
+    descriptor = sys.__stdin__.fileno() if sys.__stdin__ is not None and not sys.__stdin__.closed else None
+    if descriptor is None or os.isatty(descriptor):
+        raise DatasetError(
+            "Source '-' is standard input, and nothing is sent there. Send an encoded stream, "
+            "e.g. ffmpeg -i INPUT -f matroska - | trt-qat infer -"
+        )
+    stream = Waiting(descriptor)
+    try:
+        decoder = Decoder(stream_access("-", stream))
+    except DatasetError as exc:
+        raise DatasetError(
+            f"What came on standard input cannot be read: {exc} Send a stream that says what it is (Matroska, MPEG-TS, "
+            "MJPEG, YUV4MPEG), not raw pixels."
+        ) from exc
+    return Video("-", decoder, pace)
+
+
+def _named(text: str, recursive: bool) -> list[Named]:
+    if text == "-":
+        return [Named(text, "stdin")]
+    if is_url(text):
+        url_access(text)
+        return [Named(text, "url")]
+    path = Path(text)
+    mode = _mode(path) if text else None
+    if mode is None:
+        return _named_without_file(text)
+    if stat.S_ISDIR(mode):
+        return _in_folder(text, path, recursive)
+    if stat.S_ISCHR(mode) and _CAMERA.fullmatch(os.path.realpath(path)):
+        return [Named(text, "camera")]
+    if path.suffix.lower() == LIST_SUFFIX:
+        return _in_list(text, path)
+    return [_one_file(text, path)]
+
+
+def _named_without_file(text: str) -> list[Named]:
+    if text.isascii() and text.isdigit():
+        return [Named(f"/dev/video{int(text[:9])}", "camera")]
+    if _CAMERA.fullmatch(text):
+        return [Named(text, "camera")]
+    if glob.has_magic(text):
+        return _by_pattern(text)
+    if " ! " in text:
+        raise DatasetError(
+            f"Source '{redacted(text)}' is a GStreamer pipeline, which is not run here. Give the camera or address "
+            "that it reads, or send its output to standard input and give '-'."
+        )
+    raise DatasetError(
+        f"Source '{redacted(text)}' does not exist. Give an image, a folder, a video, a list (*{LIST_SUFFIX}), a "
+        "camera's number, an address, or - for standard input."
+    )
+
+
+def _one_file(text: str, path: Path) -> Named:
+    kind = _kind_of_file(path)
+    if kind is None:
+        known = ", ".join(sorted({*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, LIST_SUFFIX}))
+        raise DatasetError(f"Source '{redacted(text)}' is neither an image nor a video by its name. Known: {known}.")
+    return Named(text, kind, (path,))
+
+
+def _kind_of_file(path: Path) -> Literal["images", "video"] | None:
+    suffix = path.suffix.lower()
+    return "images" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def _in_folder(text: str, folder: Path, recursive: bool) -> list[Named]:
+    what = f"Folder '{folder}'"
+    found: list[Path] = []
+    try:
+        for place, folders, files in os.walk(folder, onerror=_raise):
+            folders[:] = sorted(folders) if recursive else []
+            found += [Path(place, name) for name in files if _kind_of_file(Path(name)) is not None]
+            LISTED_FILES.check(len(found), what, DatasetError)
     except OSError as exc:
-        raise DatasetError(f"Folder '{folder}' cannot be read: {exc.strerror or exc}.") from exc
-    LISTED_FILES.check(len(images), f"Folder '{folder}'", DatasetError)
-    if not images:
-        raise DatasetError(f"Folder '{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return tuple(images)
+        raise DatasetError(f"{what} cannot be read: {exc.strerror or exc}.") from exc
+    if not found:
+        known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+        deeper = "" if recursive else "; sub-folders count with --recursive"
+        raise DatasetError(f"{what} holds no images and no videos ({known}{deeper}).")
+    return _several(text, sorted(found))
+
+
+def _by_pattern(pattern: str) -> list[Named]:
+    found = []
+    for name in glob.iglob(pattern, recursive=True):  # noqa: PTH207 -- from the root, too
+        path = Path(name)
+        if _kind_of_file(path) is not None and not path.is_dir():
+            found.append(path)
+            LISTED_FILES.check(len(found), f"Pattern '{pattern}'", DatasetError)
+    if not found:
+        raise DatasetError(f"Pattern '{redacted(pattern)}' fits no image and no video.")
+    return _several(pattern, sorted(found))
+
+
+def _in_list(text: str, path: Path) -> list[Named]:
+    """A file of images, videos and addresses, one per line, relative to the file; ``#`` begins a comment."""
+    lines = [line.strip() for line in read_text(path, "List", LIST_MEGABYTES, DatasetError).splitlines()]
+    entries = [line for line in lines if line and not line.startswith("#")]
+    LISTED_FILES.check(len(entries), f"List '{path}'", DatasetError)
+    if not entries:
+        raise DatasetError(f"List '{path}' names nothing. Write one image, video or address per line.")
+    files: list[Path] = []
+    rest: list[Named] = []
+    for entry in entries:
+        if is_url(entry):
+            rest += _named(entry, recursive=False)
+            continue
+        file = path.parent / file_name(entry)
+        if _kind_of_file(file) is None or (mode := _mode(file)) is None or stat.S_ISDIR(mode):
+            raise DatasetError(
+                f"List '{path}' names '{redacted(entry)}', which is no image, video or address that is there."
+            )
+        files.append(file)
+    return [*(_several(text, files) if files else []), *rest]
+
+
+def _several(text: str, files: Sequence[Path]) -> list[Named]:
+    """The images as one source, each video as one of its own."""
+    images = tuple(path for path in files if _kind_of_file(path) == "images")
+    videos = [Named(str(path), "video", (path,), single=False) for path in files if _kind_of_file(path) == "video"]
+    return [*([Named(text, "images", images, single=False)] if images else []), *videos]
+
+
+def _raise(exc: OSError) -> None:
+    raise exc
 
 
 def _mode(path: Path) -> int | None:

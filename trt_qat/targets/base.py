@@ -26,7 +26,7 @@ Writer = Callable[["Model", Path, ExportSection], None]
 
 Arrays = list[NDArray[np.float32]]
 Client = Callable[[Path, Arrays], Arrays]
-"""Loads a file as its user would and runs batches: (batch, 3, imgsz, imgsz) to (batch, 4 + classes, anchors).
+"""Loads a file as its user would and runs batches: (batch, 3, *imgsz) to (batch, 4 + classes, anchors).
 
 Raises MissingDependency where the client is not installed here; whatever else it raises says that it cannot run it.
 """
@@ -65,6 +65,7 @@ class Target:
         precision: of the INT8 file, where none is asked for.
         forms: what it takes, by format; the first is the default.
         opset: where none is asked for.
+        nms_operator: whether it runs ONNX's NonMaxSuppression.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Target:
     precision: Precision
     forms: Mapping[ExportFormat, Form]
     opset: int = 19
+    nms_operator: bool = True
 
     def form(self, name: ExportFormat) -> Form:
         """The form of a format.

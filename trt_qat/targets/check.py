@@ -28,6 +28,7 @@ from trt_qat.memory import check_memory
 from trt_qat.model.loading import raw_output
 from trt_qat.progress import Progress
 from trt_qat.targets.base import target_from_name
+from trt_qat.vision.size import ImageSize
 
 COUNT = 2
 LOGIT_LIMIT = 0.2
@@ -42,7 +43,7 @@ class Difference:
 
     Args:
         logits: root mean square error of the class scores' logits over their standard deviation.
-        boxes: root mean square error of the boxes over the side of the input.
+        boxes: root mean square error of the boxes over the sides of the input.
     """
 
     logits: float
@@ -67,8 +68,7 @@ def check_computed_right(
         DatasetError: an image cannot be read.
     """
     target = target_from_name(section.target)
-    chosen = list(images[:COUNT]) or generated_images(model.imgsz)
-    batches = _batches(network_batch(chosen, model.imgsz), section)
+    batches = check_batches(model, section, images)
     try:
         outputs = target.form(section.format).compute(file, batches)
     except MissingDependency as exc:
@@ -88,35 +88,44 @@ def check_computed_right(
         if off.is_fault:
             raise ExportError(
                 f"{target.client} computes '{file.name}' wrongly: class scores are off by {off.logits:.2f} of their "
-                f"spread (at most {LOGIT_LIMIT}), boxes by {off.boxes * model.imgsz:.1f} pixels (at most "
-                f"{BOX_LIMIT * model.imgsz:.1f}). {_ADVICE}"
+                f"spread (at most {LOGIT_LIMIT}), boxes by {off.boxes * max(model.imgsz):.1f} pixels (at most "
+                f"{BOX_LIMIT * max(model.imgsz):.1f}). {_ADVICE}"
             )
 
 
-def difference(found: NDArray[np.float32], expected: NDArray[np.float32], imgsz: int) -> Difference:
+def check_batches(model: Model, section: ExportSection, images: Sequence[Image] = ()) -> list[NDArray[np.float32]]:
+    """Two images as the file of ``section`` takes them: generated ones without any."""
+    chosen = list(images[:COUNT]) or generated_images(model.imgsz)
+    return _batches(network_batch(chosen, model.imgsz), section)
+
+
+def difference(found: NDArray[np.float32], expected: NDArray[np.float32], imgsz: ImageSize) -> Difference:
     """Compare two outputs of shape (batch, 4 + classes, anchors); NaN where ``found`` is not finite.
 
     Scores are compared as logits: on an image without objects all of them are nearly 0, and a broken file's too.
     """
     logits, wanted = _logits(found[:, 4:]), _logits(expected[:, 4:])
     spread = max(float(wanted.std()), 1e-6)
-    return Difference(_rms(logits - wanted) / spread, _rms(found[:, :4] - expected[:, :4]) / imgsz)
+    height, width = imgsz
+    sides = np.array([width, height, width, height], dtype=np.float32)[:, None]  # of x, y, width and height
+    return Difference(_rms(logits - wanted) / spread, _rms((found[:, :4] - expected[:, :4]) / sides))
 
 
-def generated_images(imgsz: int) -> list[Image]:
+def generated_images(imgsz: ImageSize) -> list[Image]:
     """Two images that excite every layer: smooth colours, hard-edged shapes and noise; the same at every call."""
     return [_generated(imgsz, seed) for seed in range(COUNT)]
 
 
-def _generated(imgsz: int, seed: int) -> NDArray[np.uint8]:
+def _generated(imgsz: ImageSize, seed: int) -> NDArray[np.uint8]:
     random = np.random.default_rng(seed)
-    smooth = cv2.resize(random.random((6, 6, 3)), (imgsz, imgsz), interpolation=cv2.INTER_CUBIC)
+    (height, width), shorter = imgsz, min(imgsz)
+    smooth = cv2.resize(random.random((6, 6, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     image = np.clip(255 * smooth + 8 * random.standard_normal(smooth.shape), 0, 255).astype(np.uint8)
     for _ in range(8):
-        x, y, half = (int(value) for value in random.integers((0, 0, imgsz // 40), (imgsz, imgsz, imgsz // 8)))
+        x, y, half = (int(value) for value in random.integers((0, 0, shorter // 40), (width, height, shorter // 8)))
         color = [int(value) for value in random.integers(0, 256, 3)]
         cv2.rectangle(image, (x - half, y - half), (x + half, y + half), color, -1)
-        cv2.circle(image, (y, x), half, color[::-1], max(1, half // 3))
+        cv2.circle(image, (width * y // height, height * x // width), half, color[::-1], max(1, half // 3))
     return np.asarray(image, dtype=np.uint8)
 
 

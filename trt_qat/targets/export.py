@@ -7,11 +7,12 @@ from pathlib import Path
 
 from trt_qat.artifacts import OnnxArtifact, atomic_path
 from trt_qat.checkpoint import Model
-from trt_qat.config import ExportSection, Precision
+from trt_qat.config import ExportSection, InferSection, Precision
 from trt_qat.data.images import Image
 from trt_qat.progress import SILENT, Progress
 from trt_qat.targets.base import check_out, target_from_name
-from trt_qat.targets.check import check_computed_right
+from trt_qat.targets.check import check_batches, check_computed_right
+from trt_qat.targets.nms import build_in_nms, check_nms_form
 
 
 def export(
@@ -20,18 +21,21 @@ def export(
     section: ExportSection,
     progress: Progress = SILENT,
     images: Sequence[Image] = (),
+    thresholds: InferSection | None = None,
 ) -> OnnxArtifact:
     """Write ``out`` for ``section.target``; it stands there only if its client computes it right.
 
     Args:
         images: what the client is checked on, files or uint8 BGR arrays; without any, two generated images are.
+        thresholds: of the NMS that ``section.nms`` builds into the file.
 
     Raises:
-        ConfigError: no such target, or a format that it does not take.
+        ConfigError: no such target, a format that it does not take, or one that NMS cannot be built into.
         ArtifactError: ``out`` has another suffix than the format's, or cannot be written.
         ExportError: the model cannot be written like that, or the client computes the file wrongly.
     """
     form = check_out(out, section)
+    check_nms_form(section)
     target = target_from_name(section.target)
     int8 = form.precision or target.precision
     precision = section.precision or (int8 if model.quantized else _float_of(int8))
@@ -40,6 +44,9 @@ def export(
         form.write(model, temporary, settled)
         if settled.check:
             check_computed_right(model, temporary, settled, progress, images)
+        if settled.nms:
+            batches = check_batches(model, settled, images) if settled.check else []
+            build_in_nms(temporary, target, thresholds or InferSection(), batches)
         if out.is_dir():  # an earlier OpenVINO folder, which check_out allows to be replaced
             out.replace(temporary.parent / "replaced")
     return OnnxArtifact(out, precision)

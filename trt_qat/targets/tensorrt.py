@@ -10,6 +10,8 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
+import onnx
+
 from trt_qat.config import EngineSection
 from trt_qat.targets.base import Arrays, Form, Target
 from trt_qat.targets.onnx_file import write_signed
@@ -18,13 +20,16 @@ from trt_qat.targets.onnx_file import write_signed
 def compute(file: Path, batches: Arrays) -> Arrays:
     """TensorRT-RTX, where it is installed, must build the file, which needs no GPU as running it would.
 
+    It is not asked where it differs from TensorRT: it has no NonMaxSuppression.
+
     The numbers are those of ONNX Runtime with every optimization off, which computes the graph as it is written.
     """
     from trt_qat.engine.build import build_engine
     from trt_qat.engine.flavor import MODULES
     from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 
-    if importlib.util.find_spec(MODULES["tensorrt-rtx"]) is not None:
+    differs = any(node.op_type == "NonMaxSuppression" for node in onnx.load(file).graph.node)
+    if importlib.util.find_spec(MODULES["tensorrt-rtx"]) is not None and not differs:
         with tempfile.TemporaryDirectory() as folder:
             build_engine(file, Path(folder) / "check.plan", EngineSection(flavor="tensorrt-rtx", timing_cache=""))
     with OnnxRuntimeRunner(file, optimize=False) as runner:

@@ -19,4 +19,5 @@ TARGET = replace(
     client="TensorRT-RTX",
     summary="TensorRT for RTX GPUs: one scale per weight, the channels' factors behind the convolution.",
     forms={"onnx": Form(".onnx", write_tensorrt_rtx, compute)},
+    nms_operator=False,  # 1.7: "has no runners that implement it"
 )

@@ -124,7 +124,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         """
         batch = self.preprocess_batch(next(iter(self.test_loader)))
         file = Path(batch["im_file"][0])
-        expected = network_input(read_image_bgr(file), self.args.imgsz)[0][0]
+        expected = network_input(read_image_bgr(file), (self.args.imgsz,) * 2)[0][0]
         found = batch["img"][0].float().cpu().numpy()
         if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3):
             raise ConsistencyError(

@@ -39,7 +39,7 @@ def train_fp32(
     def attempt(batch: int) -> Path:
         torch.manual_seed(section.seed)
         network = trainable_network(model, dataset.names)
-        overrides = common_overrides(model.imgsz, out, section.epochs, batch, section.seed, device) | own
+        overrides = common_overrides(max(model.imgsz), out, section.epochs, batch, section.seed, device) | own
         with quiet_ultralytics():
             trainer = DatasetTrainer(network, dataset, overrides, progress)
             trainer.train()

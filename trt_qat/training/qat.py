@@ -79,7 +79,7 @@ class QATTrainer(DatasetTrainer):
         self._out = out
         self.start_fitness = 0.0
         self._precision = Precision(section.amp, device)
-        overrides = _overrides(detector.imgsz, section, out, batch or section.batch, device)
+        overrides = _overrides(max(detector.imgsz), section, out, batch or section.batch, device)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
         super().__init__(model.network, dataset, overrides, progress)

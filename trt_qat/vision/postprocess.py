@@ -16,7 +16,12 @@ _FARTHEST = np.float32(1e6)
 
 
 def detections_from_output(
-    output: NDArray[np.float32], conf: float, iou: float, max_det: int = 300, multi_label: bool = False
+    output: NDArray[np.float32],
+    conf: float,
+    iou: float,
+    max_det: int = 300,
+    multi_label: bool = False,
+    classes: NDArray[np.int64] | None = None,
 ) -> Detections:
     """Decode one image's raw output.
 
@@ -28,11 +33,15 @@ def detections_from_output(
         max_det: keep at most this many, best first.
         multi_label: a box counts once for every class above ``conf``, as mAP is measured; by default only for its
             best class, as in deployment.
+        classes: ids to keep, shape (n,); None for all. What another class wins is not given to these.
 
     Returns:
         Detections in network pixels.
     """
     anchors, class_ids, scores = _all_classes(output[4:], conf) if multi_label else _best_class(output[4:], conf)
+    if classes is not None:
+        wanted = np.isin(class_ids, classes)
+        anchors, class_ids, scores = anchors[wanted], class_ids[wanted], scores[wanted]
     if len(scores) == 0:
         empty = np.zeros((0,), dtype=np.float32)
         return Detections(np.zeros((0, 4), dtype=np.float32), empty, empty.astype(np.int64))

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from trt_qat.errors import ConsistencyError
 from trt_qat.vision.letterbox import LetterboxTransform
+from trt_qat.vision.size import ImageSize
 
-Preprocess = Callable[[NDArray[np.uint8], int], tuple[NDArray[np.float32], LetterboxTransform]]
+Preprocess = Callable[[NDArray[np.uint8], ImageSize], tuple[NDArray[np.float32], LetterboxTransform]]
 
 _SIDE, _HEIGHT, _TOP = 64, 32, 16
 _BLUE, _GREEN, _RED, _GRAY = 0, 128, 255, 114
@@ -37,7 +38,7 @@ def check_preprocessing(preprocess: Preprocess) -> None:
     colour = np.array([_RED, _GREEN, _BLUE], dtype=np.float32) / 255
     expected[:, _TOP : _TOP + _HEIGHT] = colour[:, None, None]
     expected[:, _TOP + 5, 10] = 1
-    found, transform = preprocess(image, _SIDE)
+    found, transform = preprocess(image, (_SIDE, _SIDE))
     if found.shape != (1, *expected.shape) or not np.allclose(found[0], expected, atol=1e-6):
         pixel = np.round(found.reshape(-1, *found.shape[-2:])[:3, _TOP + 1, 1].astype(float), 2).tolist()
         raise ConsistencyError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import MissingDependency
+from trt_qat.extras import install_hint
 from trt_qat.quantization.fake_quant import fake_quantize
 from trt_qat.quantization.weight_range import weight_range
 
@@ -23,8 +24,7 @@ with warnings.catch_warnings():
         from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer, register_quant_backend
     except ImportError as exc:
         raise MissingDependency(
-            f"quantization.toolkit=modelopt needs nvidia-modelopt ({exc}). "
-            "Run: pip install nvidia-modelopt huggingface_hub"
+            f"quantization.toolkit=modelopt needs nvidia-modelopt ({exc}): {install_hint('modelopt')}."
         ) from exc
 
 _BACKEND = "trt_qat"  # ModelOpt's name for a function that quantizes in place of its own
