@@ -96,7 +96,7 @@ def test_a_graph_copies_what_is_there_when_it_is_launched(cuda: CudaDriver) -> N
             cuda.synchronize(memory.stream)
             assert set(memory.target.tolist()) == {value}
         graphs.drop(graph)
-        with pytest.raises(RunnerError, match=r"^CUDA failed: ") as refused:  # nobody may wait for it while it records
+        with pytest.raises(RunnerError, match=r"^CUDA failed: ") as refused:  # no waiting while it records
             graphs.record(memory.stream, lambda: cuda.synchronize(memory.stream))
         assert "\n" not in str(refused.value)
         there_and_back()
