@@ -179,7 +179,7 @@ def _readme(file: DetectorFile) -> str:
        sh build_engine.sh
 """
         if file.kind == "onnx"
-        else f"1. {file.name}.engine is the plan that was given. It runs on the GPU and with the TensorRT that built it.\n"
+        else f"1. {file.name}.engine is the plan that was given; it needs the GPU and the TensorRT that built it.\n"
     )
     return f"""'{file.name}' for Isaac ROS: isaac_ros_dnn_image_encoder, isaac_ros_tensor_rt and isaac_ros_yolov8.
 

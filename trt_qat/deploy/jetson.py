@@ -44,7 +44,7 @@ def unit_name(file: DetectorFile) -> str:
 
 
 def _dockerfile() -> str:
-    return f"""# trt-qat infer on a Jetson with JetPack 6. The image has CUDA and TensorRT with its Python 3.10 module; the
+    return f"""# trt-qat infer on a Jetson with JetPack 6. The image has CUDA and TensorRT with its Python module; the
 # driver comes from the host (--runtime nvidia). Its name is the one in dusty-nv/jetson-containers,
 # jetson_containers/l4t_version.py (commit dd206bf).
 ARG BASE={BASE}
