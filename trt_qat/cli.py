@@ -29,7 +29,7 @@ from trt_qat.memory import MEMORY_RAN_OUT, is_out_of_memory
 from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
 from trt_qat.redact import redacted_message
-from trt_qat.registry import RUNTIMES, TARGETS
+from trt_qat.registry import DEPLOYMENTS, RUNTIMES, TARGETS
 
 if TYPE_CHECKING:
     import rich.progress
@@ -367,6 +367,32 @@ def export(
         "precision": artifact.precision,
         "target": section.target,
     }
+
+
+@cli.command()
+@click.option("--target", type=click.Choice(list(DEPLOYMENTS.rows)), required=True, help="The system, see above.")
+@click.option("--model", type=FILE, required=True, help="*.onnx of `trt-qat export`, or *.plan with its side-car.")
+@click.option("--name", help="What the model is called there [default: the file's name].")
+@click.argument("out", type=FILE, metavar="DIR")
+@_command
+def deploy(config: Config, target: str, model: Path, name: str | None, out: Path) -> dict[str, Any]:
+    """Write what another system needs to run a model.
+
+    \b
+    deepstream  NVIDIA DeepStream, with DeepStream-Yolo's parser.
+    triton      NVIDIA Triton Inference Server: a model repository and a client.
+    isaac-ros   NVIDIA Isaac ROS: encoder, TensorRT node, YOLOv8 decoder.
+    jetson      NVIDIA Jetson: a container for `trt-qat infer` and a systemd unit.
+
+    DIR is new or empty, or holds the same deployment unchanged. Thresholds are infer.conf, infer.iou and infer.max_det;
+    engine.min_batch, opt_batch and max_batch count where the model's batch is dynamic.
+    """
+    from trt_qat.deploy.write import deploy as write_deployment
+
+    done = write_deployment(model, target, out, name=name, infer=config.infer, engine=config.engine)
+    click.echo(f"Written: {done.folder} ({', '.join(done.files)})")
+    click.echo(f"Next: {done.deployment.next_step}\nNote: {done.deployment.not_run}")
+    return {"target": target, "folder": str(done.folder), "files": list(done.files)}
 
 
 @cli.command()

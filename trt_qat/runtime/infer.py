@@ -35,6 +35,7 @@ ENGINES = Path("engines")
 _LATENCIES = 1000  # of the last frames: a camera runs for days
 _SECONDS_PER_LINE = 10.0
 _SECONDS_PER_LOOK = 1.0
+_HELD = 16  # frames of a live source that may wait where throughput was asked for
 
 Group = TypeVar("Group")
 
@@ -207,6 +208,7 @@ def infer(
             recursive=recursive,
             every=section.every,
             max_fps=section.max_fps,
+            hold=_HELD if section.mode == "throughput" else 1,
             progress=progress,
         )
         stack.callback(_close, opened)
