@@ -49,18 +49,22 @@ HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_widt
 
 
 class Notes(Silent):
-    """A :class:`~trt_qat.progress.Progress` without bars; notes go to stdout."""
+    """A :class:`~trt_qat.progress.Progress` without bars; notes go to stdout, or to stderr where results go there."""
+
+    def __init__(self, on_stderr: bool = False) -> None:
+        self._on_stderr = on_stderr
 
     def note(self, line: str) -> None:
         """Print a line, above the bars if there are any."""
         if distributed.is_main():
-            click.echo(line)
+            click.echo(line, err=self._on_stderr)
 
 
 class Bars(Notes):
     """The same with bars on stderr."""
 
-    def __init__(self, bar: rich.progress.Progress) -> None:
+    def __init__(self, bar: rich.progress.Progress, on_stderr: bool = False) -> None:
+        super().__init__(on_stderr)
         self._bar = bar
         self._tasks: dict[str, Any] = {}
         self._starting = bar.add_task("starting", total=None, detail="")
@@ -81,9 +85,9 @@ class Bars(Notes):
 
 
 @contextmanager
-def _bars() -> Iterator[Progress]:
+def _bars(on_stderr: bool = False) -> Iterator[Progress]:
     if not (sys.stderr.isatty() and distributed.is_main()):
-        yield Notes()
+        yield Notes(on_stderr)
         return
     from rich import progress  # imported where it is used: a tenth of the time that `infer` needs to start
     from rich.console import Console
@@ -97,7 +101,7 @@ def _bars() -> Iterator[Progress]:
         progress.TextColumn("{task.fields[detail]}"),
     )
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        yield Bars(bar)
+        yield Bars(bar, on_stderr)
 
 
 def _command(function: Command) -> Command:
@@ -662,7 +666,8 @@ def infer(
     name_sources(sources, recursive=recursive)  # a wrong SOURCE is said before the time that making a model takes
     if model is None and job.newest_model() is None:
         model = _demo_model()
-    with _bars() as bars:
+    on_stderr = Path("-") in (outputs.jsonl, outputs.csv)
+    with _bars(on_stderr) as bars:
         done = job.infer(
             sources,
             model,
@@ -676,7 +681,7 @@ def infer(
             zones=zones,
             progress=bars,
         )
-    _print_inferred(done, on_stderr=Path("-") in (outputs.jsonl, outputs.csv))
+    _print_inferred(done, on_stderr)
     return done.as_dict()
 
 
@@ -884,16 +889,8 @@ def _class_list(text: str | None) -> tuple[int | str, ...] | None:
 
 def _print_inferred(done: Inferred, on_stderr: bool) -> None:
     """What was done; a message for people stays out of an output that goes to standard output."""
-    click.echo(done.reason, err=on_stderr)
-    median = "" if done.median_ms is None else f", median {done.median_ms:.1f} ms per frame"
-    fps = "" if done.fps is None else f", {done.fps:.1f} frames/s ({done.mode})"
-    click.echo(f"{done.frames} frames, {done.detections} detections{median}{fps}", err=on_stderr)
-    for source, counts in done.counts.items():
-        for name, numbers in counts.items():
-            said = ", ".join(f"{count} {way}" for way, count in numbers.items())
-            click.echo(f"{name}: {said}" + (f" ({source})" if len(done.sources) > 1 else ""), err=on_stderr)
-    if done.written:
-        click.echo(f"Written: {', '.join(done.written)}", err=on_stderr)
+    for line in done.lines():
+        click.echo(line, err=on_stderr)
     missed = {"dropped": done.dropped, "broken": done.broken, "reconnects": done.reconnects}
     if any(missed.values()):
         click.echo(f"Warning: {', '.join(f'{count} {what}' for what, count in missed.items() if count)}.", err=True)

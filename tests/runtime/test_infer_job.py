@@ -107,15 +107,18 @@ def test_outputs_that_cannot_be(tmp_path: Path, model: Path, video: Path) -> Non
 
 
 def test_ctrl_c_finishes_every_file_and_ends_every_thread(tmp_path: Path, model: Path, video: Path) -> None:
-    class Stop(Silent):
+    class Stop(Recorded):
         def step(self, description: str, done: int, total: int, detail: str = "") -> None:
             if done == 3:
                 raise KeyboardInterrupt
 
+    stop = Stop()
     before = threading.active_count()
     outputs = Outputs(out=tmp_path / "out" / "x.mp4", jsonl=tmp_path / "x.jsonl", csv=tmp_path / "x.csv")
     with pytest.raises(KeyboardInterrupt):
-        infer([video], model, outputs=outputs, runtime="onnxruntime", progress=Stop())
+        infer([video], model, outputs=outputs, runtime="onnxruntime", progress=stop)
+    assert "3 frames, 12 detections" in stop.notes[0]
+    assert f"Written: {outputs.out}, {outputs.jsonl}, {outputs.csv}" in stop.notes[0]
     assert threading.active_count() == before
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.mp4"]
     assert len(_images(tmp_path / "out" / "x.mp4")) == 3

@@ -58,13 +58,19 @@ class Inferred:
         results: every frame as the object that ``--jsonl`` writes, where they were asked for.
     """
 
-    def __init__(self, sources: Sequence[Source], detector: Detector, mode: Mode, outputs: Outputs) -> None:
-        self._sources = sources
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        detector: Detector,
+        mode: Mode,
+        outputs: Outputs,
+        annotated: AnnotatedSink | None = None,
+    ) -> None:
+        self._sources, self._annotated = sources, annotated
         self._names = detector.names
         self.sources = [source.text for source in sources]
         self.runtime, self.device, self.reason = detector.runner.name, detector.runner.device, detector.reason
         self.mode: Mode = mode
-        self.annotated: AnnotatedSink | None = None
         self.written: list[str] = []
         self.frames = 0
         self.detections = 0
@@ -99,7 +105,7 @@ class Inferred:
     @property
     def errors(self) -> list[tuple[str, str]]:
         """Name of each image that could not be read or written, and why."""
-        unwritten = self.annotated.errors if self.annotated is not None else []
+        unwritten = self._annotated.errors if self._annotated is not None else []
         return [*(error for source in self._sources for error in source.errors), *unwritten]
 
     @property
@@ -138,6 +144,17 @@ class Inferred:
     def stopped(self) -> None:
         """Nothing more is written."""
         self.seconds = 0.0 if self._begin is None else time.perf_counter() - self._begin
+
+    def lines(self) -> list[str]:
+        """What a user wants to read of it."""
+        median = "" if self.median_ms is None else f", median {self.median_ms:.1f} ms per frame"
+        fps = "" if self.fps is None else f", {self.fps:.1f} frames/s ({self.mode})"
+        lines = [self.reason, f"{self.frames} frames, {self.detections} detections{median}{fps}"]
+        for source, counts in self.counts.items():
+            of = f" ({source})" if len(self.sources) > 1 else ""
+            for name, numbers in counts.items():
+                lines.append(f"{name}: {', '.join(f'{count} {way}' for way, count in numbers.items())}{of}")
+        return [*lines, f"Written: {', '.join(self.written)}"] if self.written else lines
 
     def as_dict(self) -> dict[str, Any]:
         """The object that ``--json`` writes; boxes in pixels of the image."""
@@ -202,43 +219,49 @@ def infer(
     outputs = outputs or Outputs()
     regions = parse_regions(lines, zones)
     track = track or bool(lines)
-    with ExitStack() as stack:
-        opened = open_sources(
-            [str(source) for source in sources],
-            recursive=recursive,
-            every=section.every,
-            max_fps=section.max_fps,
-            hold=_HELD if section.mode == "throughput" else 1,
-            progress=progress,
-        )
-        stack.callback(_close, opened)
-        targets = targets_of(opened, outputs.out) if outputs.save else {}
-        tracker = _tracker(section, opened) if track else None
-        detector = stack.enter_context(
-            Detector(
-                model if model is not None else default_model(),
-                section.replace(conf=detector_conf(section.conf)) if track else section,
-                runtime=runtime,
-                mode=mode_of(section.mode, opened),
-                device=device,
-                size_wh=next((source.size_wh for source in opened if source.size_wh), None),
+    done: Inferred | None = None
+    try:
+        with ExitStack() as stack:
+            opened = open_sources(
+                [str(source) for source in sources],
+                recursive=recursive,
+                every=section.every,
+                max_fps=section.max_fps,
+                hold=_HELD if section.mode == "throughput" else 1,
+                progress=progress,
             )
-        )
-        batch = _batch(section, detector, opened)
-        done = Inferred(opened, detector, mode_of(section.mode, opened), outputs)
-        sinks = [stack.enter_context(sink) for sink in other_sinks(outputs, detector.names)]
-        if outputs.save:
-            annotated = stack.enter_context(AnnotatedSink(opened, targets, progress))
-            sinks.append(annotated)
-            done.annotated = annotated
-        annotator = Annotator(detector.names, any(sink.wants_picture for sink in sinks), tracker, regions)
-        groups = done.starting(together(opened, batch, progress))
-        found = done.found(detector.stream_groups(groups))
-        results = stack.enter_context(closing(overlapped(annotator, found, workers=1, waiting=2, name="draw")))
-        stack.callback(_close, opened)  # first of all on the way out, so that no stage waits for a frame
-        _write_all(results, sinks, done, progress)
+            stack.callback(_close, opened)
+            targets = targets_of(opened, outputs.out) if outputs.save else {}
+            tracker = _tracker(section, opened) if track else None
+            detector = stack.enter_context(
+                Detector(
+                    model if model is not None else default_model(),
+                    section.replace(conf=detector_conf(section.conf)) if track else section,
+                    runtime=runtime,
+                    mode=mode_of(section.mode, opened),
+                    device=device,
+                    size_wh=next((source.size_wh for source in opened if source.size_wh), None),
+                )
+            )
+            batch = _batch(section, detector, opened)
+            sinks = [stack.enter_context(sink) for sink in other_sinks(outputs, detector.names)]
+            annotated = stack.enter_context(AnnotatedSink(opened, targets, progress)) if outputs.save else None
+            if annotated is not None:
+                sinks.append(annotated)
+            done = Inferred(opened, detector, mode_of(section.mode, opened), outputs, annotated)
+            done.written = [str(path) for path in (*targets.values(), *outputs.written)]
+            annotator = Annotator(detector.names, any(sink.wants_picture for sink in sinks), tracker, regions)
+            groups = done.starting(together(opened, batch, progress))
+            found = done.found(detector.stream_groups(groups))
+            results = stack.enter_context(closing(overlapped(annotator, found, workers=1, waiting=2, name="draw")))
+            stack.callback(_close, opened)  # first of all on the way out, so that no stage waits for a frame
+            _write_all(results, sinks, done, progress)
+    except BaseException as exc:
+        if done is not None and not isinstance(exc, Exception):  # Ctrl-C, which is how a camera is ended
+            done.stopped()
+            progress.note("\n".join(done.lines()))
+        raise
     done.stopped()
-    done.written = [str(path) for path in (*targets.values(), *outputs.written)]
     return done
 
 
