@@ -235,6 +235,7 @@ class ExportSection(Section):
     opset: int | None = Field(default=None, ge=19, le=23)
     batch: int = Field(default=1, ge=1)
     dynamic_batch: bool = False
+    dynamic_size: bool = False
     check: bool = True
 
     @field_validator("target")
