@@ -237,6 +237,7 @@ class ExportSection(Section):
     batch: int = Field(default=1, ge=1)
     dynamic_batch: bool = False
     nms: bool = False
+    dynamic_size: bool = False
     check: bool = True
 
     @field_validator("target")
