@@ -145,7 +145,13 @@ def test_the_commands_are_these() -> None:
         "advise", "calibrate", "data", "engine", "evaluate", "export", "infer", "inspect", "lint", "parity", "qat",
         "run", "sensitivity", "targets", "train",
     }  # fmt: skip
-    assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo", "demo-model"}
+    assert {words[1] for words in COMMANDS if words[0] == "data"} == {
+        "validate",
+        "convert",
+        "demo",
+        "demo-model",
+        "demo-clip",
+    }
 
 
 def test_help_and_import_load_no_heavy_package() -> None:

@@ -869,6 +869,27 @@ def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path)
     return {"data": str(yaml_file)}
 
 
+@data.command("demo-clip")
+@click.option("--frames", type=click.IntRange(min=1), default=250, show_default=True, help="25 of them are a second.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed draws the same street."
+)
+@click.option("--out", type=FILE, required=True, help="Video to write, e.g. street.mp4.")
+@_command
+def demo_clip(config: Config, frames: int, seed: int, out: Path) -> dict[str, str]:
+    """Generate a video of a drive past Vietnamese traffic signs.
+
+    For the demo detector (`data demo-model`), and for trying tracking and counting.
+    """
+    del config
+    from trt_qat.demo.clip import write_street_clip
+
+    with _bars() as bars:
+        write_street_clip(out, frames, seed, bars)
+    click.echo(f"Generated: {out}")
+    return {"video": str(out)}
+
+
 def _demo_model() -> Path:
     """``engines/demo_int8.onnx``, made in a process of its own: this one loads no torch."""
     out = Path("engines") / "demo_int8.onnx"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Color = tuple[int, int, int]
 
 _COLORS = 256
-_COUNTED_COLOR = (0, 90, 235)  # BGR of what things are counted at
+_REGION_COLOR, _REGION_LABEL_COLOR = (0, 215, 255), (40, 40, 40)  # BGR
+_BRIGHTEST = 0.42  # luminance (BT.601) behind white text
 _PADDING = 2  # pixels around a label's text
 _LONGEST_LABEL = 200  # characters
 _NO_COUNTS: Mapping[str, Mapping[str, int]] = {}
@@ -131,15 +132,15 @@ def _draw_region(canvas: NDArray[np.uint8], region: Region, counts: Mapping[str,
     import supervision as sv
 
     points = region.pixels((canvas.shape[1], canvas.shape[0])).round().astype(int)
-    color = sv.Color.from_bgr_tuple(_COUNTED_COLOR)
+    color = sv.Color.from_bgr_tuple(_REGION_COLOR)
     if region.is_zone:
         sv.draw_polygon(canvas, points, color, pens.thickness + 1)
     else:
         start, end = (sv.Point(int(x), int(y)) for x, y in points)
         sv.draw_line(canvas, start, end, color, pens.thickness + 1)
     text = "  ".join([region.name, *(f"{key} {count}" for key, count in counts.items())])[:_LONGEST_LABEL]
-    left, top = points.min(axis=0) if region.is_zone else points.mean(axis=0).astype(int)
-    _draw_label(canvas, (text,), (int(left), int(top)), _COUNTED_COLOR, pens.font_size)
+    left, top = points[points[:, 1].argmin()].tolist()
+    _draw_label(canvas, (text,), (left, top), _REGION_LABEL_COLOR, pens.font_size)
 
 
 def _draw_label(
@@ -160,9 +161,10 @@ def _draw_label(
 
 @lru_cache(maxsize=_COLORS)
 def _color(index: int) -> Color:
-    # the golden ratio spreads neighbouring ids over the hue circle
+    # the golden ratio spreads neighbouring ids over the hue circle; none is so bright that white text fades on it
     red, green, blue = colorsys.hsv_to_rgb((index * 0.618034) % 1.0, 0.85, 0.75)
-    return int(blue * 255), int(green * 255), int(red * 255)
+    scale = 255 * min(1.0, _BRIGHTEST / (0.299 * red + 0.587 * green + 0.114 * blue))
+    return int(blue * scale), int(green * scale), int(red * scale)
 
 
 @lru_cache(maxsize=1)
