@@ -204,6 +204,7 @@ SAYS = {
     "inspect": ("tiny.onnx",),
     "lint": ("tiny.onnx", "--svg", "net.svg"),
     "engine": ("tiny.onnx", "--out", "tiny.plan"),
+    "deploy": ("--target", "deepstream", "--model", "tiny.onnx", "deepstream"),  # it rewrites the graph's output
     "infer": ("one.png", "--model", "tiny.onnx", "--runtime", "onnxruntime"),
 }
 EXPECTED = {"infer": r"Error: Runtime 'onnxruntime' .*: pip install 'trt_qat\[onnxruntime\]'\.\n"}
@@ -213,6 +214,7 @@ DO = {
     "data demo": ("--out", "set", "--train", "1", "--val", "1"),
     "data validate": ("set/data.yaml",),
     "targets": (),
+    "deploy": ("--target", "triton", "--model", "tiny.onnx", "triton"),
     "lint": ("tiny.onnx",),  # exit code 1: it finds that nothing is quantized
 }
 

@@ -139,7 +139,7 @@ def _readme(file: DetectorFile) -> str:
     )
     return f"""'{file.name}' on an NVIDIA Jetson with JetPack 6: detection on a camera, kept running by systemd.
 
-On the Jetson, in this folder; Docker and the NVIDIA Container Toolkit come with JetPack:
+On the Jetson, in this folder; it needs Docker and the NVIDIA Container Toolkit:
 
 1. A wheel of trt_qat in wheels/ (from its source folder; not needed where pip finds trt_qat by itself):
 
