@@ -47,9 +47,12 @@ def model(tmp_path: Path) -> Path:
     return write_tiny_detector(tmp_path / "my models" / "tiny.onnx", batch=None)
 
 
-def raw_file(path: Path, size: int = 640, names: dict[int, str] | None = None, batch: int | None = 1) -> Path:
-    """A detector of this size that only has the right shapes: (batch, 4 + 3, 8400) at 640 pixels."""
-    anchors = sum((size // stride) ** 2 for stride in (8, 16, 32))
+def raw_file(
+    path: Path, names: dict[int, str] | None = None, batch: int | None = 1, size: tuple[int, int] = (640, 640)
+) -> Path:
+    """A detector of this height and width that only has the right shapes: (batch, 4 + 3, 8400) at 640x640 pixels."""
+    height, width = size
+    anchors = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
     names = NAMES if names is None else names
     nodes = [
         helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
@@ -64,12 +67,12 @@ def raw_file(path: Path, size: int = 640, names: dict[int, str] | None = None, b
     graph = helper.make_graph(
         nodes,
         "raw",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, size, size])],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, height, width])],
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [batch, 4 + len(names), anchors])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    helper.set_model_props(made, {"names": str(names), "imgsz": f"[{size}, {size}]"})
+    helper.set_model_props(made, {"names": str(names), "imgsz": f"[{height}, {width}]"})
     onnx.save(made, str(path))
     return path
 
@@ -135,6 +138,20 @@ def test_deepstream(model: Path, tmp_path: Path) -> None:
     readme = (folder / "README.txt").read_text()
     assert f"make -C {Path(keys['custom-lib-path']).parent}" in readme
     assert f"--saveEngine={keys['model-engine-file']}" in (folder / "build_engine.sh").read_text()
+
+
+def test_nvinfer_knows_every_key(model: Path, tmp_path: Path) -> None:
+    """By the names in DeepStream's gstnvinfer_property_parser.h; what it does not know it warns of, and goes on."""
+    known = {
+        "gpu-id", "net-scale-factor", "model-color-format", "maintain-aspect-ratio", "symmetric-padding",
+        "scaling-filter", "onnx-file", "model-engine-file", "labelfile-path", "batch-size", "network-mode",
+        "num-detected-classes", "interval", "gie-unique-id", "process-mode", "network-type", "cluster-mode",
+        "parse-bbox-func-name", "custom-lib-path", "engine-create-func-name",
+    }  # fmt: skip
+    deploy(model, "deepstream", tmp_path / "ds")
+    keys = key_file(tmp_path / "ds/config_infer_primary.txt")
+    assert set(keys["property"]) == known
+    assert set(keys["class-attrs-all"]) == {"nms-iou-threshold", "pre-cluster-threshold", "topk"}
 
 
 def test_deepstreams_rows_are_those_that_its_parser_reads(model: Path, tmp_path: Path) -> None:
@@ -289,6 +306,19 @@ def test_isaac_ros(tmp_path: Path) -> None:
     assert given["image_stddev"] == "'[1.0, 1.0, 1.0]'"
     assert given["engine_file_path"] == "os.path.join(HERE, 'signs.engine')"
     assert "--saveEngine=signs.engine" in (tmp_path / "ros/build_engine.sh").read_text()
+
+
+def test_height_and_width_keep_their_order(tmp_path: Path) -> None:
+    """512x800 has the 8400 anchors that Isaac ROS's decoder reads, too."""
+    model = raw_file(tmp_path / "wide.onnx", batch=None, size=(512, 800))
+    deploy(model, "isaac-ros", tmp_path / "ros")
+    launch = (tmp_path / "ros/wide.launch.py").read_text()
+    assert '"network_image_width": "800"' in launch
+    assert '"network_image_height": "512"' in launch
+    assert "--maxShapes=images:8x3x512x800" in (tmp_path / "ros/build_engine.sh").read_text()
+    deploy(model, "triton", tmp_path / "triton")
+    assert "SIZE = (512, 800)  # height, width" in (tmp_path / "triton/client.py").read_text()
+    assert "dims: [3, 512, 800]" in (tmp_path / "triton/wide/config.pbtxt").read_text()
 
 
 def test_jetson(model: Path, tmp_path: Path) -> None:
@@ -504,6 +534,12 @@ def _without_record(folder: Path) -> None:
     (folder / RECORD).unlink()
 
 
+def _linked(folder: Path) -> None:
+    """The same content, but somebody else's file."""
+    (folder / "labels.txt").rename(folder.parent / "labels.txt")
+    (folder / "labels.txt").symlink_to(folder.parent / "labels.txt")
+
+
 def _broken_record(folder: Path) -> None:
     (folder / RECORD).write_text("{}")
 
@@ -513,7 +549,8 @@ def _broken_record(folder: Path) -> None:
     [
         (_with_engine, "holds 'tiny.engine', which `trt-qat deploy` did not write"),
         (_changed, "holds 'deepstream_app_config.txt', which was changed since"),
-        (_without_record, "holds files that `trt-qat deploy` did not write: 'README.txt'"),
+        (_without_record, "holds 'README.txt', which `trt-qat deploy` did not write"),
+        (_linked, "holds 'labels.txt', which was changed since"),
         (_broken_record, "target"),
     ],
 )
@@ -538,6 +575,9 @@ def test_another_place_is_asked_for(model: Path, tmp_path: Path, monkeypatch: py
         deploy(model, "triton", model)
     with pytest.raises(ArtifactError, match="a file is where a folder should be"):
         deploy(model, "triton", model / "below")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ArtifactError, match="is a file"):
+        deploy(model, "triton", tmp_path / "loop")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(ArtifactError, match="is the folder that this command runs in"):

@@ -2,8 +2,9 @@
 
 Sources: marcoslucianops/DeepStream-Yolo, commit 2ccf529: config_infer_primary_yoloV8.txt and deepstream_app_config.txt
 (keys), nvdsinfer_custom_impl_Yolo/nvdsparsebbox_Yolo.cpp (reads x1, y1, x2, y2, score, class of each row of the first
-output), docs/YOLOv8.md (the build line). NVIDIA's DeepStream Developer Guide, "Gst-nvinfer" (scaling-filter, how labels
-are read).
+output), docs/YOLOv8.md (the build line). DeepStream SDK: sources/gst-plugins/gst-nvinfer/gstnvinfer_property_parser.h
+(every key), sources/libs/nvdsinfer/nvdsinfer_context_impl.cpp (a line of labels is cut at ";") and
+nvdsinfer_model_builder.cpp (without an engine and a calibration file it builds FP16 where INT8 was asked for).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _infer_config(file: DetectorFile, section: InferSection) -> str:
     mode = _MODES.get(file.precision.partition("+")[0], 0)
     return f"""# Gst-nvinfer configuration of '{file.name}', {file.precision}, {file.size[1]}x{file.size[0]} pixels.
 # Keys: config_infer_primary_yoloV8.txt of {_SOURCE};
-# scaling-filter: DeepStream Developer Guide, Gst-nvinfer. Paths are relative to this file.
+# scaling-filter: DeepStream SDK, gstnvinfer_property_parser.h. Paths are relative to this file.
 [property]
 gpu-id=0
 # pixels are divided by 255, in RGB (0), on a border that keeps the picture in the middle

@@ -7,6 +7,7 @@ folder with anything more is refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,25 +47,28 @@ def check_folder(folder: Path, target: str, name: str) -> Path:
     Raises:
         ArtifactError: a file, a folder that this process stands in, or one that holds something else.
     """
-    folder = folder.resolve()
-    if not folder.exists():
+    folder = Path(os.path.realpath(folder))  # unlike resolve(), it knows loops of links
+    if not os.path.lexists(folder):
         return folder
     if not folder.is_dir():
         raise ArtifactError(f"'{folder}' is a file. Give a new or empty folder.")
     if Path.cwd().is_relative_to(folder):
         raise ArtifactError(f"'{folder}' is the folder that this command runs in. Give a folder in it.")
-    found = {_inside(file, folder) for file in folder.rglob("*") if not file.is_dir() or file.is_symlink()}
-    if not found:
+    first = min(folder.iterdir(), default=None)
+    if first is None:
         return folder
-    if RECORD not in found:
-        raise ArtifactError(f"'{folder}' holds files that `trt-qat deploy` did not write: '{min(found)}'. {_ADVICE}")
+    if not (folder / RECORD).exists():  # said before a large folder is walked through
+        raise ArtifactError(f"'{folder}' holds '{first.name}', which `trt-qat deploy` did not write. {_ADVICE}")
     record = checked(Record, read_json(folder / RECORD, "Record"), folder / RECORD, _ADVICE)
     if (record.target, record.name) != (target, name):
         raise ArtifactError(f"'{folder}' holds model '{record.name}' for target '{record.target}'. {_ADVICE}")
-    for file in sorted(found - {RECORD}):
+    for path in sorted(folder.rglob("*")):
+        file = _inside(path, folder)
+        if file == RECORD or (path.is_dir() and not path.is_symlink()):
+            continue
         if file not in record.files:
             raise ArtifactError(f"'{folder}' holds '{file}', which `trt-qat deploy` did not write. {_ADVICE}")
-        if file_sha256(folder / file) != record.files[file]:
+        if path.is_symlink() or not path.is_file() or file_sha256(path) != record.files[file]:
             raise ArtifactError(f"'{folder}' holds '{file}', which was changed since it was written. {_ADVICE}")
     return folder
 
