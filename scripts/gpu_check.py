@@ -11,29 +11,39 @@ import importlib.util
 import json
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
+from unittest.mock import patch
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
-from trt_qat.engine.gpu import gpu_names
+from trt_qat.engine.gpu import gpu_names, nvidia_smi
 from trt_qat.errors import TrtQatError
 from trt_qat.redact import redacted_message
 
+if TYPE_CHECKING:
+    from trt_qat.runtime.runner import Runner
+
+Floats = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = 77
 RANGE_TOLERANCE = 0.02  # largest values; a GPU convolves in TF32, which keeps 10 bits
+BATCHES, ROUNDS = 64, 8  # of images that differ; each is run so often
 RESULT = "gpu_check"
 NO_GPU = "No usable NVIDIA GPU here (libcuda finds none): nothing of the GPU was checked."
 _SMI = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit")
 _SMI += ("temperature.gpu", "memory.total", "pstate", "mig.mode.current")
+_GPU_TIMES = ("gpu_ms", "gpu_with_copies_ms")
 _PACKAGES = ("cuda-python", "cuda-bindings", "pycuda", "torch", "tensorrt", "tensorrt-rtx", "nvidia-cudnn-cu13")
 
 Out = click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -63,7 +73,7 @@ def machine(json_file: Path) -> None:
 
     found = {
         "gpus": list(gpu_names()),
-        "nvidia_smi": _nvidia_smi(),
+        "nvidia_smi": nvidia_smi(_SMI),
         "cuda_of_torch": _cuda_of_torch(),
         "system": f"{platform.system()} {platform.machine()}",
         **processor(),
@@ -151,16 +161,46 @@ def latency(fp16: Path, int8: Path, json_file: Path) -> None:
             seen = measure_latency([first, second], section)
             shape = list(first.input_shape)
     except TrtQatError as exc:
-        click.echo(str(exc))
-        sys.exit(1)
+        _fail(str(exc))
+    names = ("fp16", "int8")
+    computed = [found.compute_ms for found in on_gpu]
     found = {
         "input": shape,
-        "gpu_ms": {name: vars(value) for name, value in zip(("fp16", "int8"), on_gpu, strict=True)},
-        "seen_ms": {name: vars(value) for name, value in zip(("fp16", "int8"), seen, strict=True)},
-        "int8_speed_up": round(on_gpu[0].median / on_gpu[1].median, 3) if on_gpu[1].median else None,
-        "clocks_after": _nvidia_smi(),
+        "gpu_ms": {name: vars(value) for name, value in zip(names, computed, strict=True)},
+        "gpu_with_copies_ms": {name: vars(value.with_copies_ms) for name, value in zip(names, on_gpu, strict=True)},
+        "seen_ms": {name: vars(value) for name, value in zip(names, seen, strict=True)},
+        "int8_speed_up": round(computed[0].median / computed[1].median, 3) if computed[1].median else None,
+        "clocks_after": nvidia_smi(_SMI),
     }
     _written(json_file, found)
+
+
+@cli.command()
+@click.argument("plan", type=File)
+@Json
+def requests(plan: Path, json_file: Path) -> None:
+    """Is every result the same whichever way it comes (enqueued, as a graph, from several threads), and how fast?"""
+    from trt_qat.runtime.runner import image_size
+    from trt_qat.runtime.tensorrt import TensorRtRunner
+
+    _check_runs(plan)
+    try:
+        with TensorRtRunner(plan) as runner:
+            shape = (runner.input_shape[0] or 1, 3, *image_size(runner.metadata, runner.input_shape))
+            batches = np.random.default_rng(0).random((BATCHES, *shape), dtype=np.float32)
+            expected, graph = _run_all(runner, batches, 1)
+        with patch("trt_qat.runtime.tensorrt.open_graphs", return_value=None), TensorRtRunner(plan) as runner:
+            results = {"enqueued": _run_all(runner, batches, 1)}
+        with TensorRtRunner(plan, mode="throughput") as runner:
+            for threads in range(1, runner.parallel + 1):
+                results[f"{threads} in flight"] = _run_all(runner, batches, threads)
+    except TrtQatError as exc:
+        _fail(str(exc))
+    ways = {"graph": graph, **{name: figures for name, (_, figures) in results.items()}}
+    off_by = {name: _difference(outputs, expected) for name, (outputs, _) in results.items()}
+    found = {"input": list(shape), "ways": ways, "off_by": off_by, "clocks_after": nvidia_smi(_SMI)}
+    _written(json_file, found)
+    sys.exit(1 if any(off_by.values()) else 0)
 
 
 @cli.command()
@@ -204,7 +244,7 @@ def report_page(out: Path) -> str:
     lines = ["# GPU check", "", f"GPU: {gpus}. {verdict}" if gpus else NO_GPU, ""]
     lines += ["| step | outcome | seconds | |", "|---|---|---|---|"]
     lines += [f"| {s['step']} | {s['outcome']} | {s['seconds']} | {_cell(s['reason'])} |" for s in steps]
-    lines += _latency_lines(figures)
+    lines += _latency_lines(figures) + _request_lines(figures)
     for title, content in {"Machine": about, **figures}.items():
         lines += ["", f"## {title}", "", "```json", json.dumps(content, indent=1), "```"]
     return "\n".join([*lines, ""])
@@ -214,12 +254,29 @@ def _latency_lines(figures: Mapping[str, Any]) -> list[str]:
     measured = {name: figures[name] for name in ("latency", "latency_large") if "gpu_ms" in figures.get(name, {})}
     if not measured:
         return []
-    lines = ["", "Median milliseconds of the GPU by CUDA events, FP16 and INT8 in turn:", ""]
+    lines = [
+        "",
+        "Median milliseconds of the GPU by CUDA events, FP16 and INT8 in turn; with copies in brackets:",
+        "",
+    ]
     lines += ["| input | FP16 | INT8 | FP16 / INT8 |", "|---|---|---|---|"]
     for found in measured.values():
-        times = found["gpu_ms"]
-        cells = (found["input"], times["fp16"]["median"], times["int8"]["median"], found["int8_speed_up"])
+        alone, copied = ([found[key][name]["median"] for name in ("fp16", "int8")] for key in _GPU_TIMES)
+        cells = (found["input"], *(f"{a} ({b})" for a, b in zip(alone, copied, strict=True)), found["int8_speed_up"])
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def _request_lines(figures: Mapping[str, Any]) -> list[str]:
+    measured = {name: figures[name] for name in ("requests", "requests_large") if "ways" in figures.get(name, {})}
+    lines = []
+    for found in measured.values():
+        lines += ["", f"INT8, input {found['input']}, from Python, every result compared with the first way's:", ""]
+        lines += ["| | images/s | ms median | p99 | off by |", "|---|---|---|---|---|"]
+        for name, way in found["ways"].items():
+            times = way["ms"]
+            cells = (name, way["images_per_s"], times["median"], times["p99"], found["off_by"].get(name, ""))
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
 
@@ -233,14 +290,26 @@ def _check_runs(plan: Path) -> None:
         _skip(f"tensorrt-rtx engines do not run on {gpus[0]}; install tensorrt to build one that does.")
 
 
-def _nvidia_smi() -> list[dict[str, str]]:
-    """Driver, clocks and limits of each GPU; empty without the tool."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return [dict(zip(_SMI, row, strict=False)) for row in rows]
+def _run_all(runner: Runner, batches: Floats, threads: int) -> tuple[list[Floats], dict[str, Any]]:
+    """The first output of each batch, and images per second and milliseconds per call of so many threads."""
+
+    def timed(batch: Floats) -> tuple[Floats, float]:
+        started = time.perf_counter()
+        output = runner.infer(batch)[0]
+        return output, (time.perf_counter() - started) * 1e3
+
+    with ThreadPoolExecutor(threads) as pool:
+        outputs = [output for output, _ in pool.map(timed, batches)]  # every request has recorded its graph then
+        started = time.perf_counter()
+        milliseconds = [taken for _, taken in pool.map(timed, [*batches] * ROUNDS)]
+        seconds = time.perf_counter() - started
+    median, p90, p99 = (round(float(value), 3) for value in np.percentile(milliseconds, (50, 90, 99)))
+    images = len(milliseconds) * batches.shape[1]
+    return outputs, {"images_per_s": round(images / seconds, 1), "ms": {"median": median, "p90": p90, "p99": p99}}
+
+
+def _difference(outputs: Sequence[Floats], expected: Sequence[Floats]) -> float:
+    return max(float(np.abs(one - other).max()) for one, other in zip(outputs, expected, strict=True))
 
 
 def _cuda_of_torch() -> dict[str, Any]:
@@ -300,12 +369,12 @@ def _written(file: Path, content: Mapping[str, Any]) -> None:
     click.echo(text)
 
 
-def _skip(reason: str) -> None:
+def _skip(reason: str) -> NoReturn:
     click.echo(reason)
     sys.exit(SKIPPED)
 
 
-def _fail(reason: str) -> None:
+def _fail(reason: str) -> NoReturn:
     click.echo(reason)
     sys.exit(1)
 

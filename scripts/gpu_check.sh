@@ -95,12 +95,14 @@ step export_int8 exported int8.onnx "$work/qat_none/best.safetensors" int8+fp16
 step build_fp16 built fp16
 step build_int8 built int8
 step latency check latency "$work/fp16.plan" "$work/int8.plan" --json "$out/json/latency.json"
+step requests check requests "$work/int8.plan" --json "$out/json/requests.json"
 large=(--no-check --set model.imgsz=640 --set export.batch=8)
 step export_large_fp16 exported large_fp16.onnx "$demo" fp16 "${large[@]}"
 step export_large_int8 exported large_int8.onnx "$work/qat_none/best.safetensors" int8+fp16 "${large[@]}"
 step build_large_fp16 built large_fp16
 step build_large_int8 built large_int8
 step latency_large check latency "$work/large_fp16.plan" "$work/large_int8.plan" --json "$out/json/latency_large.json"
+step requests_large check requests "$work/large_int8.plan" --json "$out/json/requests_large.json"
 step parity parity
 step map accuracy
 check report "$out" || failed=1

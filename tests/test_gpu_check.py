@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from fake_gpu import COMPUTE_MS, COPY_MS, Gpu, install
 from tiny_network import NAMES, tiny_network
 
 from trt_qat.checkpoint import Model, save
@@ -86,7 +87,7 @@ def out(tmp_path: Path) -> Path:
     elsewhere = "/".join(("", "home", "somebody", "y"))
     (folder / "logs" / "qat.log").write_text(f"{Path.home()}/x rtsp://me:secret@camera/1 {elsewhere}\n")
     times = {"fp16": {"median": 2.0, "p90": 2.1, "p99": 2.2}, "int8": {"median": 1.6, "p90": 1.7, "p99": 1.8}}
-    latency = {"input": [1, 3, 320, 320], "gpu_ms": times, "seen_ms": times, "int8_speed_up": 1.25}
+    latency = {"input": [1, 3, 320, 320], "gpu_ms": times, "gpu_with_copies_ms": times, "int8_speed_up": 1.25}
     (folder / "json" / "latency.json").write_text(json.dumps(latency))
     (folder / "json" / "machine.json").write_text(json.dumps({"gpus": ["NVIDIA Test"]}))
     return folder
@@ -104,7 +105,7 @@ def test_the_report_says_what_each_step_found(parts: ModuleType, out: Path) -> N
     assert "GPU: NVIDIA Test. **Failed: build_int8.**" in page
     assert "| build_int8 | failed | 1.0 | Error: it / failed |" in page
     assert "| parity | skipped | 0.1 |  |" in page
-    assert "| [1, 3, 320, 320] | 2.0 | 1.6 | 1.25 |" in page
+    assert "| [1, 3, 320, 320] | 2.0 (2.0) | 1.6 (1.6) | 1.25 |" in page
 
 
 def test_nothing_that_names_a_person_or_a_place_is_packed(
@@ -165,3 +166,55 @@ def test_what_this_gpu_does_not_run_is_skipped(
     for name, code in (("NVIDIA H100", 77), ("NVIDIA GeForce RTX 4090", 0)):
         monkeypatch.setattr(parts, "gpu_names", lambda name=name: (name,))
         assert _run(parts, "runs", plan).exit_code == code
+
+
+@pytest.fixture
+def gpu(parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """One that is not there, with an engine for 32x32 pixels."""
+    machine = Gpu()
+    machine.engine.update(shape=(-1, 3, 32, 32), profiles=[((1, 3, 32, 32),) * 3])
+    install(monkeypatch, "cuda-python", machine)
+    monkeypatch.setattr(parts, "gpu_names", lambda: ("NVIDIA Fake",))
+    monkeypatch.setattr(parts, "nvidia_smi", lambda fields: [dict.fromkeys(fields, "1 MHz")])
+    monkeypatch.setattr(parts, "BATCHES", 6)
+    monkeypatch.setattr(parts, "ROUNDS", 2)
+    return machine
+
+
+def _plan(path: Path) -> Path:
+    path.write_bytes(b"plan")
+    sidecar = {"flavor": "tensorrt", "tensorrt_version": "11.0", "metadata": {"names": "{0: 'a'}"}}
+    path.with_suffix(".json").write_text(json.dumps(sidecar))
+    return path
+
+
+def test_results_are_compared_whichever_way_they_come(parts: ModuleType, gpu: Gpu, out: Path) -> None:
+    file = out / "json" / "requests.json"
+    assert _run(parts, "requests", _plan(out / "x.plan"), "--json", file).exit_code == 0
+    found = json.loads(file.read_text())
+    assert list(found["ways"]) == ["graph", "enqueued", "1 in flight", "2 in flight", "3 in flight"]
+    assert found["off_by"] == dict.fromkeys(list(found["ways"])[1:], 0.0)
+    assert found["clocks_after"][0]["clocks.sm"] == "1 MHz"
+    assert gpu.steps.count("launch") > gpu.steps.count("execute") > 18
+    page = parts.report_page(out)
+    assert "INT8, input [1, 3, 32, 32]" in page
+    assert "| 3 in flight | " in page
+    assert gpu.kinds() == {}
+
+
+def test_results_that_differ_fail(parts: ModuleType, gpu: Gpu, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_difference", lambda outputs, expected: 0.5)
+    file = out / "json" / "requests.json"
+    assert _run(parts, "requests", _plan(out / "x.plan"), "--json", file).exit_code == 1
+    gpu.failing = {"deserialize"}
+    failed = _run(parts, "requests", out / "x.plan", "--json", file)
+    assert failed.exit_code == 1
+    assert "cannot load" in failed.output
+
+
+def test_latency_by_events(parts: ModuleType, gpu: Gpu, out: Path) -> None:
+    plans = [_plan(out / f"{name}.plan") for name in ("fp16", "int8")]
+    assert _run(parts, "latency", *plans, "--json", out / "json" / "latency.json").exit_code == 0
+    found = json.loads((out / "json" / "latency.json").read_text())
+    assert found["gpu_ms"]["int8"] == {"median": COMPUTE_MS, "p90": COMPUTE_MS, "p99": COMPUTE_MS}
+    assert found["gpu_with_copies_ms"]["fp16"]["median"] == COMPUTE_MS + 3 * COPY_MS

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trt_qat.artifacts import Latency, LeftOut, ResultRow, read_rows, write_rows
+from trt_qat.artifacts import GpuLatency, Latency, LeftOut, ResultRow, read_rows, write_rows
 from trt_qat.errors import ArtifactError
 
 ROW = ResultRow("m.onnx", "int8+fp32", "openvino", 0.4, 0.6, 64, 1000, Latency(1.0, 2.0, 3.0))
@@ -16,9 +17,13 @@ WITHOUT = ResultRow("n.onnx", "fp32", "torch", 0.0, 1.0, 63, 0, Latency(1.0, 2.0
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    write_rows(tmp_path / "r.json", [ROW, WITHOUT])
-    assert read_rows(tmp_path / "r.json") == (ROW, WITHOUT)
-    assert json.loads((tmp_path / "r.json").read_text()) == [ROW.as_dict(), WITHOUT.as_dict()]
+    timed = replace(ROW, gpu_latency=GpuLatency(Latency(1.0, 2.0, 3.0), Latency(2.0, 3.0, 4.0), ({"clocks.sm": "9"},)))
+    rows = (ROW, WITHOUT, timed)
+    write_rows(tmp_path / "r.json", rows)
+    assert read_rows(tmp_path / "r.json") == rows
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written[:2] == [ROW.as_dict(), WITHOUT.as_dict()]
+    assert [{"left_out", "gpu_latency"} & row.keys() for row in written] == [set(), {"left_out"}, {"gpu_latency"}]
 
 
 @pytest.mark.parametrize(

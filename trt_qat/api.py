@@ -39,7 +39,7 @@ from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, ConfigError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.bisect import bisect_layers
-from trt_qat.evaluation.latency import measure_latency
+from trt_qat.evaluation.latency import gpu_latencies, measure_latency
 from trt_qat.evaluation.parity import Side, compare
 from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
@@ -456,6 +456,7 @@ def evaluate(
         for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
             progress.note(f"val: {left_out}")
         latencies = measure_latency(runners, section, progress)
+        on_gpu = gpu_latencies(runners, section, progress)
     return [
         ResultRow(
             model=label,
@@ -467,8 +468,11 @@ def evaluate(
             size_bytes=size_bytes(Path(label)),
             latency_ms=latency,
             left_out=accuracy.left_out,
+            gpu_latency=gpu_latency,
         )
-        for label, runner, accuracy, latency in zip(labels, runners, accuracies, latencies, strict=True)
+        for label, runner, accuracy, latency, gpu_latency in zip(
+            labels, runners, accuracies, latencies, on_gpu, strict=True
+        )
     ]
 
 

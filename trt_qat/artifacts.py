@@ -65,6 +65,24 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class GpuLatency:
+    """What the GPU took by its own clock, between two CUDA events.
+
+    Args:
+        compute_ms: the engine alone, on images that are there.
+        with_copies_ms: with the images' way to the GPU and the results' way back.
+        clocks: of each GPU, right after: ``clocks.sm``, ``clocks.mem``, ``clocks.max.sm`` as nvidia-smi writes them;
+            none where it is missing.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    compute_ms: Latency
+    with_copies_ms: Latency
+    clocks: tuple[dict[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Images of a split that could not be used.
 
@@ -99,11 +117,14 @@ class ResultRow:
     size_bytes: Annotated[int, Field(ge=0)]
     latency_ms: Latency
     left_out: LeftOut | None = None
+    gpu_latency: GpuLatency | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object of the documented ``--json`` contract; ``left_out`` is there where images were left out."""
-        content = asdict(self)
-        return content if self.left_out else {key: value for key, value in content.items() if key != "left_out"}
+        """The JSON object of the documented ``--json`` contract.
+
+        ``left_out`` is there where images were left out, ``gpu_latency`` where a GPU was timed.
+        """
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class ResultRows(FileModel):

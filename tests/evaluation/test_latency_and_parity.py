@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,8 @@ from trt_qat import api
 from trt_qat.artifacts import Latency, LeftOut, ResultRow
 from trt_qat.config import EvaluationSection, InferSection
 from trt_qat.data.dataset import load_dataset
-from trt_qat.evaluation.latency import measure_gpu_latency, measure_latency
+from trt_qat.evaluation import latency as latency_module
+from trt_qat.evaluation.latency import gpu_latencies, measure_latency
 from trt_qat.evaluation.parity import cosine, lowest_cosine
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import HEADER, cells, markdown_table
@@ -83,18 +85,33 @@ def test_rounds_are_interleaved_and_warmup_is_extra() -> None:
     assert [runner.shapes for runner in runners] == [{(1, 3, 32, 32)}, {(4, 3, 32, 32)}]
 
 
-def test_the_gpus_own_clock_is_read_in_turn() -> None:
+def test_the_gpus_own_clock_is_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock(Recorder):
-        def gpu_milliseconds(self, batch: Array) -> float:
-            self.infer(batch)
+        parallel = 1
+        largest_batch = None
+
+        def gpu_milliseconds(self, batch: Array, copies: bool = False) -> float:
+            self._calls.append(self._label + "+" * copies)
             return 2.0 if self._label == "a" else float(len(calls))
 
+    def clocks(fields: Sequence[str]) -> list[dict[str, str]]:
+        calls.append("clocks")
+        return [dict.fromkeys(fields, "1980 MHz")]
+
+    monkeypatch.setattr(latency_module, "nvidia_smi", clocks)
     calls: list[str] = []
-    runners = [Clock(1, calls, "a"), Clock(2, calls, "b")]
-    first, second = measure_gpu_latency(runners, EvaluationSection(latency_iterations=3, latency_warmup=1))
-    assert calls == ["a", "b"] * 4
-    assert (first.median, first.p99) == (2.0, 2.0)
-    assert second.median == 6.0  # of 4, 6 and 8: the warm-up's 2 is not counted
+    runners = [Clock(1, calls, "a"), Recorder(1, calls, "no clock"), Clock(2, calls, "b")]
+    section = EvaluationSection(latency_iterations=3, latency_warmup=1)
+    first, none, second = gpu_latencies(runners, section)
+    assert calls == ["a", "a+", "b", "b+"] * 4 + ["clocks"]
+    assert none is None
+    assert first is not None
+    assert second is not None
+    assert (first.compute_ms.median, first.with_copies_ms.p99) == (2.0, 2.0)
+    assert second.compute_ms.median == 11.0  # of 7, 11 and 15: the warm-up's 3 is not counted
+    assert second.with_copies_ms.median == 12.0
+    assert second.clocks == ({"clocks.sm": "1980 MHz", "clocks.mem": "1980 MHz", "clocks.max.sm": "1980 MHz"},)
+    assert gpu_latencies(runners[1:2], section) == [None]
 
 
 def test_cosine() -> None:

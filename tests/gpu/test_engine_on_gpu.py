@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tiny_onnx import write_free_size, write_tiny_detector
 
 from trt_qat.artifacts import EngineArtifact
 from trt_qat.config import EngineSection, EvaluationSection
 from trt_qat.engine.build import build_engine, sidecar_path
 from trt_qat.engine.engine_file import read_sidecar
-from trt_qat.engine.gpu import gpu_names
+from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.engine.inspect import inspect_engine
 from trt_qat.errors import EngineError, RunnerError
-from trt_qat.evaluation.latency import measure_gpu_latency, measure_latency
+from trt_qat.evaluation.latency import CLOCKS, measure_gpu_latency, measure_latency
+from trt_qat.runtime import tensorrt
+from trt_qat.runtime.cuda_graph import CudaGraphs
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.selection import choose_runner
 from trt_qat.runtime.tensorrt import TensorRtRunner
 
+Batch = NDArray[np.float32]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gpu_names(), reason="no NVIDIA GPU on this machine")]
 
 
@@ -49,6 +55,72 @@ def test_same_numbers_as_onnx_runtime(engine: EngineArtifact) -> None:
         runner.infer(batches[:1])
 
 
+def _outputs(runner: TensorRtRunner, batches: Sequence[Batch], threads: int = 1) -> list[list[Batch]]:
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(runner.infer, batches))
+
+
+def test_the_same_result_whichever_way_it_comes(engine: EngineArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    batches = [generator.random((count, 3, 64, 64), dtype=np.float32) for count in (1,) * 6 + (4,) * 6 + (1, 2, 3) * 3]
+    with TensorRtRunner(engine.path) as runner:
+        assert (runner.parallel, runner.largest_batch) == (1, 4)
+        expected = [runner.infer(batch) for batch in batches]  # the third of a shape and later are launched graphs
+    ways = {}
+    with TensorRtRunner(engine.path) as runner:
+        ways["each batch first of its shape"] = [_fresh(runner, batch) for batch in batches]
+    with TensorRtRunner(engine.path, mode="throughput") as runner:
+        assert runner.parallel == 3
+        ways["one thread"] = _outputs(runner, batches)
+        ways["as many threads as requests"] = _outputs(runner, batches, 3)
+        ways["more threads"] = _outputs(runner, batches * 4, 8)[-len(batches) :]
+    monkeypatch.setattr(tensorrt, "open_graphs", lambda: None)
+    with TensorRtRunner(engine.path) as runner:
+        ways["no graphs"] = _outputs(runner, batches)
+    for name, outputs in ways.items():
+        for ours, theirs in zip(outputs, expected, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def _fresh(runner: TensorRtRunner, batch: Batch) -> list[Batch]:
+    runner.infer(np.zeros((3 if len(batch) != 3 else 2, 3, 64, 64), np.float32))  # another shape comes between
+    return runner.infer(batch)
+
+
+def test_tensorrts_engine_is_recorded(engine: EngineArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    if engine.flavor != "tensorrt":
+        pytest.skip("TensorRT-RTX records by itself")
+    launched = []
+    launch = CudaGraphs.launch
+    monkeypatch.setattr(CudaGraphs, "launch", lambda *arguments: launched.append(1) or launch(*arguments))
+    with TensorRtRunner(engine.path) as runner:
+        for _ in range(4):
+            runner.infer(np.zeros((1, 3, 64, 64), np.float32))
+    assert len(launched) == 3
+
+
+def test_an_error_leaves_the_runner_as_it_was(engine: EngineArtifact) -> None:
+    batch = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    with TensorRtRunner(engine.path, mode="throughput") as runner:
+        expected = runner.infer(batch)[0]
+        for _ in range(3):
+            with pytest.raises(RunnerError, match="batches of 1 to 4"):
+                runner.infer(np.zeros((5, 3, 64, 64), np.float32))
+            np.testing.assert_array_equal(runner.infer(batch)[0], expected)
+
+
+def test_no_memory_is_lost(engine: EngineArtifact) -> None:
+    torch = pytest.importorskip("torch")
+    batch = np.zeros((4, 3, 64, 64), np.float32)
+    free = []
+    for _ in range(12):
+        with TensorRtRunner(engine.path, mode="throughput") as runner:
+            _outputs(runner, [batch] * 9, 3)
+        free.append(torch.cuda.mem_get_info()[0])
+    assert free[2] - free[-1] < 8 << 20  # the first two load what stays
+
+
 def test_the_gpus_own_clock(engine: EngineArtifact) -> None:
     section = EvaluationSection(latency_iterations=20, latency_warmup=5)
     with TensorRtRunner(engine.path) as first, TensorRtRunner(engine.path) as second:
@@ -56,8 +128,22 @@ def test_the_gpus_own_clock(engine: EngineArtifact) -> None:
         seen = measure_latency([first, second], section)
         output = first.infer(np.zeros((1, 3, 64, 64), np.float32))[0]
     for mine, whole in zip(on_gpu, seen, strict=True):
-        assert 0 < mine.median < whole.median  # the copies come on top
+        assert 0 < mine.compute_ms.median < mine.with_copies_ms.median < whole.median
+        assert all(set(CLOCKS) == set(gpu) for gpu in mine.clocks)
     assert np.isfinite(output).all()  # it runs as before after it was timed
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", f"cuda:{max(0, len(gpu_names()) - 1)}"])
+def test_the_gpu_that_was_asked_for(engine: EngineArtifact, device: str) -> None:
+    index = 0 if device in ("auto", "cuda") else len(gpu_names()) - 1
+    if compute_capability(index) != compute_capability():
+        pytest.skip("the last GPU is of another kind than the one that the plan was built on")
+    batch = np.random.default_rng(0).random((2, 3, 64, 64), dtype=np.float32)
+    with TensorRtRunner(engine.path, device=device) as runner, TensorRtRunner(engine.path) as first:
+        assert runner.device == gpu_names()[index]
+        np.testing.assert_allclose(runner.infer(batch)[0], first.infer(batch)[0], atol=5e-3)
+    with pytest.raises(RunnerError, match=f"There is no cuda:{len(gpu_names())} here"):
+        TensorRtRunner(engine.path, device=f"cuda:{len(gpu_names())}")
 
 
 def test_open_and_close_many_times(engine: EngineArtifact) -> None:

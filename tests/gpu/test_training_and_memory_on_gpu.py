@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from recording import Recording
 
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ConfigError, RunnerError
-from trt_qat.runtime.device_memory import CudaPythonMemory, DeviceMemory, PycudaMemory
+from trt_qat.runtime.cuda_driver import CudaDriver, CudaPythonDriver, PycudaDriver
+from trt_qat.runtime.cuda_graph import open_graphs
 
 if TYPE_CHECKING:
     from trt_qat.checkpoint import Model
@@ -23,57 +27,121 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gpu_names(), reason="no NV
 
 
 @pytest.fixture(params=["pycuda", "cuda-python"])
-def memory(request: pytest.FixtureRequest) -> Iterator[DeviceMemory]:
+def cuda(request: pytest.FixtureRequest) -> Iterator[CudaDriver]:
+    """Either driver, on the first GPU, which is current."""
     if request.param == "pycuda":
         driver = pytest.importorskip("pycuda.driver", reason="pycuda is not installed")
-        opened: DeviceMemory = PycudaMemory(driver)
+        opened: CudaDriver = PycudaDriver(driver)
     else:
         if find_spec("cuda") is None:
             pytest.skip("cuda-python is not installed")
         from cuda.bindings import runtime
 
-        opened = CudaPythonMemory(runtime)
-    yield opened
+        opened = CudaPythonDriver(runtime)
+    with opened.current():
+        yield opened
     opened.close()
 
 
-def test_bytes_come_back_as_they_went(memory: DeviceMemory) -> None:
-    source = memory.host_array((3, 5, 7), np.float32)
-    source[:] = np.random.default_rng(0).random(source.shape, dtype=np.float32)
-    expected = source.copy()
-    target = memory.host_array((3, 5, 7), np.float32)
-    address = memory.alloc(source.nbytes)
-    memory.copy_to_device(address, source)
-    memory.synchronize()
-    source[:] = 0
-    memory.copy_to_host(target, address)
-    memory.synchronize()
-    np.testing.assert_array_equal(target, expected)
-    memory.free(address)
-    memory.free_host(source)
-    memory.free_host(target)
+@dataclass
+class Buffers:
+    """Page-locked and device memory of the same size, and a stream."""
+
+    stream: int
+    source: NDArray[np.uint8]
+    target: NDArray[np.uint8]
+    device: int
 
 
-def test_more_than_there_is_gets_one_line(memory: DeviceMemory) -> None:
+@contextmanager
+def _buffers(cuda: CudaDriver, nbytes: int) -> Iterator[Buffers]:
+    made = Buffers(cuda.new_stream(), cuda.host_bytes(nbytes), cuda.host_bytes(nbytes), cuda.alloc(nbytes))
+    yield made
+    cuda.free(made.device)
+    cuda.free_host(made.source)
+    cuda.free_host(made.target)
+    cuda.drop_stream(made.stream)
+
+
+def test_bytes_come_back_as_they_went(cuda: CudaDriver) -> None:
+    with _buffers(cuda, 4000) as memory:
+        source, target = (part[:420].view(np.float32).reshape(3, 5, 7) for part in (memory.source, memory.target))
+        source[:] = np.random.default_rng(0).random(source.shape, dtype=np.float32)
+        expected = source.copy()
+        cuda.copy_to_device(memory.device, source, memory.stream)
+        cuda.synchronize(memory.stream)
+        source[:] = 0
+        cuda.copy_to_host(target, memory.device, memory.stream)
+        cuda.synchronize(memory.stream)
+        np.testing.assert_array_equal(target, expected)
+
+
+def test_a_graph_copies_what_is_there_when_it_is_launched(cuda: CudaDriver) -> None:
+    graphs = open_graphs()
+    assert graphs is not None
+    with _buffers(cuda, 64) as memory:
+
+        def there_and_back() -> None:
+            cuda.copy_to_device(memory.device, memory.source, memory.stream)
+            cuda.copy_to_host(memory.target, memory.device, memory.stream)
+
+        memory.target[:] = 0
+        memory.source[:] = 1
+        graph = graphs.record(memory.stream, there_and_back)
+        cuda.synchronize(memory.stream)
+        assert not memory.target.any()  # recording runs nothing
+        for value in (1, 2, 3):
+            memory.source[:] = value
+            graphs.launch(graph, memory.stream)
+            cuda.synchronize(memory.stream)
+            assert set(memory.target.tolist()) == {value}
+        graphs.drop(graph)
+        with pytest.raises(RunnerError, match=r"^CUDA failed: ") as refused:  # no waiting while it records
+            graphs.record(memory.stream, lambda: cuda.synchronize(memory.stream))
+        assert "\n" not in str(refused.value)
+        there_and_back()
+        cuda.synchronize(memory.stream)
+        assert set(memory.target.tolist()) == {3}  # the stream works on
+
+
+def test_other_threads_use_the_gpu_at_the_same_time(cuda: CudaDriver) -> None:
+    def copied(value: int) -> set[int]:
+        with cuda.current(), _buffers(cuda, 1 << 20) as memory:
+            for _ in range(20):
+                memory.source[:] = value
+                cuda.copy_to_device(memory.device, memory.source, memory.stream)
+                cuda.copy_to_host(memory.target, memory.device, memory.stream)
+                cuda.synchronize(memory.stream)
+            return set(memory.target.tolist())
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(copied, range(8))) == [{value} for value in range(8)]
+
+
+def test_more_than_there_is_gets_one_line(cuda: CudaDriver) -> None:
     with pytest.raises(RunnerError) as refused:
-        memory.alloc(1 << 50)
+        cuda.alloc(1 << 50)
     assert "\n" not in str(refused.value)
-    memory.free(memory.alloc(1024))  # it goes on working
+    cuda.free(cuda.alloc(1024))  # it goes on working
 
 
-def test_time_between_two_events(memory: DeviceMemory) -> None:
-    source = memory.host_array((64 << 20,), np.uint8)
-    address = memory.alloc(source.nbytes)
+def test_time_between_two_events(cuda: CudaDriver) -> None:
+    start, end = cuda.new_event(), cuda.new_event()
+    with _buffers(cuda, 64 << 20) as memory:
 
-    def copies(count: int) -> float:
-        return memory.elapsed_ms(lambda: [memory.copy_to_device(address, source) for _ in range(count)])
+        def copies(count: int) -> float:
+            cuda.record(start, memory.stream)
+            for _ in range(count):
+                cuda.copy_to_device(memory.device, memory.source, memory.stream)
+            cuda.record(end, memory.stream)
+            return cuda.elapsed_ms(start, end)
 
-    copies(1)
-    once, often = min(copies(1) for _ in range(5)), min(copies(8) for _ in range(5))
+        copies(1)
+        once, often = min(copies(1) for _ in range(5)), min(copies(8) for _ in range(5))
     assert 0.2 < once < 1000  # 64 MiB; no bus takes 300 GB/s
     assert 4 < often / once < 16
-    memory.free(address)
-    memory.free_host(source)
+    cuda.drop_event(start)
+    cuda.drop_event(end)
 
 
 def test_the_last_gpu_can_be_named_and_the_next_is_not_there() -> None:

@@ -7,12 +7,16 @@ answered before TensorRT is touched, and without torch or a CUDA toolkit.
 from __future__ import annotations
 
 import ctypes
+import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 _CUDA_SUCCESS = 0
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
 _NAME_BYTES = 256
+_SMI_SECONDS = 60
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
@@ -22,11 +26,11 @@ def gpu_names() -> tuple[str, ...]:
     return tuple(_device_name(driver, index) for index in range(count))
 
 
-def compute_capability() -> int | None:
-    """That of the first GPU, on which TensorRT builds and runs: 89 for 8.9. None without a GPU or an answer."""
+def compute_capability(index: int = 0) -> int | None:
+    """That of a GPU, the first by default, on which TensorRT builds: 89 for 8.9. None without the GPU or an answer."""
     driver, count = _opened()
     device, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
-    if not count or driver.cuDeviceGet(ctypes.byref(device), 0) != _CUDA_SUCCESS:
+    if index >= count or driver.cuDeviceGet(ctypes.byref(device), index) != _CUDA_SUCCESS:
         return None
     for number, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
         if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device) != _CUDA_SUCCESS:
@@ -34,11 +38,32 @@ def compute_capability() -> int | None:
     return 10 * major.value + minor.value
 
 
+def driver_library() -> Any | None:
+    """NVIDIA's driver library, in an object of the caller's own; None where there is no driver."""
+    try:
+        return ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None
+
+
+def nvidia_smi(fields: Sequence[str]) -> list[dict[str, str]]:
+    """What the tool of that name says of each GPU, e.g. of "clocks.sm"; empty without the tool or an answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SMI_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return [dict(zip(fields, row, strict=False)) for row in rows]
+
+
 def _opened() -> tuple[Any, int]:
     """The driver library and how many GPUs it offers; 0 where there is no driver."""
-    try:
-        driver = ctypes.CDLL(_LIBRARY)
-    except OSError:
+    driver = driver_library()
+    if driver is None:
         return None, 0
     count = ctypes.c_int(0)
     if driver.cuInit(0) != _CUDA_SUCCESS or driver.cuDeviceGetCount(ctypes.byref(count)) != _CUDA_SUCCESS:

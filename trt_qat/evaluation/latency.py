@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.artifacts import Latency
+from trt_qat.artifacts import GpuLatency, Latency
 from trt_qat.config import EvaluationSection
+from trt_qat.engine.gpu import nvidia_smi
 from trt_qat.progress import SILENT, Progress
 from trt_qat.runtime.runner import Runner, image_size
 
 Pixels = NDArray[np.float32]
+
+CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm")
+"""What is noted of the GPU beside its times, as nvidia-smi calls it: they depend on it."""
 
 
 def measure_latency(
@@ -28,19 +32,37 @@ def measure_latency(
     return _interleaved([partial(_seen_ms, runner, _noise(runner)) for runner in runners], section, progress)
 
 
+@runtime_checkable
 class GpuRunner(Runner, Protocol):
     """A runner that knows what the GPU alone takes; :class:`~trt_qat.runtime.tensorrt.TensorRtRunner` does."""
 
-    def gpu_milliseconds(self, batch: Pixels) -> float:
-        """Milliseconds of one pass."""
+    def gpu_milliseconds(self, batch: Pixels, copies: bool = False) -> float:
+        """Milliseconds of one pass, with the copies to the GPU and back or without."""
         ...
 
 
 def measure_gpu_latency(
     runners: Sequence[GpuRunner], section: EvaluationSection, progress: Progress = SILENT
-) -> list[Latency]:
-    """The same by the GPU's own clock, without the copies that :func:`measure_latency` counts as well."""
-    return _interleaved([partial(runner.gpu_milliseconds, _noise(runner)) for runner in runners], section, progress)
+) -> list[GpuLatency]:
+    """The same by the GPU's own clock, with the copies and without, in turn; no work of the CPU is in it."""
+    batches = [_noise(runner) for runner in runners]
+    timers = [
+        partial(runner.gpu_milliseconds, batch, copies)
+        for runner, batch in zip(runners, batches, strict=True)
+        for copies in (False, True)
+    ]
+    found = _interleaved(timers, section, progress)
+    clocks = tuple(nvidia_smi(CLOCKS))
+    return [GpuLatency(*pair, clocks) for pair in zip(found[::2], found[1::2], strict=True)]
+
+
+def gpu_latencies(
+    runners: Sequence[Runner], section: EvaluationSection, progress: Progress = SILENT
+) -> list[GpuLatency | None]:
+    """:func:`measure_gpu_latency` of the runners that know it, None for the others."""
+    timed = [runner for runner in runners if isinstance(runner, GpuRunner)]
+    found = iter(measure_gpu_latency(timed, section, progress) if timed else ())
+    return [next(found) if isinstance(runner, GpuRunner) else None for runner in runners]
 
 
 def _interleaved(

@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX on the GPU: set_tensor_address and execute_async_v3, nothing older.
 
-Everything that holds GPU memory is released in the order context, engine, runtime, buffers, stream,
-CUDA context: each needs the ones after it.
+Several requests share one engine, so that one computes while another is copied: TensorRT lets threads run contexts of
+one engine at once. Everything that holds GPU memory is released in the order requests, engine, runtime, CUDA context:
+each needs the ones after it.
 
 A plan that cannot run here is refused by what its side-car says, before TensorRT sees it. Code for the CPU that a plan
 may hold (``engine.version_compatible``) runs only where the user trusts it.
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import queue
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,20 +27,17 @@ from trt_qat.engine.engine_file import EngineDescription, read_engine
 from trt_qat.engine.flavor import import_tensorrt, tensorrt_logger
 from trt_qat.engine.gpu import compute_capability, gpu_names
 from trt_qat.errors import RunnerError
-from trt_qat.runtime.device_memory import DeviceMemory, open_device_memory
+from trt_qat.runtime.cuda_driver import open_cuda
+from trt_qat.runtime.cuda_graph import CudaGraphs, open_graphs
 from trt_qat.runtime.runner import Mode, check_batch, closed_error
+from trt_qat.runtime.tensorrt_request import TensorRtRequest, reason
+from trt_qat.runtime.tensorrt_tensors import EngineTensors, read_tensors
 
 TRUST_PLAN = "TRT_QAT_TRUST_PLAN"
 """Environment variable: 1 lets plans with code for the CPU load."""
-_AXES = {0: ("batches", "batch"), 2: ("heights", "size"), 3: ("widths", "size")}  # in words, and in settings
 
-
-@dataclass(frozen=True)
-class _Buffer:
-    """One tensor of the engine, in page-locked host memory and on the device."""
-
-    host: NDArray[Any]
-    device: int
+REQUESTS = 3
+"""In flight at once in mode "throughput": one is copied in, one computes, one is copied out and read. Not measured."""
 
 
 class TensorRtRunner:
@@ -46,169 +45,170 @@ class TensorRtRunner:
 
     Args:
         plan: a ``*.plan``, whose side-car names the flavor and the metadata, or an ``*.engine``, whose header does.
+        threads: of the CPU; ignored.
+        mode: "latency" has one request, "throughput" :data:`REQUESTS`, each with memory of its own.
+        device: "auto" and "cuda" are the first GPU, "cuda:N" or "N" another.
 
     Raises:
         ArtifactError: the plan or its side-car is missing.
         MissingDependency: the TensorRT package, or both pycuda and cuda-python, are missing.
-        RunnerError: no GPU, the plan was built for another GPU or version, it holds code that is not trusted, or
+        RunnerError: no such GPU, the plan was built for another GPU or version, it holds code that is not trusted, or
             TensorRT refuses it.
     """
 
     name: str = "tensorrt"
     suffixes = (".plan", ".engine")
 
-    parallel: int = 1
-    largest_batch: int | None = None
-
     def __init__(self, plan: Path, threads: int = 0, mode: Mode = "latency", device: str = "auto") -> None:
-        del threads, mode, device  # every runtime takes them
+        del threads
         description, content = read_engine(plan)
         gpus = gpu_names()
-        if not gpus:
-            raise RunnerError(
-                "No NVIDIA GPU found: a TensorRT plan cannot run here. Use --runtime openvino on the ONNX file."
-            )
+        index = _gpu_index(device, gpus)
         self._trt: Any = import_tensorrt(description.flavor)
-        _check_runs_here(plan, description, self._trt.__version__, gpus[0])
+        _check_runs_here(plan, description, self._trt.__version__, gpus[index], index)
         self.metadata: Mapping[str, str] = description.metadata
-        self.device: str = gpus[0]
-        self._buffers: dict[str, _Buffer] = {}
-        self._bound_shape: tuple[int, ...] | None = None
-        with contextlib.ExitStack() as cleanup:
-            self._memory: DeviceMemory = cleanup.enter_context(contextlib.closing(open_device_memory()))
-            cleanup.callback(self._drop_engine)
-            self._load(plan, content, description)
-            self._resources: contextlib.ExitStack | None = cleanup.pop_all()
+        self.device: str = gpus[index]
+        self.parallel: int = 1 if mode == "latency" else REQUESTS
+        self._logger, self._errors = tensorrt_logger(self._trt)
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context_settings: Any = None
+        self._requests: list[TensorRtRequest] = []
+        # the request used last comes first: its memory is there, its graph recorded. None says that all is over
+        self._idle: queue.LifoQueue[TensorRtRequest | None] = queue.LifoQueue()
+        self._open = True
+        self._cuda = open_cuda(index)
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._release)
+            with self._cuda.current():
+                self._load(plan, content, description)
+                self._add_requests()
+            failed.pop_all()
 
     def infer(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See :meth:`Runner.infer <trt_qat.runtime.runner.Runner.infer>`."""
-        self._take(batch)
-        self._execute()
-        results = [self._buffers[name] for name in self._outputs]
-        for result in results:
-            self._memory.copy_to_host(result.host, result.device)
-        self._memory.synchronize()
-        # a copy: the next call writes into the same host memory
-        return [np.array(result.host, dtype=np.float32) for result in results]
+        with self._request(batch) as request:
+            return request.infer(batch)
 
-    def gpu_milliseconds(self, batch: NDArray[np.float32]) -> float:
-        """What the GPU takes for a batch that it has already, by CUDA events: no copy of images or results is in it.
+    def gpu_milliseconds(self, batch: NDArray[np.float32], copies: bool = False) -> float:
+        """What the GPU takes for a batch, by CUDA events.
 
         Where the CPU enqueues kernels more slowly than they run, the GPU waits, and that counts.
+
+        Args:
+            copies: count the copies between page-locked memory and the GPU as well; else the batch is there already.
         """
-        self._take(batch)
-        self._memory.synchronize()
-        return self._memory.elapsed_ms(self._execute)
+        with self._request(batch) as request:
+            return request.gpu_milliseconds(batch, copies)
 
     def __enter__(self) -> TensorRtRunner:
-        if self._resources is None:
+        if not self._open:
             raise closed_error(self.name)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        resources, self._resources = self._resources, None
-        if resources is not None:
-            resources.close()
+        if not self._open:
+            return
+        self._open = False
+        for _ in self._requests:  # calls of other threads end first
+            self._idle.get()
+        self._idle.put(None)
+        self._release()
 
-    def _take(self, batch: NDArray[np.float32]) -> None:
-        """Enqueue the copy of a batch to the device."""
-        if self._resources is None:
+    @contextlib.contextmanager
+    def _request(self, batch: NDArray[np.float32]) -> Iterator[TensorRtRequest]:
+        """A request of the calling thread's own; a thread more than there are requests waits."""
+        if not self._open:
             raise closed_error(self.name)
         check_batch(batch, self.input_shape, self.name)
-        if batch.shape != self._bound_shape:
-            self._bind(batch.shape)
-        source = self._buffers[self._input]
-        np.copyto(source.host, batch, casting="same_kind")
-        self._memory.copy_to_device(source.device, source.host)
-
-    def _execute(self) -> None:
-        """Enqueue the engine."""
-        if not self._context.execute_async_v3(self._memory.stream):
-            raise RunnerError(f"TensorRT failed to run the engine{self._reason()}.")
+        request = self._idle.get()
+        try:
+            if request is None:
+                raise closed_error(self.name)
+            with self._cuda.current():
+                yield request
+        finally:
+            self._idle.put(request)
 
     def _load(self, plan: Path, content: bytes, description: EngineDescription) -> None:
         trt = self._trt
-        self._logger, self._errors = tensorrt_logger(trt)
-        self._runtime: Any = trt.Runtime(self._logger)
+        self._runtime = trt.Runtime(self._logger)
         if description.version_compatible:
             self._runtime.engine_host_code_allowed = True  # _check_runs_here has asked
-        self._engine: Any = self._runtime.deserialize_cuda_engine(content)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             built = f"{description.flavor} {description.tensorrt_version}"
             built += f" on {description.gpu.name}" if description.gpu else ""
             raise RunnerError(
                 f"TensorRT {trt.__version__} on {self.device} cannot load '{plan}', "
-                f"built with {built}{self._reason()}. Build the engine again on this machine."
+                f"built with {built}{reason(self._errors)}. Build the engine again on this machine."
             )
-        self._context: Any = self._engine.create_execution_context()
-        if self._context is None:
-            raise RunnerError(f"TensorRT cannot prepare '{plan}' for {self.device}{self._reason()}.")
-        self._read_tensors(plan)
+        self._tensors: EngineTensors = read_tensors(self._engine, trt, plan)
+        self.input_shape: tuple[int | None, ...] = self._tensors.input_shape
+        self.largest_batch: int | None = self._tensors.largest_batch
 
-    def _read_tensors(self, plan: Path) -> None:
-        engine, trt = self._engine, self._trt
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        if len(inputs) != 1:
-            raise RunnerError(f"'{plan}' has {len(inputs)} inputs; a detector has one, the images.")
-        self._input: str = inputs[0]
-        self._outputs: list[str] = [name for name in names if name != self._input]
-        shape = tuple(engine.get_tensor_shape(self._input))
-        self.input_shape: tuple[int | None, ...] = tuple(None if axis == -1 else int(axis) for axis in shape)
-        self._ranges: dict[int, tuple[int, int]] = {}  # of each free axis
-        if None in self.input_shape:
-            smallest, _, largest = engine.get_tensor_profile_shape(self._input, 0)
-            free = [axis for axis, size in enumerate(self.input_shape) if size is None]
-            self._ranges = {axis: (int(smallest[axis]), int(largest[axis])) for axis in free}
+    def _add_requests(self) -> None:
+        graphs = self._graphs()
+        for _ in range(self.parallel):
+            request = TensorRtRequest(self._cuda, self._tensors, self._new_context, graphs, self._errors)
+            self._requests.append(request)
+            self._idle.put(request)
 
-    def _bind(self, shape: tuple[int, ...]) -> None:
-        """Fresh buffers of the right size for this input shape."""
-        for axis, (smallest, largest) in self._ranges.items():
-            if not smallest <= shape[axis] <= largest:
-                name, setting = _AXES.get(axis, ("channels", "size"))
-                end = "min" if shape[axis] < smallest else "max"
-                raise RunnerError(
-                    f"The engine takes {name} of {smallest} to {largest}, found {shape[axis]}. "
-                    f"Build it with another engine.{end}_{setting}."
-                )
-        self._unbind()
-        if not self._context.set_input_shape(self._input, shape):
-            raise RunnerError(f"TensorRT refuses input shape {shape}{self._reason()}.")
-        for name in (self._input, *self._outputs):
-            self._buffers[name] = self._new_buffer(name)
-            if not self._context.set_tensor_address(name, self._buffers[name].device):
-                raise RunnerError(f"TensorRT refuses the buffer of tensor '{name}'{self._reason()}.")
-        self._bound_shape = shape
+    def _graphs(self) -> CudaGraphs | None:
+        """What records the engine; None where the library does that itself.
 
-    def _new_buffer(self, name: str) -> _Buffer:
-        try:
-            dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
-        except TypeError as exc:
-            raise RunnerError(f"Tensor '{name}' has a type that NumPy lacks. Export it as float32.") from exc
-        host = self._memory.host_array(tuple(self._context.get_tensor_shape(name)), dtype)
-        return _Buffer(host, self._memory.alloc(host.nbytes))
+        TensorRT-RTX compiles kernels for a shape while others run already, and knows when to record (its
+        ``CudaGraphStrategy.WHOLE_GRAPH_CAPTURE``: "after the shape-specialized kernels are compiled").
+        """
+        strategies = getattr(self._trt, "CudaGraphStrategy", None)
+        if strategies is None:
+            return open_graphs()
+        self._context_settings = self._engine.create_runtime_config()
+        self._context_settings.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
+        return None
 
-    def _unbind(self) -> None:
-        self._bound_shape = None
-        while self._buffers:
-            _, buffer = self._buffers.popitem()
-            self._memory.free(buffer.device)
-            self._memory.free_host(buffer.host)
+    def _new_context(self) -> Any:
+        if self._context_settings is None:
+            return self._engine.create_execution_context()
+        return self._engine.create_execution_context(self._context_settings)
+
+    def _release(self) -> None:
+        """Last comes first; whatever fails, the rest is released too."""
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(self._cuda.close)
+            last_first.enter_context(self._cuda.current())
+            last_first.callback(self._drop_engine)
+            for request in self._requests:
+                last_first.callback(request.close)
 
     def _drop_engine(self) -> None:
-        self._context = None
+        self._context_settings = None
         self._engine = None
         self._runtime = None
-        self._buffers.clear()  # the memory itself is freed by DeviceMemory.close
-
-    def _reason(self) -> str:
-        return f": {self._errors[-1].rstrip('.')}" if self._errors else ""
 
 
-def _check_runs_here(plan: Path, description: EngineDescription, version: str, gpu: str) -> None:
-    why = refusal(description, version, gpu, compute_capability())
+def _gpu_index(device: str, gpus: Sequence[str]) -> int:
+    named = re.fullmatch(r"auto|cuda|(?:cuda:)?(\d{1,3})", device)
+    if named is None:
+        raise RunnerError(
+            f"A TensorRT plan runs on a GPU ('auto', 'cuda' or 'cuda:N'), not on '{device}'. "
+            "Use --runtime openvino on the ONNX file for the CPU."
+        )
+    if not gpus:
+        raise RunnerError(
+            "No NVIDIA GPU found: a TensorRT plan cannot run here. Use --runtime openvino on the ONNX file."
+        )
+    index = int(named[1] or 0)
+    if index >= len(gpus):
+        known = ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(gpus))
+        raise RunnerError(f"There is no cuda:{index} here, only {known}.")
+    return index
+
+
+def _check_runs_here(plan: Path, description: EngineDescription, version: str, gpu: str, index: int) -> None:
+    why = refusal(description, version, gpu, compute_capability(index))
     if why is not None:
         raise RunnerError(f"'{plan}' does not run here: {why}")
     if description.version_compatible and os.environ.get(TRUST_PLAN) != "1":
