@@ -27,7 +27,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check lint types train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
+.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check slim-check lint types train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -64,6 +64,9 @@ starved: $(READY) ## The verbs without disk, memory, home or streams; a table
 
 gpu-check: $(READY) ## On a machine with CUDA: all that only a GPU shows, in one file to send back
 	PYTHON=$(BIN)/python scripts/gpu_check.sh
+
+slim-check: $(READY) ## Install without torch into a fresh environment: size, time, a picture annotated there
+	scripts/slim_check.sh $(BIN) $(PYTHON)
 
 lint: $(READY)
 	$(BIN)/ruff check .

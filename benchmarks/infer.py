@@ -102,8 +102,9 @@ def resident_mb() -> float:
 def ours(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
     """``trt-qat infer``."""
     from trt_qat.progress import Silent
-    from trt_qat.runtime.infer import Outputs, infer
+    from trt_qat.runtime.infer import infer
     from trt_qat.runtime.openvino import OpenVinoRunner
+    from trt_qat.runtime.sinks.choice import Outputs
 
     clock, calls = Clock(), Calls()
     OpenVinoRunner.infer = calls.around(OpenVinoRunner.infer)  # type: ignore[method-assign]
@@ -120,13 +121,14 @@ def ours(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
 
 def before(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
     """``annotate_files`` of the checkout that PYTHONPATH names."""
-    from trt_qat.progress import Silent
     from trt_qat.runtime.annotate import annotate_files  # type: ignore[import-not-found]
+
+    from trt_qat.progress import Silent
 
     clock = Clock()
 
     class Told(Silent):
-        def step(self, description: str, done: int, total: int) -> None:  # type: ignore[override]
+        def step(self, *_: object) -> None:
             clock.result()
 
     annotate_files(clip, out / "out.mp4", model, progress=Told())

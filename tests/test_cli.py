@@ -142,10 +142,16 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
-        "advise", "calibrate", "data", "engine", "evaluate", "export", "infer", "inspect", "lint", "parity", "qat",
-        "run", "sensitivity", "targets", "train",
+        "advise", "calibrate", "data", "deploy", "engine", "evaluate", "export", "infer", "inspect", "lint", "parity",
+        "qat", "run", "sensitivity", "targets", "train",
     }  # fmt: skip
-    assert {words[1] for words in COMMANDS if words[0] == "data"} == {"validate", "convert", "demo", "demo-model"}
+    assert {words[1] for words in COMMANDS if words[0] == "data"} == {
+        "validate",
+        "convert",
+        "demo",
+        "demo-model",
+        "demo-clip",
+    }
 
 
 def test_help_and_import_load_no_heavy_package() -> None:

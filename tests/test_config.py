@@ -73,7 +73,8 @@ def test_each_key_stands_once_and_has_a_comment(name: str) -> None:
         ("quantisation.calibrator=max", "Did you mean 'quantization'?"),
         (
             "infer.zzz=1",
-            "Known: infer.batch, infer.classes, infer.conf, infer.every, infer.iou, infer.max_det, infer.max_fps, infer.mode.",
+            "Known: infer.batch, infer.classes, infer.conf, infer.every, infer.iou, infer.max_det, infer.max_fps, "
+            "infer.mode.",
         ),
         (
             "zzz.zzz=1",
@@ -299,3 +300,31 @@ def test_frozen() -> None:
 
 def test_choices() -> None:
     assert choices(Precision) == ("int8+fp32", "int8+fp16", "fp32", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("override", "imgsz"),
+    [
+        ("model.imgsz=64", (64, 64)),
+        ("model.imgsz=[384, 640]", (384, 640)),
+        ("model.imgsz=auto", "auto"),
+        ("model.imgsz=null", None),
+    ],
+)
+def test_imgsz_is_a_square_two_sides_or_auto(override: str, imgsz: object) -> None:
+    model = Config.load(overrides=[override]).model
+    assert model.imgsz == imgsz
+    assert model.fixed_imgsz == (None if imgsz == "auto" else imgsz)
+    assert model.replace(device="cpu").imgsz == imgsz
+    assert Config.load(overrides=[f"model.imgsz={model.model_dump_json(include={'imgsz'})[9:-1]}"]).model == model
+
+
+@pytest.mark.parametrize("value", ["wide", "[64]", "[64, 64, 64]", "64.0", "[64, 64.0]", "true", "[true, 64]", "{}"])
+def test_what_is_no_imgsz(value: str) -> None:
+    message = _refused(f"model.imgsz={value}")
+    assert "model.imgsz = " in message
+    assert message.endswith("must be a number of pixels, [height, width] or auto.")
+
+
+def test_each_side_is_a_multiple_of_32() -> None:
+    assert "500 must be a multiple of 32, the nearest is 512" in _refused("model.imgsz=[384, 500]")

@@ -204,14 +204,17 @@ SAYS = {
     "inspect": ("tiny.onnx",),
     "lint": ("tiny.onnx", "--svg", "net.svg"),
     "engine": ("tiny.onnx", "--out", "tiny.plan"),
+    "deploy": ("--target", "deepstream", "--model", "tiny.onnx", "deepstream"),  # it rewrites the graph's output
     "infer": ("one.png", "--model", "tiny.onnx", "--runtime", "onnxruntime"),
 }
 EXPECTED = {"infer": r"Error: Runtime 'onnxruntime' .*: pip install 'trt_qat\[onnxruntime\]'\.\n"}
 DO = {
-    "infer": ("one.png", "--model", "tiny.onnx", "--out", "found.png"),
+    "infer": ("one.png", "--model", "tiny.onnx", "--no-save", "--jsonl", "found.jsonl"),
+    "infer --out found.png": ("one.png", "--model", "tiny.onnx"),
     "data demo": ("--out", "set", "--train", "1", "--val", "1"),
     "data validate": ("set/data.yaml",),
     "targets": (),
+    "deploy": ("--target", "triton", "--model", "tiny.onnx", "triton"),
     "lint": ("tiny.onnx",),  # exit code 1: it finds that nothing is quantized
 }
 
@@ -255,6 +258,7 @@ def test_a_verb_that_runs_a_model_needs_no_more(said: dict[str, Any], verb: str)
     assert (code, error) == (int(verb == "lint"), ""), failure
 
 
-def test_infer_writes_its_picture_and_loads_no_more(said: dict[str, Any]) -> None:
+def test_infer_writes_its_picture_and_loads_what_draws_for_a_picture_only(said: dict[str, Any]) -> None:
     assert (said["folder"] / "found.png").is_file()
+    assert len((said["folder"] / "found.jsonl").read_text().splitlines()) == 1
     assert said["loaded"] == []

@@ -22,7 +22,7 @@ from trt_qat.errors import ConfigError, MissingDependency
 from trt_qat.quantization.calibration import Calibration
 from trt_qat.quantization.calibrators.base import Calibrator, calibrator_from_section
 from trt_qat.quantization.histogram import ActivationHistogram
-from trt_qat.registry import CALIBRATORS, RUNTIMES, TARGETS, Table, suggestion
+from trt_qat.registry import CALIBRATORS, DEPLOYMENTS, RUNTIMES, TARGETS, Table, suggestion
 
 if TYPE_CHECKING:
     from trt_qat.checkpoint import Model
@@ -94,7 +94,7 @@ def test_a_calibrator_without_a_row_is_unknown() -> None:
 
 @pytest.mark.parametrize(
     ("table", "name"),
-    [(table, name) for table in (CALIBRATORS, RUNTIMES, TARGETS) for name in table.rows],
+    [(table, name) for table in (CALIBRATORS, RUNTIMES, TARGETS, DEPLOYMENTS) for name in table.rows],
     ids=lambda value: value if isinstance(value, str) else value.what,
 )
 def test_every_row_leads_to_something_of_that_name(table: Table, name: str) -> None:

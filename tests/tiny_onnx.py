@@ -95,10 +95,11 @@ def colour_image(height: int, width: int) -> np.ndarray:
 
 
 class Recorded(Silent):
-    """A progress that remembers its steps."""
+    """A progress that remembers its steps and notes."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int]] = []
+        self.notes: list[str] = []
 
     def over(self, items: Sequence[Any], description: str) -> Iterator[Any]:
         """Iterate, one step per item."""
@@ -109,6 +110,10 @@ class Recorded(Silent):
     def step(self, description: str, done: int, total: int, detail: str = "") -> None:
         """Remember it."""
         self.steps.append((description, done, total))
+
+    def note(self, line: str) -> None:
+        """Remember it."""
+        self.notes.append(line)
 
 
 def write_colour_set(folder: Path, count: int = 3) -> Path:

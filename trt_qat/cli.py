@@ -29,7 +29,7 @@ from trt_qat.memory import MEMORY_RAN_OUT, is_out_of_memory
 from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
 from trt_qat.redact import redacted_message
-from trt_qat.registry import RUNTIMES, TARGETS
+from trt_qat.registry import DEPLOYMENTS, RUNTIMES, TARGETS
 
 if TYPE_CHECKING:
     import rich.progress
@@ -49,18 +49,22 @@ HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_widt
 
 
 class Notes(Silent):
-    """A :class:`~trt_qat.progress.Progress` without bars; notes go to stdout."""
+    """A :class:`~trt_qat.progress.Progress` without bars; notes go to stdout, or to stderr where results go there."""
+
+    def __init__(self, on_stderr: bool = False) -> None:
+        self._on_stderr = on_stderr
 
     def note(self, line: str) -> None:
         """Print a line, above the bars if there are any."""
         if distributed.is_main():
-            click.echo(line)
+            click.echo(line, err=self._on_stderr)
 
 
 class Bars(Notes):
     """The same with bars on stderr."""
 
-    def __init__(self, bar: rich.progress.Progress) -> None:
+    def __init__(self, bar: rich.progress.Progress, on_stderr: bool = False) -> None:
+        super().__init__(on_stderr)
         self._bar = bar
         self._tasks: dict[str, Any] = {}
         self._starting = bar.add_task("starting", total=None, detail="")
@@ -81,9 +85,9 @@ class Bars(Notes):
 
 
 @contextmanager
-def _bars() -> Iterator[Progress]:
+def _bars(on_stderr: bool = False) -> Iterator[Progress]:
     if not (sys.stderr.isatty() and distributed.is_main()):
-        yield Notes()
+        yield Notes(on_stderr)
         return
     from rich import progress  # imported where it is used: a tenth of the time that `infer` needs to start
     from rich.console import Console
@@ -97,7 +101,7 @@ def _bars() -> Iterator[Progress]:
         progress.TextColumn("{task.fields[detail]}"),
     )
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        yield Bars(bar)
+        yield Bars(bar, on_stderr)
 
 
 def _command(function: Command) -> Command:
@@ -346,8 +350,8 @@ def export(
 
     INT8 needs a calibrated *.safetensors; float weights (*.pt, *.yaml too) become fp16 for TensorRT, fp32 elsewhere.
     """
-    given = {"target": target, "format": form, "precision": precision, "nms": nms or None}
-    given["check"] = False if no_check else None
+    switches = {"nms": nms or None, "check": False if no_check else None}
+    given = {"target": target, "format": form, "precision": precision, **switches}
     section = config.export.replace(**{key: value for key, value in given.items() if value is not None})
     from trt_qat.artifacts import size_bytes
     from trt_qat.targets.base import check_out
@@ -356,10 +360,9 @@ def export(
     check_out(out, section)
     check_nms_form(section)
     with _bars() as bars:
-        from trt_qat import api  # seconds: torch and its friends
-        from trt_qat.checkpoint import load
+        from trt_qat import api, pipeline  # seconds: torch and its friends
 
-        model, device = load(checkpoint, config.model.imgsz), config.model.device
+        model, device = pipeline.load_for_no_data(checkpoint, config, bars), config.model.device
         artifact = api.export(model, out, section, thresholds=config.infer, device=device, progress=bars)
     size = size_bytes(artifact.path) / 1e6
     click.echo(f"Exported: {artifact.path} (for {section.target}, {artifact.precision}, {size:.2f} MB)")
@@ -368,6 +371,32 @@ def export(
         "precision": artifact.precision,
         "target": section.target,
     }
+
+
+@cli.command()
+@click.option("--target", type=click.Choice(list(DEPLOYMENTS.rows)), required=True, help="The system, see above.")
+@click.option("--model", type=FILE, required=True, help="*.onnx of `trt-qat export`, or *.plan with its side-car.")
+@click.option("--name", help="What the model is called there [default: the file's name].")
+@click.argument("out", type=FILE, metavar="DIR")
+@_command
+def deploy(config: Config, target: str, model: Path, name: str | None, out: Path) -> dict[str, Any]:
+    """Write what another system needs to run a model.
+
+    \b
+    deepstream  NVIDIA DeepStream, with DeepStream-Yolo's parser.
+    triton      NVIDIA Triton Inference Server: a model repository and a client.
+    isaac-ros   NVIDIA Isaac ROS: encoder, TensorRT node, YOLOv8 decoder.
+    jetson      NVIDIA Jetson: a container for `trt-qat infer` and a systemd unit.
+
+    DIR is new or empty, or holds the same deployment unchanged. Thresholds are infer.conf, infer.iou and infer.max_det;
+    engine.min_batch, opt_batch and max_batch count where the model's batch is dynamic.
+    """
+    from trt_qat.deploy.write import deploy as write_deployment
+
+    done = write_deployment(model, target, out, name=name, infer=config.infer, engine=config.engine)
+    click.echo(f"Written: {done.folder} ({', '.join(done.files)})")
+    click.echo(f"Next: {done.deployment.next_step}\nNote: {done.deployment.not_run}")
+    return {"target": target, "folder": str(done.folder), "files": list(done.files)}
 
 
 @cli.command()
@@ -515,7 +544,7 @@ def parity(
             data,
             config.parity,
             runtimes=(runtime_a, runtime_b),
-            imgsz=config.model.imgsz,
+            imgsz=config.model.fixed_imgsz,
             bisect=bisect,
             evaluation=config.evaluation,
             infer=config.infer,
@@ -625,6 +654,7 @@ def infer(
     engines/ holds no model and none is given, the shipped detector of generated traffic signs is made first.
     """
     from trt_qat.runtime import infer as job
+    from trt_qat.runtime.sinks.choice import Outputs
     from trt_qat.runtime.sources import name_sources
 
     given["classes"] = _class_list(given["classes"])
@@ -632,11 +662,12 @@ def infer(
     section = config.infer.replace(**{key: given[key] for key in keys if given[key] is not None})
     files = {key: given[key] for key in ("out", "jsonl", "csv", "save_txt", "save_crops", "show")}
     keep = click.get_current_context().params["json_file"] is not None
-    outputs = job.Outputs(**files, save=not given["no_save"], results=keep)
+    outputs = Outputs(**files, save=not given["no_save"], results=keep)
     name_sources(sources, recursive=recursive)  # a wrong SOURCE is said before the time that making a model takes
     if model is None and job.newest_model() is None:
         model = _demo_model()
-    with _bars() as bars:
+    on_stderr = Path("-") in (outputs.jsonl, outputs.csv)
+    with _bars(on_stderr) as bars:
         done = job.infer(
             sources,
             model,
@@ -650,7 +681,7 @@ def infer(
             zones=zones,
             progress=bars,
         )
-    _print_inferred(done, on_stderr=Path("-") in (outputs.jsonl, outputs.csv))
+    _print_inferred(done, on_stderr)
     return done.as_dict()
 
 
@@ -838,6 +869,27 @@ def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path)
     return {"data": str(yaml_file)}
 
 
+@data.command("demo-clip")
+@click.option("--frames", type=click.IntRange(min=1), default=250, show_default=True, help="25 of them are a second.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed draws the same street."
+)
+@click.option("--out", type=FILE, required=True, help="Video to write, e.g. street.mp4.")
+@_command
+def demo_clip(config: Config, frames: int, seed: int, out: Path) -> dict[str, str]:
+    """Generate a video of a drive past Vietnamese traffic signs.
+
+    For the demo detector (`data demo-model`), and for trying tracking and counting.
+    """
+    del config
+    from trt_qat.demo.clip import write_street_clip
+
+    with _bars() as bars:
+        write_street_clip(out, frames, seed, bars)
+    click.echo(f"Generated: {out}")
+    return {"video": str(out)}
+
+
 def _demo_model() -> Path:
     """``engines/demo_int8.onnx``, made in a process of its own: this one loads no torch."""
     out = Path("engines") / "demo_int8.onnx"
@@ -858,16 +910,8 @@ def _class_list(text: str | None) -> tuple[int | str, ...] | None:
 
 def _print_inferred(done: Inferred, on_stderr: bool) -> None:
     """What was done; a message for people stays out of an output that goes to standard output."""
-    click.echo(done.reason, err=on_stderr)
-    median = "" if done.median_ms is None else f", median {done.median_ms:.1f} ms per frame"
-    fps = "" if done.fps is None else f", {done.fps:.1f} frames/s"
-    click.echo(f"{done.frames} frames, {done.detections} detections{median}{fps} ({done.mode})", err=on_stderr)
-    for source, counts in done.counts.items():
-        for name, numbers in counts.items():
-            said = ", ".join(f"{count} {way}" for way, count in numbers.items())
-            click.echo(f"{name}: {said}" + (f" ({source})" if len(done.sources) > 1 else ""), err=on_stderr)
-    if done.written:
-        click.echo(f"Written: {', '.join(done.written)}", err=on_stderr)
+    for line in done.lines():
+        click.echo(line, err=on_stderr)
     missed = {"dropped": done.dropped, "broken": done.broken, "reconnects": done.reconnects}
     if any(missed.values()):
         click.echo(f"Warning: {', '.join(f'{count} {what}' for what, count in missed.items() if count)}.", err=True)

@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WrapValidator,
     field_validator,
 )
 
@@ -71,6 +72,19 @@ def _sides(value: tuple[int, int]) -> tuple[int, int]:
 Size = Annotated[tuple[int, int], BeforeValidator(_square), AfterValidator(_sides)]
 """Height and width in pixels; a configuration may say one number for a square."""
 
+
+def _imgsz(value: Any, one_of_the_types: object) -> Any:
+    """In one sentence what pydantic would say once for each of the types."""
+    del one_of_the_types
+    if value is None or value == "auto":
+        return value
+    sides = _square(value)
+    whole = isinstance(sides, list | tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
+    if not whole:
+        raise ValueError("must be a number of pixels, [height, width] or auto")
+    return _sides(tuple(sides))
+
+
 _NUMBERS = (int, float, int | None, float | None)
 
 
@@ -105,8 +119,13 @@ class Section(BaseModel):
 class ModelSection(Section):
     """How the network sees an image, and where PyTorch computes it."""
 
-    imgsz: Size | None = Field(default=None, description="Height and width of the input in pixels")
+    imgsz: Annotated[tuple[int, int] | Literal["auto"] | None, WrapValidator(_imgsz)] = None
     device: str = "auto"
+
+    @property
+    def fixed_imgsz(self) -> tuple[int, int] | None:
+        """The height and width that are asked for; None where weights or images decide."""
+        return None if self.imgsz == "auto" else self.imgsz
 
     @field_validator("device", mode="before")
     @classmethod
@@ -218,6 +237,7 @@ class ExportSection(Section):
     batch: int = Field(default=1, ge=1)
     dynamic_batch: bool = False
     nms: bool = False
+    dynamic_size: bool = False
     check: bool = True
 
     @field_validator("target")

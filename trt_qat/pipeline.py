@@ -12,6 +12,7 @@ from trt_qat.artifacts import CheckpointArtifact, writable_folder, write_json
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.data.usual_size import usual_size
 from trt_qat.errors import ConfigError
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
@@ -28,13 +29,14 @@ from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.training.features.batchnorm import NEEDS_CHANNELS
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
+from trt_qat.vision.size import shown_size
 
 
 def train(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
     """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     with locked(out):
-        dataset = load_dataset(data)
-        model, device = load(weights, config.model.imgsz), config.model.device
+        dataset, device = load_dataset(data), config.model.device
+        model = sized(load(weights, config.model.fixed_imgsz), dataset, config, progress)
         best = api.train(model, dataset, out, config.train, device=device, progress=progress)
         return save(out / BEST, replace(best, provenance=_provenance(weights, dataset, config)), half=True)
 
@@ -42,8 +44,10 @@ def train(weights: Path, data: Path, out: Path, config: Config, progress: Progre
 def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> Model:
     """Quantize and calibrate a float model; writes one checkpoint. Processes of one job share the images."""
     writable_folder(out.parent)
-    model = load(weights, config.model.imgsz)
-    return _saved(out, calibrated_model(model, weights, api.dataset_for(model, data), config, progress))
+    model = load(weights, config.model.fixed_imgsz)
+    dataset = api.dataset_for(model, data)
+    model = sized(model, dataset, config, progress)
+    return _saved(out, calibrated_model(model, weights, dataset, config, progress))
 
 
 def sensitivity(
@@ -88,8 +92,9 @@ def qat(
     """
     check_qat_settings(config)
     with locked(out):
-        model = load(weights, config.model.imgsz)
+        model = load(weights, config.model.fixed_imgsz)
         dataset = api.trainable_dataset(model, data, progress)
+        model = sized(model, dataset, config, progress)
         check_features(config.qat, model)  # before the time that calibration takes, like the next check
         if resume:
             check_resumable(out, _provenance(weights, dataset, config))
@@ -137,7 +142,7 @@ def advise(
         if data is not None:
             model, dataset = _calibrated(weights, data, config, progress)
         else:
-            model = load(weights, config.model.imgsz)
+            model = load_for_no_data(weights, config, progress)
             model = model if model.quantized else with_any_ranges(model, config.quantization)
         advice = api.advise(
             model,
@@ -158,11 +163,33 @@ def advise(
 
 def _calibrated(weights: Path, data: Path, config: Config, progress: Progress) -> tuple[Model, Dataset]:
     """A calibrated model from weights of any kind, and its dataset."""
-    model = load(weights, config.model.imgsz)
+    model = load(weights, config.model.fixed_imgsz)
     dataset = api.dataset_for(model, data)
+    model = sized(model, dataset, config, progress)
     if model.quantized is None:
         model = calibrated_model(model, weights, dataset, config, progress)
     return model, dataset
+
+
+def sized(model: Model, dataset: Dataset, config: Config, progress: Progress) -> Model:
+    """The model at the size that fits the training images, where ``model.imgsz`` is ``auto``; the same model else."""
+    if config.model.imgsz != "auto":
+        return model
+    found = usual_size(dataset.train, max(model.imgsz))
+    progress.note(
+        f"model.imgsz=auto: {shown_size(found.imgsz)}, in which {found.fitting} of {found.images} images of "
+        f"'{dataset.source}' are as large as in a square of {max(model.imgsz)}."
+    )
+    return replace(model, imgsz=found.imgsz)
+
+
+def load_for_no_data(weights: Path, config: Config, progress: Progress) -> Model:
+    """The model where no images can say its size: what the weights say counts for ``model.imgsz=auto``."""
+    model = load(weights, config.model.fixed_imgsz)
+    if config.model.imgsz == "auto" and model.quantized is None:
+        size = shown_size(model.imgsz)
+        progress.note(f"model.imgsz=auto: there are no images to look at; {size}, as the weights say.")
+    return model
 
 
 def calibrated_model(model: Model, weights: Path, dataset: Dataset, config: Config, progress: Progress) -> Model:

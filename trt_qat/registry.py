@@ -81,3 +81,12 @@ TARGETS = Table(
         "ultralytics": "trt_qat.targets.ultralytics:TARGET",
     },
 )
+DEPLOYMENTS = Table(
+    "deployment target",
+    {
+        "deepstream": "trt_qat.deploy.deepstream:DEPLOYMENT",
+        "triton": "trt_qat.deploy.triton:DEPLOYMENT",
+        "isaac-ros": "trt_qat.deploy.isaac_ros:DEPLOYMENT",
+        "jetson": "trt_qat.deploy.jetson:DEPLOYMENT",
+    },
+)

@@ -72,9 +72,10 @@ def run(
         )
     pipeline.check_qat_settings(config)
     with locked(out):
-        model = load(weights, config.model.imgsz)
+        model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)
         dataset = api.trainable_dataset(model, data, progress)
+        model = pipeline.sized(model, dataset, config, progress)
         return _Run(model, weights, dataset, out, config, Manifest(out, progress, anew=anew), progress, anew).result()
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trt_qat.checkpoint import Model
 
 IMGSZ = 96
+SIZES = [(96, 96), (64, 96), (96, 32)]
 
 
 class Trap:
@@ -67,40 +68,51 @@ def odd(demo_yaml: Path, tmp_path: Path) -> Dataset:
     return load_dataset(root / "data.yaml")
 
 
-def given(dataset: Dataset, augment: bool, **settings: Any) -> GivenDataset:
-    arguments = get_cfg(overrides={"task": "detect", "imgsz": IMGSZ, **settings})
+def given(dataset: Dataset, augment: bool, imgsz: tuple[int, int] = (IMGSZ, IMGSZ), **settings: Any) -> GivenDataset:
+    arguments = get_cfg(overrides={"task": "detect", "imgsz": max(imgsz), **settings})
     data = {"names": dict(dataset.names), "channels": 3}
     images = checked_split(dataset, "train").images
-    return GivenDataset(images, arguments, data, augment=augment, batch=2, stride=32)
+    return GivenDataset(images, imgsz, arguments, data, augment=augment, batch=2, stride=32)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
     return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_every_image_is_the_networks_input_bit_for_bit(odd: Dataset) -> None:
-    dataset = given(odd, augment=False)
+@pytest.mark.parametrize("imgsz", SIZES)
+def test_every_image_is_the_networks_input_bit_for_bit(odd: Dataset, imgsz: tuple[int, int]) -> None:
+    dataset = given(odd, augment=False, imgsz=imgsz)
     assert [Path(file) for file in dataset.im_files] == list(odd.train)
     assert len(dataset) == len(odd.train) == 15
     for index, path in enumerate(odd.train):
         item = dataset[index]
-        batch, transform = network_input(read_image_bgr(path), (IMGSZ, IMGSZ))
+        batch, transform = network_input(read_image_bgr(path), imgsz)
         assert torch.equal(item["img"].float() / 255, torch.from_numpy(batch[0])), path
         assert item["ori_shape"] == transform.size_wh[::-1]
 
 
-def test_boxes_lie_where_the_letterbox_puts_them(odd: Dataset) -> None:
-    dataset = given(odd, augment=False)
+@pytest.mark.parametrize("imgsz", SIZES)
+def test_boxes_lie_where_the_letterbox_puts_them(odd: Dataset, imgsz: tuple[int, int]) -> None:
+    dataset = given(odd, augment=False, imgsz=imgsz)
     for index, image in enumerate(checked_split(odd, "train").images):
         item = dataset[index]
-        _, transform = network_input(read_image_bgr(image.image), (IMGSZ, IMGSZ))
-        cx, cy, width, height = (item["bboxes"].numpy() * IMGSZ).T
+        _, transform = network_input(read_image_bgr(image.image), imgsz)
+        cx, cy, width, height = (item["bboxes"].numpy() * (imgsz[::-1] * 2)).T
         corners = np.stack([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2], axis=1)
         centres, halves = image.labels.boxes_cxcywh[:, :2], image.labels.boxes_cxcywh[:, 2:] / 2
         expected = np.concatenate([centres - halves, centres + halves], axis=1) * (transform.size_wh * 2)
         found = transform.boxes_to_image(corners.astype(np.float32))
         np.testing.assert_allclose(found, expected, atol=1e-2)
         assert item["cls"].flatten().tolist() == image.labels.class_ids.tolist()
+
+
+def test_training_images_fill_the_rectangle(demo: Dataset) -> None:
+    """Through Ultralytics' augmentations, all of them off: the letterbox, which they are given as a shift."""
+    off = dict.fromkeys(("mosaic", "scale", "translate", "fliplr", "hsv_h", "hsv_s", "hsv_v", "erasing"), 0.0)
+    for imgsz in ((64, 96), (64, 64)):
+        item = given(demo, True, imgsz, **off, augmentations=[])[0]
+        expected, _ = network_input(read_image_bgr(demo.train[0]), imgsz)
+        assert torch.equal(item["img"].float() / 255, torch.from_numpy(expected[0])), imgsz
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -140,7 +152,7 @@ def test_labels_are_ours_alone_to_change(odd: Dataset) -> None:
     before = copy.deepcopy(images)
     arguments = get_cfg(overrides={"task": "detect", "imgsz": IMGSZ, "single_cls": True})
     data = {"names": dict(odd.names), "channels": 3}
-    dataset = GivenDataset(images, arguments, data, augment=False, batch=1, stride=32)
+    dataset = GivenDataset(images, (IMGSZ, IMGSZ), arguments, data, augment=False, batch=1, stride=32)
     assert {float(label["cls"].max(initial=0)) for label in dataset.labels} == {0.0}
     for first, second in zip(before, images, strict=True):
         np.testing.assert_array_equal(first.labels.class_ids, second.labels.class_ids)
@@ -167,7 +179,7 @@ class Notes(Silent):
 
 
 def trainer(detector: Model, dataset: Dataset, out: Path, notes: Notes) -> DatasetTrainer:
-    return DatasetTrainer(copy.deepcopy(detector.network), dataset, common_overrides(64, out, 1, 2, 0), notes)
+    return DatasetTrainer(copy.deepcopy(detector.network), dataset, (64, 64), common_overrides(out, 1, 2, 0), notes)
 
 
 def test_the_trainer_says_what_it_leaves_out(detector: Model, odd: Dataset, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tiny_onnx import NAMES, write_tiny_detector
+from tiny_onnx import NAMES, write_free_size, write_tiny_detector
 
 from trt_qat.config import InferSection
 from trt_qat.errors import ExportError
@@ -133,6 +133,21 @@ def test_any_opset_from_13(tmp_path: Path, opset: int) -> None:
     for by_loop in (False, True):
         model = with_nms(passing_on(opset), section, by_loop)
         assert_found(rows_of(model, raw, tmp_path / "x.onnx"), raw, section)
+
+
+@pytest.mark.parametrize("by_loop", [False, True])
+def test_any_height_and_width(tmp_path: Path, by_loop: bool) -> None:
+    """The number of anchors may be known only when the file runs."""
+    raw, section = onnx.load(write_free_size(tmp_path / "free.onnx")), InferSection(max_det=20)
+    weights = numpy_helper.to_array(raw.graph.initializer[0]).copy()
+    weights[:4, :, 0, 0] = [[60, -60, 0], [0, 60, -60], [20, 0, 0], [0, 20, 0]]  # boxes by colour, of some size
+    raw.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
+    onnx.save(raw, str(tmp_path / "free.onnx"))
+    onnx.save(with_nms(raw, section, by_loop), str(tmp_path / "nms.onnx"))
+    images = np.random.default_rng(3).uniform(0, 1, (2, 3, 64, 96)).astype(np.float32)
+    images[:, 0, :8, :8] = 1
+    with OnnxRuntimeRunner(tmp_path / "free.onnx") as before, OnnxRuntimeRunner(tmp_path / "nms.onnx") as after:
+        assert 4 < assert_found(after.infer(images)[0], before.infer(images)[0], section) < 40
 
 
 def test_the_file_says_what_is_in_it(tmp_path: Path) -> None:

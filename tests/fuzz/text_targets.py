@@ -34,7 +34,7 @@ def _check_config_file(content: bytes, folder: Path) -> None:
 def _check_config(config: Any) -> None:
     text = json.dumps(config.model_dump(mode="json"), allow_nan=False)
     assert json.loads(text)
-    assert config.model.imgsz is None or all(side % 32 == 0 and side >= 32 for side in config.model.imgsz)
+    assert config.model.imgsz in (None, "auto") or all(side % 32 == 0 and side >= 32 for side in config.model.imgsz)
 
 
 def _set_options() -> SearchStrategy[bytes]:
@@ -119,7 +119,7 @@ def _check_json(content: bytes, folder: Path) -> None:
 def _sources() -> SearchStrategy[bytes]:
     part = st.sampled_from(
         ["rtsp://", "http://", "user", ":", "hunter2", "@", "host", "/", "a.mp4", "?", "token=", "hunter2", "&", "#", "\n",
-         "%40", ";", " ", "key=", " ! ", "video0", "/dev/", "..", "-", "0", "[::1]", "\0", "é", "\\", "=", "password"]
+         "%40", ";", " ", "key=", " ! ", "video0", "/dev/", "..", "-", "0", "[::1]", "\0", "é", "\\", "=", "password", "*", "[", "]", "?"]
     )  # fmt: skip
     there = st.sampled_from(["a.mp4", "./a.mp4", "image.png", "user:a.mp4", "../a.mp4", ".", "", "a.mp4/"])
     return st.one_of(st.lists(part, max_size=12).map("".join), st.text(max_size=40), there).map(
@@ -128,7 +128,7 @@ def _sources() -> SearchStrategy[bytes]:
 
 
 def _check_source(content: bytes, folder: Path) -> None:
-    from trt_qat.runtime.sources import find_source
+    from trt_qat.runtime.sources import name_sources
 
     text = content.decode("utf-8", "surrogateescape")
     here = Path.cwd()
@@ -136,7 +136,9 @@ def _check_source(content: bytes, folder: Path) -> None:
     for name in ("a.mp4", "host", "0", "-", "user:a.mp4", "image.png"):
         Path(name).touch()
     try:
-        assert find_source(text).path.exists()
+        for named in name_sources([text]):
+            assert named.paths or named.kind in ("stdin", "camera", "url")
+            assert all(path.exists() for path in named.paths)
     except TrtQatError as exc:
         secret = re.match(r"[a-z]+://[^/?#\s]*hunter2[^/?#\s]*@", text) or re.search(
             r"://.*[?&](token|key|password)=hunter2", text

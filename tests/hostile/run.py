@@ -99,7 +99,7 @@ def _load() -> None:
     import trt_qat.cli
     import trt_qat.linter.report
     import trt_qat.pipeline
-    import trt_qat.runtime.annotate  # noqa: F401
+    import trt_qat.runtime.infer  # noqa: F401
 
 
 def _quietly(make, kit: Path) -> None:

@@ -41,7 +41,8 @@ def test_macs_shares(calibrated: Calibrated) -> None:
     first, second = model.placement.groups[:2]
     assert (first.convs, second.convs) == (("model.0.conv",), ("model.1.conv",))
     assert shares[first.name] / shares[second.name] == pytest.approx((3 * 16 * 32 * 32) / (16 * 32 * 16 * 16))
-    assert macs_shares(model, (128, 128))[first.name] == pytest.approx(shares[first.name])
+    for imgsz in ((128, 128), (64, 32)):
+        assert macs_shares(model, imgsz)[first.name] == pytest.approx(shares[first.name])
 
 
 def test_candidates_are_ranked_by_error(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:

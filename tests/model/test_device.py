@@ -125,7 +125,7 @@ def test_a_network_goes_back_to_where_it_was() -> None:
 
 @pytest.mark.parametrize(("device", "argument"), [("cpu", "cpu"), ("cuda:0", "0"), ("cuda:3", "3")])
 def test_what_ultralytics_is_told(device: str, argument: str, tmp_path: Path) -> None:
-    assert common_overrides(64, tmp_path, 1, 1, 0, torch.device(device))["device"] == argument
+    assert common_overrides(tmp_path, 1, 1, 0, torch.device(device))["device"] == argument
 
 
 @pytest.mark.parametrize("verb", ["train", "quantize", "sensitivity", "finetune", "export", "evaluate"])

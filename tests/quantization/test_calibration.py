@@ -108,6 +108,16 @@ def test_ranges_come_from_the_chosen_calibrator(calibrated: Calibrated, demo: Da
         assert model.amax()[f"activation.{name}"] < amax[f"activation.{name}"]
 
 
+def test_the_rectangle_is_what_the_network_sees(detector: Model, demo: Dataset) -> None:
+    seen: list[Tensor] = []
+    model = uncalibrated(detector)
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    calibrate_(model, demo.train[:3], (32, 96), QuantizationSection(calibrator="max", histogram_bins=128, batch=2))
+    expected = network_batch(demo.train[:3], (32, 96))
+    assert expected.shape == (3, 3, 32, 96)
+    np.testing.assert_array_equal(torch.cat(seen).numpy(), expected)
+
+
 def test_weight_ranges_are_the_channels_maxima(calibrated: Calibrated) -> None:
     model = calibrated()
     for name, amax in model.amax().items():
@@ -143,6 +153,8 @@ def test_key_changes_with_what_decides_the_histograms(calibrated: Calibrated, de
         "weights": cache_key(changed, images, (64, 64), 2048),
         "images": cache_key(model, images_sha256(demo.train[:-1]), (64, 64), 2048),
         "imgsz": cache_key(model, images, (96, 96), 2048),
+        "a rectangle": cache_key(model, images, (64, 96), 2048),
+        "the rectangle upright": cache_key(model, images, (96, 64), 2048),
         "bins": cache_key(model, images, (64, 64), 1024),
         "placement": cache_key(calibrated(residual="both"), images, (64, 64), 2048),
         "exclude": cache_key(uncalibrated(detector, exclude=("model.0.conv",)), images, (64, 64), 2048),

@@ -25,6 +25,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "targets": ("targets",),
     "data validate": ("data", "validate", "data/data.yaml"),
     "data demo": ("data", "demo", "--train", "4000", "--val", "100", "--out", "out/demo"),
+    "data demo-clip": ("data", "demo-clip", "--frames", "2000", "--out", "out/street.mp4"),
     "data demo-model": ("data", "demo-model", "--out", "out/demo.onnx"),
 }
 

@@ -181,10 +181,10 @@ def test_a_stream_takes_what_carries_a_picture_and_ends_at_the_first_error(tiny:
     frames = [Frame(_red(), "clip.mp4", number) for number in range(2)]
     found = []
     with Detector(tiny, mode="throughput") as detect:
+        results = detect.stream([*frames, broken, *frames])
         with pytest.raises(RunnerError, match="uint8"):
-            for frame, detections in detect.stream([*frames, broken, *frames]):
-                found.append((frame.number, len(detections)))
-        assert found == [(0, 1), (1, 1)]
+            list(map(found.append, results))
+        assert [(frame.number, len(detections)) for frame, detections in found] == [(0, 1), (1, 1)]
     with pytest.raises(RunnerError, match="closed"):
         list(detect.stream(frames))
 

@@ -87,9 +87,9 @@ def test_an_error_comes_where_its_item_would_have_and_ends_every_thread(broken: 
 
     before = threading.active_count()
     found = []
+    results = overlapped(work, items(), workers=2, waiting=4, name="x")
     with pytest.raises(ValueError, match="frame 3 is broken"):
-        for number in overlapped(work, items(), workers=2, waiting=4, name="x"):
-            found.append(number)
+        list(map(found.append, results))
     assert found == [0, 1, 2]
     assert threading.active_count() == before
 

@@ -17,7 +17,7 @@ from trt_qat.cli import cli
 from trt_qat.config import Config
 from trt_qat.errors import ArtifactError, MissingDependency, RunnerError
 from trt_qat.registry import RUNTIMES
-from trt_qat.runtime.annotate import default_model
+from trt_qat.runtime.infer import default_model
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.selection import choose_runner, known_endings, open_runner, runtime_for, runtimes_for
 

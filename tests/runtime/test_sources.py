@@ -175,7 +175,7 @@ def test_files_take_turns() -> None:
 
 def test_one_that_cannot_be_opened_opens_none() -> None:
     write_clip(Path("a.mp4"), 5)
-    with pytest.raises(DatasetError, match="drive.MKV"):
+    with pytest.raises(DatasetError, match=r"drive\.MKV"):
         open_sources(["a.mp4", "drive.MKV"])
 
 

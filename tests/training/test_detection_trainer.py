@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import pytest
 
 from trt_qat.data.dataset import load_dataset
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from trt_qat.checkpoint import Model
 
 
-def test_validation_images_are_square_as_in_deployment(detector: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("imgsz", [(64, 64), (32, 96), (96, 64)])
+def test_validation_images_are_as_in_deployment(detector: Model, tmp_path: Path, imgsz: tuple[int, int]) -> None:
     for kind in ("train", "val"):
         (tmp_path / "images" / kind).mkdir(parents=True)
         (tmp_path / "labels" / kind).mkdir(parents=True)
@@ -26,7 +28,7 @@ def test_validation_images_are_square_as_in_deployment(detector: Model, tmp_path
     names = "".join(f"  {index}: {name}\n" for index, name in detector.names.items())
     (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames:\n{names}")
     dataset = load_dataset(tmp_path / "data.yaml")
-    overrides = common_overrides(64, tmp_path / "run", epochs=1, batch=1, seed=0)
-    trainer = DatasetTrainer(copy.deepcopy(detector.network), dataset, overrides)
+    overrides = common_overrides(tmp_path / "run", epochs=1, batch=1, seed=0) | {"mosaic": 0.0}
+    trainer = DatasetTrainer(copy.deepcopy(detector.network), dataset, imgsz, overrides)
     for mode in ("train", "val"):
-        assert trainer.build_dataset(trainer.data[mode], mode, 1)[0]["img"].shape == (3, 64, 64)
+        assert trainer.build_dataset(trainer.data[mode], mode, 1)[0]["img"].shape == (3, *imgsz)

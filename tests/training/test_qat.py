@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,16 @@ def test_progress_is_reported(trained: Trained) -> None:
     assert trained[2] == [("QAT epoch 1/1", done, 3) for done in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(("name", "imgsz"), [("int8", (64, 64)), ("tiny_int8", (32, 64)), ("tiny_int8", (96, 64))])
 def test_trains_on_the_images_as_calibration_saw_them(
-    int8: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    imgsz: tuple[int, int],
+    request: pytest.FixtureRequest,
+    demo: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    int8 = replace(request.getfixturevalue(name), imgsz=imgsz)
     seen: dict[str, Tensor] = {}
     preprocess = QATTrainer.preprocess_batch
 
@@ -95,10 +103,10 @@ def test_trains_on_the_images_as_calibration_saw_them(
         return content
 
     monkeypatch.setattr(QATTrainer, "preprocess_batch", spy)
-    finetune(int8, demo, tmp_path / "plain")
+    assert finetune(int8, demo, tmp_path / "plain").imgsz == imgsz
     assert set(demo.train) <= set(map(Path, seen))  # validation goes through the same function
     for file, image in seen.items():
-        assert torch.equal(image, torch.from_numpy(network_input(read_image_bgr(Path(file)), (64, 64))[0][0])), file
+        assert torch.equal(image, torch.from_numpy(network_input(read_image_bgr(Path(file)), imgsz)[0][0])), file
     plain = dict(seen)
     finetune(int8, demo, tmp_path / "moved", translate=0.2)
     assert not any(torch.equal(seen[str(file)], plain[str(file)]) for file in demo.train)

@@ -16,6 +16,7 @@ from ultralytics.data import YOLODataset
 from trt_qat.data.labelled import LabelledImage
 from trt_qat.vision.image import decode_image_bgr
 from trt_qat.vision.letterbox import fit
+from trt_qat.vision.size import ImageSize
 
 _SizeHw = tuple[int, int]
 
@@ -25,7 +26,8 @@ class GivenDataset(YOLODataset):  # type: ignore[misc]  # ultralytics has no typ
 
     Args:
         images: checked, with their labels.
-        arguments: Ultralytics' training arguments: imgsz and the augmentations' settings.
+        imgsz: height and width of the network's input, pixels; mosaics are for squares only.
+        arguments: Ultralytics' training arguments: the augmentations' settings.
         data: needs ``names`` and ``channels``.
         augment: whether to apply the augmentations.
         batch: images per batch; decides how many are held for mosaics.
@@ -35,6 +37,7 @@ class GivenDataset(YOLODataset):  # type: ignore[misc]  # ultralytics has no typ
     def __init__(
         self,
         images: Sequence[LabelledImage],
+        imgsz: ImageSize,
         arguments: Any,
         data: Mapping[str, Any],
         *,
@@ -43,10 +46,11 @@ class GivenDataset(YOLODataset):  # type: ignore[misc]  # ultralytics has no typ
         stride: int,
     ) -> None:
         self._images = tuple(images)
+        self._imgsz = imgsz
         super().__init__(
             img_path="",
             data=dict(data),
-            imgsz=arguments.imgsz,
+            imgsz=max(imgsz),
             augment=augment,
             hyp=arguments,
             batch_size=batch or 1,
@@ -75,10 +79,17 @@ class GivenDataset(YOLODataset):  # type: ignore[misc]  # ultralytics has no typ
             for image in self._images
         ]
 
+    def update_labels_info(self, label: dict[str, Any]) -> dict[str, Any]:
+        """With the size of the rectangle, where Ultralytics' transforms look for that of a batch of one shape."""
+        info: dict[str, Any] = super().update_labels_info(label)
+        if self._imgsz[0] != self._imgsz[1]:
+            info["rect_shape"] = self._imgsz
+        return info
+
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[NDArray[np.uint8], _SizeHw, _SizeHw]:
-        """Image ``i`` as BGR with its longer side ``imgsz``, the size it was shown in and the size it has, (h, w).
+        """Image ``i`` as BGR as large as it fits into ``imgsz``, the size it was shown in and the size it has, (h, w).
 
         The other ways of resizing belong to other tasks than detection.
         """
@@ -87,7 +98,7 @@ class GivenDataset(YOLODataset):  # type: ignore[misc]  # ultralytics has no typ
         if self.ims[i] is not None:
             return self.ims[i], self.im_hw0[i], self.im_hw[i]
         image = decode_image_bgr(self._images[i].image)
-        resized = fit(image, (self.imgsz,) * 2)
+        resized = fit(image, self._imgsz)
         original_hw, resized_hw = image.shape[:2], resized.shape[:2]
         if self.augment:
             self.ims[i], self.im_hw0[i], self.im_hw[i] = resized, original_hw, resized_hw

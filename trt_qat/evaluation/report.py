@@ -51,7 +51,7 @@ def markdown_report(rows: Sequence[ResultRow], provenance: Mapping[str, Any]) ->
     return (
         "# FP32, PTQ and QAT, measured on the exported files\n\n"
         + markdown_table(rows)
-        + "\nmAP as fractions on the val split, square letterboxed input. Latency: one forward pass, interleaved.\n"
+        + "\nmAP as fractions on the val split, letterboxed input. Latency: one forward pass, interleaved.\n"
         + f"\nWeights `{provenance['weights']}` (sha256 {sha256}), "
         + f"data `{provenance['data']}`; {versions}.\n"
         + "\nThe TensorRT plan was built, not run: running it needs an NVIDIA GPU.\n"

@@ -116,6 +116,8 @@ def _cast_into_decoding(graph: gs.Graph, decoding: set[int]) -> None:
         for index, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant) or not tensor.inputs or id(tensor.inputs[0]) in decoding:
                 continue
+            if node.op == "Shape":  # reads no value
+                continue
             if tensor.dtype != np.float16:
                 continue
             if tensor.name not in full:

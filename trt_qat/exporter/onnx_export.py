@@ -78,7 +78,10 @@ def export_onnx(
         to_float16_(graph)
     if unsigned:
         to_unsigned_(graph)
-    if section.dynamic_batch:
+    if section.dynamic_size:
+        batch = "batch" if section.dynamic_batch else section.batch
+        graph.outputs[0].shape = [batch, 4 + len(model.names), "anchors"]
+    elif section.dynamic_batch:
         _unname_axes_(graph, model)
     finished = gs.export_onnx(graph)
     onnx.helper.set_model_props(finished, {k: str(v) for k, v in file_metadata(model, section).items()})
@@ -98,7 +101,13 @@ def _raw_onnx(
     images = torch.zeros(section.batch, 3, *imgsz, device=device)
     exporting = quantized.toolkit.exporting() if quantized else contextlib.nullcontext()
     folder = tempfile.TemporaryDirectory()
-    with exporting, export_mode(network), _split_once(network), warnings.catch_warnings(), folder as scratch:
+    with (
+        exporting,
+        export_mode(network, any_size=section.dynamic_size),
+        _split_once(network),
+        warnings.catch_warnings(),
+        folder as scratch,
+    ):
         warnings.simplefilter("ignore")  # tracer notes about shapes that are constant here
         torch.onnx.export(
             network,
@@ -108,9 +117,18 @@ def _raw_onnx(
             opset_version=section.opset or 19,
             input_names=["images"],
             output_names=["output0"],
-            dynamic_axes={"images": {0: "batch"}, "output0": {0: "batch"}} if section.dynamic_batch else None,
+            dynamic_axes=_free_axes(section),
         )
         return onnx.load(Path(scratch) / "raw.onnx")
+
+
+def _free_axes(section: ExportSection) -> dict[str, dict[int, str]]:
+    batch = {0: "batch"} if section.dynamic_batch else {}
+    size = section.dynamic_size
+    return {
+        "images": batch | ({2: "height", 3: "width"} if size else {}),
+        "output0": batch | ({2: "anchors"} if size else {}),
+    }
 
 
 @contextlib.contextmanager
@@ -145,9 +163,9 @@ def file_metadata(model: Model, section: ExportSection) -> dict[str, Any]:
 
     Values are Python's own, as Ultralytics writes them to ``metadata.yaml``; an ONNX file holds their text.
     """
-    # To Ultralytics args["dynamic"] True is any batch, height and width, False is batches cut to size "batch";
-    # None is what a dynamic batch at a fixed height and width needs: neither.
-    dynamic = None if section.dynamic_batch else False
+    # To Ultralytics args["dynamic"] True is any batch, height and width, False is batches cut to size "batch" at one
+    # height and width; None is what a dynamic batch at a fixed height and width needs: neither.
+    dynamic = (True if section.dynamic_size else None) if section.dynamic_batch else False
     return {
         "description": "trt_qat export",
         "task": model.task,
@@ -158,7 +176,7 @@ def file_metadata(model: Model, section: ExportSection) -> dict[str, Any]:
         "channels": 3,
         "end2end": False,
         "args": {"batch": section.batch, "dynamic": dynamic, "nms": False},
-        "dynamic": section.dynamic_batch,
+        "dynamic": section.dynamic_batch or section.dynamic_size,
         "precision": section.precision or "int8+fp16",
         "target": section.target,
     }

@@ -12,11 +12,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from trt_qat.operators import Copy, onnx_copy
+from trt_qat.vision.quiet import NO_STDERR
 
 
 def clean_(graph: gs.Graph) -> None:
     """Fold constants, drop dead nodes, sort."""
-    graph.cleanup().toposort().fold_constants().cleanup().toposort()
+    with NO_STDERR:  # ONNX Runtime, which computes the constants, warns of patterns that it does not simplify
+        graph.cleanup().toposort().fold_constants().cleanup().toposort()
 
 
 def drop_idle_casts_(graph: gs.Graph) -> None:

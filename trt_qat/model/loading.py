@@ -390,11 +390,15 @@ def class_names(network: DetectionModel) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def export_mode(network: DetectionModel) -> Iterator[None]:
-    """Within: the head decodes into one tensor, shape (batch, 4 + classes, anchors), as deployed."""
+def export_mode(network: DetectionModel, *, any_size: bool = False) -> Iterator[None]:
+    """Within: the head decodes into one tensor, shape (batch, 4 + classes, anchors), as deployed.
+
+    Args:
+        any_size: compute the anchors from the feature maps' sizes at every call, which a traced graph then does too.
+    """
     head = network.model[-1]
     before = {key: getattr(head, key) for key in ("export", "format", "dynamic", "shape", "anchors", "strides")}
-    head.export, head.format, head.dynamic, head.shape = True, "onnx", False, None
+    head.export, head.format, head.dynamic, head.shape = True, "onnx", any_size, None
     was_training = network.training
     network.eval()
     try:

@@ -88,13 +88,15 @@ class Decoder:
 
     def frames(self) -> Iterator[Decoded | None]:
         """Each frame once, in order of presentation; None stands for one that could not be decoded."""
-        while self._ahead:
-            yield self._ahead.pop(0)
+        ahead, self._ahead = self._ahead, []
+        yield from ahead
         yield from self._decoded
 
     def close(self) -> None:
-        """Release the file or connection."""
+        """Release the file or connection, and the decoder: generators that refer to this object would keep it alive."""
         self._container.close()
+        for name in ("_decoded", "_packets", "_stream", "_ahead"):
+            self.__dict__.pop(name, None)
 
     def _video_stream(self) -> Any:
         stream = self._container.streams.best("video")
@@ -112,7 +114,7 @@ class Decoder:
             if decoded is not None:
                 frame = decoded[0]
                 self._check_size(frame.width, frame.height)
-                lying = _turn(frame)[0]
+                lying = 45 < abs(frame.rotation) < 135
                 return (frame.height, frame.width) if lying else (frame.width, frame.height)
         because = f": {self.ended_badly}" if self.ended_badly else ""
         raise DatasetError(f"Video '{self._what}' holds no readable frame{because}. Replace it.")
@@ -167,6 +169,7 @@ class Converter:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._options = _one_thread(self._reformatter)
+        self._turns: dict[int, tuple[bool, bool, bool]] = {}
 
     def bgr(self, frame: av.VideoFrame) -> NDArray[np.uint8] | None:
         """A frame's pixels: uint8, shape (h, w, 3), upright, contiguous, writable; None if they cannot be converted."""
@@ -174,7 +177,11 @@ class Converter:
             picture: Any = self._reformatter.reformat(frame, format="bgr24", **self._options).to_ndarray()
         except (av.error.FFmpegError, ValueError):
             return None
-        return np.ascontiguousarray(_upright(picture, frame))
+        # Asking for side data ties the frame into a cycle, and its memory waits for the garbage collector: asked once.
+        turn = self._turns.get(frame.rotation)
+        if turn is None:
+            turn = self._turns[frame.rotation] = _turn(frame)
+        return np.ascontiguousarray(_upright(picture, turn))
 
 
 def _opened(access: Access) -> Any:
@@ -182,7 +189,7 @@ def _opened(access: Access) -> Any:
         return av.open(
             access.target,
             format=access.format,
-            options=access.av_options,
+            container_options=access.av_options,  # "options" crash PyAV 14 where a stream is found late
             metadata_errors="replace",
             timeout=(OPEN_SECONDS, READ_SECONDS) if access.network else None,
         )
@@ -254,8 +261,8 @@ def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return False, a < 0, d < 0
 
 
-def _upright(picture: Any, frame: av.VideoFrame) -> NDArray[np.uint8]:
-    exchanged, mirrored, upside_down = _turn(frame)
+def _upright(picture: Any, turn: tuple[bool, bool, bool]) -> NDArray[np.uint8]:
+    exchanged, mirrored, upside_down = turn
     if exchanged:
         picture = cv2.transpose(picture)
     if mirrored or upside_down:

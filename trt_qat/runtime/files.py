@@ -39,7 +39,7 @@ class Images:
         self.text = redacted(text)
         self.paths = tuple(paths)
         self.errors: list[tuple[str, str]] = []
-        self._single = single
+        self.single = single
         self._pace = Pace(every)
         self.announced = self._pace.announced(len(self.paths), None)
         self._closed = False
@@ -58,7 +58,7 @@ class Images:
             try:
                 image_bgr = read_image_bgr(path)
             except DatasetError as exc:
-                if self._single:
+                if self.single:
                     raise
                 self.errors.append((path.name, str(exc)))
                 continue

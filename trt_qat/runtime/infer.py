@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,40 +23,21 @@ from trt_qat.runtime.frames import Frame, Result, Source
 from trt_qat.runtime.overlap import overlapped
 from trt_qat.runtime.runner import Mode
 from trt_qat.runtime.selection import runtimes_for
-from trt_qat.runtime.sinks.choice import open_sinks
-from trt_qat.runtime.sinks.jsonl import record_of
+from trt_qat.runtime.sinks.choice import AnnotatedSink, Outputs, other_sinks, targets_of
+from trt_qat.runtime.sinks.jsonl import frame_record
+from trt_qat.runtime.sinks.show import ShowSink
+from trt_qat.runtime.sinks.sink import Sink
 from trt_qat.runtime.sources import open_sources, together
+from trt_qat.runtime.tracking import Tracker, detector_conf
+from trt_qat.vision.regions import parse_regions
 
 ENGINES = Path("engines")
 _LATENCIES = 1000  # of the last frames: a camera runs for days
 _SECONDS_PER_LINE = 10.0
 _SECONDS_PER_LOOK = 1.0
+_HELD = 16  # frames of a live source that may wait where throughput was asked for
 
 Group = TypeVar("Group")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What to write.
-
-    Args:
-        out: annotated file of one source, or a folder if it has no suffix; None is ``runs/infer``.
-        save: whether annotated images and videos are written.
-        jsonl, csv: a file of detections, "-" for standard output.
-        save_txt: folder for YOLO label files.
-        save_crops: folder for a picture of each detection.
-        show: whether a window shows the annotated frames.
-        results: whether :attr:`Inferred.results` keeps every frame's detections.
-    """
-
-    out: Path | None = None
-    save: bool = True
-    jsonl: Path | None = None
-    csv: Path | None = None
-    save_txt: Path | None = None
-    save_crops: Path | None = None
-    show: bool = False
-    results: bool = False
 
 
 class Inferred:
@@ -78,8 +58,15 @@ class Inferred:
         results: every frame as the object that ``--jsonl`` writes, where they were asked for.
     """
 
-    def __init__(self, sources: Sequence[Source], detector: Detector, mode: Mode, outputs: Outputs) -> None:
-        self._sources = sources
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        detector: Detector,
+        mode: Mode,
+        outputs: Outputs,
+        annotated: AnnotatedSink | None = None,
+    ) -> None:
+        self._sources, self._annotated = sources, annotated
         self._names = detector.names
         self.sources = [source.text for source in sources]
         self.runtime, self.device, self.reason = detector.runner.name, detector.runner.device, detector.reason
@@ -117,8 +104,9 @@ class Inferred:
 
     @property
     def errors(self) -> list[tuple[str, str]]:
-        """Name of each image that could not be read, and why."""
-        return [error for source in self._sources for error in source.errors]
+        """Name of each image that could not be read or written, and why."""
+        unwritten = self._annotated.errors if self._annotated is not None else []
+        return [*(error for source in self._sources for error in source.errors), *unwritten]
 
     @property
     def fps(self) -> float | None:
@@ -151,11 +139,22 @@ class Inferred:
         if result.counts:
             self.counts[result.frame.source] = result.counts
         if self.results is not None:
-            self.results.append(record_of(result, self._names))
+            self.results.append(frame_record(result, self._names))
 
     def stopped(self) -> None:
         """Nothing more is written."""
         self.seconds = 0.0 if self._begin is None else time.perf_counter() - self._begin
+
+    def lines(self) -> list[str]:
+        """What a user wants to read of it."""
+        median = "" if self.median_ms is None else f", median {self.median_ms:.1f} ms per frame"
+        fps = "" if self.fps is None else f", {self.fps:.1f} frames/s ({self.mode})"
+        lines = [self.reason, f"{self.frames} frames, {self.detections} detections{median}{fps}"]
+        for source, counts in self.counts.items():
+            of = f" ({source})" if len(self.sources) > 1 else ""
+            for name, numbers in counts.items():
+                lines.append(f"{name}: {', '.join(f'{count} {way}' for way, count in numbers.items())}{of}")
+        return [*lines, f"Written: {', '.join(self.written)}"] if self.written else lines
 
     def as_dict(self) -> dict[str, Any]:
         """The object that ``--json`` writes; boxes in pixels of the image."""
@@ -186,7 +185,7 @@ def infer(
     model: str | Path | None = None,
     section: InferSection | None = None,
     *,
-    outputs: Outputs = Outputs(),
+    outputs: Outputs | None = None,
     runtime: str = "auto",
     device: str = "auto",
     recursive: bool = False,
@@ -217,37 +216,74 @@ def infer(
         RunnerError, MissingDependency: the model cannot run on this runtime, or a package for it is missing.
     """
     section = (section or InferSection()).replace(**settings)
-    with ExitStack() as stack:
-        opened = open_sources(
-            [str(source) for source in sources],
-            recursive=recursive,
-            every=section.every,
-            max_fps=section.max_fps,
-            progress=progress,
-        )
-        stack.callback(_close, opened)
-        mode = mode_of(section.mode, opened)
-        model = model if model is not None else default_model()
-        size_wh = next((source.size_wh for source in opened if source.size_wh), None)
-        detector = stack.enter_context(
-            Detector(model, section, runtime=runtime, mode=mode, device=device, size_wh=size_wh)
-        )
-        done = Inferred(opened, detector, mode, outputs)
-        sinks = [stack.enter_context(sink) for sink in open_sinks(outputs, opened, detector.names, progress)]
-        annotator = Annotator(detector.names, any(sink.wants_picture for sink in sinks))
-        groups = done.starting(together(opened, _batch(section, detector, opened), progress))
-        found = done.found(detector.stream_groups(groups))
-        drawn = stack.enter_context(closing(overlapped(annotator, found, workers=1, waiting=2, name="draw")))
-        stack.callback(_close, opened)  # first of all on the way out, so that no stage waits for a frame
-        report = _Report(done, progress)
-        for group in drawn:
-            for result in group:
-                for sink in sinks:
-                    sink.write(result)
-                done.add(result)
-            report.tell()
+    outputs = outputs or Outputs()
+    regions = parse_regions(lines, zones)
+    track = track or bool(lines)
+    done: Inferred | None = None
+    try:
+        with ExitStack() as stack:
+            opened = open_sources(
+                [str(source) for source in sources],
+                recursive=recursive,
+                every=section.every,
+                max_fps=section.max_fps,
+                hold=_HELD if section.mode == "throughput" else 1,
+                progress=progress,
+            )
+            stack.callback(_close, opened)
+            targets = targets_of(opened, outputs.out) if outputs.save else {}
+            tracker = _tracker(section, opened) if track else None
+            detector = stack.enter_context(
+                Detector(
+                    model if model is not None else default_model(),
+                    section.replace(conf=detector_conf(section.conf)) if track else section,
+                    runtime=runtime,
+                    mode=mode_of(section.mode, opened),
+                    device=device,
+                    size_wh=next((source.size_wh for source in opened if source.size_wh), None),
+                )
+            )
+            batch = _batch(section, detector, opened)
+            sinks = [stack.enter_context(sink) for sink in other_sinks(outputs, detector.names)]
+            annotated = stack.enter_context(AnnotatedSink(opened, targets, progress)) if outputs.save else None
+            if annotated is not None:
+                sinks.append(annotated)
+            done = Inferred(opened, detector, mode_of(section.mode, opened), outputs, annotated)
+            done.written = [str(path) for path in (*targets.values(), *outputs.written)]
+            annotator = Annotator(detector.names, any(sink.wants_picture for sink in sinks), tracker, regions)
+            groups = done.starting(together(opened, batch, progress))
+            found = done.found(detector.stream_groups(groups))
+            results = stack.enter_context(closing(overlapped(annotator, found, workers=1, waiting=2, name="draw")))
+            stack.callback(_close, opened)  # first of all on the way out, so that no stage waits for a frame
+            _write_all(results, sinks, done, progress)
+    except BaseException as exc:
+        if done is not None and not isinstance(exc, Exception):  # Ctrl-C, which is how a camera is ended
+            done.stopped()
+            progress.note("\n".join(done.lines()))
+        raise
     done.stopped()
     return done
+
+
+def _write_all(results: Iterable[list[Result]], sinks: Sequence[Sink], done: Inferred, progress: Progress) -> None:
+    report = _Report(done, progress)
+    for group in results:
+        for result in group:
+            for sink in sinks:
+                sink.write(result)
+            done.add(result)
+        report.tell()
+        if any(isinstance(sink, ShowSink) and sink.ended for sink in sinks):
+            return
+
+
+def _tracker(section: InferSection, sources: Sequence[Source]) -> Tracker:
+    """One that knows how often frames of each source come."""
+    rates = {}
+    for source in sources:
+        fps = source.fps / section.every if source.fps else None
+        rates[source.text] = min(fps, section.max_fps) if fps and section.max_fps else fps
+    return Tracker(section.conf, rates)
 
 
 def mode_of(wanted: InferMode, sources: Sequence[Source]) -> Mode:

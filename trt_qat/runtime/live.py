@@ -55,7 +55,7 @@ class Live:
 
     Args:
         text: as it was given.
-        connect: opens it again.
+        connect: opens it again; it is given the number of the try, from 1.
         decoder: the first connection.
         pace: which frames are taken.
         hold: how many frames may wait at most. 1 gives the newest one only: the shortest delay. More give whoever
@@ -70,7 +70,7 @@ class Live:
     def __init__(
         self,
         text: str,
-        connect: Callable[[], Decoder],
+        connect: Callable[[int], Decoder],
         decoder: Decoder,
         pace: Pace,
         *,
@@ -211,7 +211,7 @@ class Live:
             wait = min(2 * wait, self._retry.longest_seconds)
             tries += 1
             try:
-                decoder = self._connect()
+                decoder = self._connect(tries)
             except DatasetError as exc:
                 if tries == self._retry.most:
                     self._give_up(f"given up after {_tries(tries)}, {_ago(lost)}: {exc}")

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +26,6 @@ from trt_qat.runtime.decode import Decoder
 from trt_qat.runtime.files import Images, Video, Waiting
 from trt_qat.runtime.frames import Frame
 from trt_qat.runtime.live import FOREVER, Live, Retry
-from trt_qat.runtime.outputs import Source as Source
-from trt_qat.runtime.outputs import find_source as find_source
-from trt_qat.runtime.outputs import target_of as target_of
 from trt_qat.runtime.pace import Pace
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
@@ -40,6 +37,7 @@ VIDEO_SUFFIXES = frozenset(
 )  # fmt: skip
 LIST_SUFFIX = ".txt"
 _CAMERA = re.compile(r"/dev/video(\d+)", re.ASCII)
+_TRIES_UNTIL_ANEW = 4  # what a camera sends may be set anew while it is away
 _AT_ONCE = 8  # connections that are opened at the same time
 
 Kind = Literal["images", "video", "stdin", "camera", "url"]
@@ -200,7 +198,12 @@ def _opened(
     decoder = Decoder(access, low_delay=True)
     if named.kind == "url" and _is_file(access, decoder):
         return Video(named.text, decoder, pace)
-    connect = functools.partial(Decoder, access, low_delay=True)
+
+    def connect(tries: int) -> Decoder:
+        """Take it for what it was, lest garbage at its beginning makes it look like something else; at times anew."""
+        known = access if tries % _TRIES_UNTIL_ANEW == 0 else replace(access, format=decoder.format)
+        return Decoder(known, low_delay=True)
+
     return Live(named.text, connect, decoder, pace, hold=hold, retry=retry, progress=progress)
 
 

@@ -28,7 +28,7 @@ from trt_qat.memory import check_memory
 from trt_qat.model.loading import raw_output
 from trt_qat.progress import Progress
 from trt_qat.targets.base import target_from_name
-from trt_qat.vision.size import ImageSize
+from trt_qat.vision.size import ImageSize, shown_size
 
 COUNT = 2
 LOGIT_LIMIT = 0.2
@@ -84,19 +84,27 @@ def check_computed_right(
                 f"{target.client} computes '{file.name}' to shape {found.shape}, the network to {expected.shape}. "
                 f"{_ADVICE}"
             )
-        off = difference(found, expected, model.imgsz)
+        imgsz = batch.shape[2], batch.shape[3]
+        off = difference(found, expected, imgsz)
         if off.is_fault:
             raise ExportError(
-                f"{target.client} computes '{file.name}' wrongly: class scores are off by {off.logits:.2f} of their "
-                f"spread (at most {LOGIT_LIMIT}), boxes by {off.boxes * max(model.imgsz):.1f} pixels (at most "
-                f"{BOX_LIMIT * max(model.imgsz):.1f}). {_ADVICE}"
+                f"{target.client} computes '{file.name}' wrongly at {shown_size(imgsz)}: class scores are off by "
+                f"{off.logits:.2f} of their spread (at most {LOGIT_LIMIT}), boxes by {off.boxes * max(imgsz):.1f} "
+                f"pixels (at most {BOX_LIMIT * max(imgsz):.1f}). {_ADVICE}"
             )
 
 
 def check_batches(model: Model, section: ExportSection, images: Sequence[Image] = ()) -> list[NDArray[np.float32]]:
-    """Two images as the file of ``section`` takes them: generated ones without any."""
+    """Two images as the file of ``section`` takes them: generated ones without any; at two sizes if it takes any."""
     chosen = list(images[:COUNT]) or generated_images(model.imgsz)
-    return _batches(network_batch(chosen, model.imgsz), section)
+    sizes = [model.imgsz, _other_size(model.imgsz)] if section.dynamic_size else [model.imgsz]
+    return [batch for size in sizes for batch in _batches(network_batch(chosen, size), section)]
+
+
+def _other_size(imgsz: ImageSize) -> ImageSize:
+    """Another height and another width, for a file that takes any."""
+    height, width = imgsz
+    return (width, height + 32) if (width, height + 32) != imgsz else (height + 32, width + 32)
 
 
 def difference(found: NDArray[np.float32], expected: NDArray[np.float32], imgsz: ImageSize) -> Difference:

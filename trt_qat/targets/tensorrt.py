@@ -31,9 +31,18 @@ def compute(file: Path, batches: Arrays) -> Arrays:
     differs = any(node.op_type == "NonMaxSuppression" for node in onnx.load(file).graph.node)
     if importlib.util.find_spec(MODULES["tensorrt-rtx"]) is not None and not differs:
         with tempfile.TemporaryDirectory() as folder:
-            build_engine(file, Path(folder) / "check.plan", EngineSection(flavor="tensorrt-rtx", timing_cache=""))
+            build_engine(file, Path(folder) / "check.plan", _section(batches))
     with OnnxRuntimeRunner(file, optimize=False) as runner:
         return [runner.infer(batch)[0] for batch in batches]
+
+
+def _section(batches: Arrays) -> EngineSection:
+    """With a profile for every size that is to be computed, where there is more than one."""
+    heights, widths = [batch.shape[2] for batch in batches], [batch.shape[3] for batch in batches]
+    section = EngineSection(flavor="tensorrt-rtx", timing_cache="")
+    if len({batch.shape[2:] for batch in batches}) == 1:
+        return section
+    return section.replace(min_size=(min(heights), min(widths)), max_size=(max(heights), max(widths)))
 
 
 TARGET = Target(

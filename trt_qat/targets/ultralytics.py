@@ -24,6 +24,11 @@ def write_engine(model: Model, out: Path, section: ExportSection, flavor: Flavor
     from trt_qat.engine.build import build_engine
     from trt_qat.engine.flavor import MODULES
 
+    if section.dynamic_size:
+        raise ConfigError(
+            "An engine needs the smallest and the largest size of its images. Export export.dynamic_size to *.onnx, "
+            "and build that with `trt-qat engine --set engine.min_size=[H,W] --set engine.max_size=[H,W]`."
+        )
     if section.dynamic_batch:
         raise ConfigError(
             "Ultralytics takes an engine with a dynamic batch for one of any height and width, and hands it images "

@@ -31,6 +31,7 @@ from trt_qat.model.device import CPU
 from trt_qat.progress import SILENT, Progress
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
+from trt_qat.vision.size import ImageSize
 
 _INTEGRATIONS = ("ultralytics.utils.callbacks.", "ultralytics.utils.events")
 
@@ -42,18 +43,25 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         progress: told after each batch.
         network: trained in place; its class count must equal the dataset's.
         dataset: trained on, and validated on its val split.
-        overrides: Ultralytics training arguments.
+        imgsz: height and width of the network's input, pixels.
+        overrides: Ultralytics training arguments; of ``imgsz`` it knows the longer side only.
     """
 
     stage = "training"
 
     def __init__(
-        self, network: DetectionModel, dataset: Dataset, overrides: Mapping[str, Any], progress: Progress = SILENT
+        self,
+        network: DetectionModel,
+        dataset: Dataset,
+        imgsz: ImageSize,
+        overrides: Mapping[str, Any],
+        progress: Progress = SILENT,
     ) -> None:
         self._dataset = dataset
+        self._imgsz = imgsz
         self._progress = progress
         self._batches_done = 0
-        super().__init__(overrides={"task": "detect", "mode": "train", **overrides})
+        super().__init__(overrides={"task": "detect", "mode": "train", **overrides, "imgsz": max(imgsz)})
         network.args = self.args  # where Ultralytics' criterion looks for the weights of its parts
         self.model = network  # a module instead of a name: setup_model() then looks for nothing
         self.add_callback("on_train_start", lambda _: tune_cpu())  # Ultralytics has set its own thread count by now
@@ -78,7 +86,9 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         if split.left_out and distributed.is_main():
             self._progress.note(f"{name}: {split.left_out}")
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return GivenDataset(split.images, self.args, self.data, augment=mode == "train", batch=batch, stride=stride)
+        return GivenDataset(
+            split.images, self._imgsz, self.args, self.data, augment=mode == "train", batch=batch, stride=stride
+        )
 
     @override
     def run_callbacks(self, event: str) -> None:
@@ -124,7 +134,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         """
         batch = self.preprocess_batch(next(iter(self.test_loader)))
         file = Path(batch["im_file"][0])
-        expected = network_input(read_image_bgr(file), (self.args.imgsz,) * 2)[0][0]
+        expected = network_input(read_image_bgr(file), self._imgsz)[0][0]
         found = batch["img"][0].float().cpu().numpy()
         if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3):
             raise ConsistencyError(
@@ -143,14 +153,11 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         )
 
 
-def common_overrides(
-    imgsz: int, out: Path, epochs: int, batch: int, seed: int, device: torch.device = CPU
-) -> dict[str, Any]:
+def common_overrides(out: Path, epochs: int, batch: int, seed: int, device: torch.device = CPU) -> dict[str, Any]:
     """Ultralytics arguments that FP32 training and QAT share."""
     return {
         "model": "yolov8n.yaml",  # a placeholder that Ultralytics insists on; the network is set right after
         "data": "given.yaml",
-        "imgsz": imgsz,
         "epochs": epochs,
         "batch": batch,
         "seed": seed,

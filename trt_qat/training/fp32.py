@@ -16,6 +16,7 @@ from trt_qat.model.device import CPU
 from trt_qat.model.loading import ARCHITECTURE_SUFFIXES, network_from_architecture
 from trt_qat.progress import SILENT, Progress
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
+from trt_qat.vision.size import shown_size
 
 
 def train_fp32(
@@ -28,20 +29,25 @@ def train_fp32(
 ) -> Path:
     """Train and return the path of the best Ultralytics checkpoint, ``out/weights/best.pt``.
 
+    The images are square, at the longer side of the model's input: Ultralytics makes its mosaics so.
+
     Args:
         model: where to start from; left as it is.
 
     Raises:
         ArtifactError: the weights have their BatchNorm folded.
     """
+    side = max(model.imgsz)
+    if min(model.imgsz) != side:
+        progress.note(f"FP32 training is at {side} pixels square; what follows it is at {shown_size(model.imgsz)}.")
     own = {"optimizer": section.optimizer, "lr0": section.lr0, "close_mosaic": min(10, section.epochs // 4)}
 
     def attempt(batch: int) -> Path:
         torch.manual_seed(section.seed)
         network = trainable_network(model, dataset.names)
-        overrides = common_overrides(max(model.imgsz), out, section.epochs, batch, section.seed, device) | own
+        overrides = common_overrides(out, section.epochs, batch, section.seed, device) | own
         with quiet_ultralytics():
-            trainer = DatasetTrainer(network, dataset, overrides, progress)
+            trainer = DatasetTrainer(network, dataset, (side, side), overrides, progress)
             trainer.train()
         return Path(trainer.best)
 

@@ -79,10 +79,10 @@ class QATTrainer(DatasetTrainer):
         self._out = out
         self.start_fitness = 0.0
         self._precision = Precision(section.amp, device)
-        overrides = _overrides(max(detector.imgsz), section, out, batch or section.batch, device)
+        overrides = _overrides(section, out, batch or section.batch, device)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
-        super().__init__(model.network, dataset, overrides, progress)
+        super().__init__(model.network, dataset, detector.imgsz, overrides, progress)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
         self.add_callback("on_train_epoch_start", QATTrainer._seed_epoch)
         self.add_callback("on_train_batch_start", QATTrainer._before_step)
@@ -280,8 +280,8 @@ def _move_(optimizer: Optimizer, groups: Sequence[ParamGroup]) -> None:
         optimizer.add_param_group({"params": list(group.params), "lr": group.lr, "weight_decay": group.weight_decay})
 
 
-def _overrides(imgsz: int, section: QatSection, out: Path, batch: int, device: torch.device) -> dict[str, Any]:
-    overrides = common_overrides(imgsz, out, section.epochs, batch, section.seed, device)
+def _overrides(section: QatSection, out: Path, batch: int, device: torch.device) -> dict[str, Any]:
+    overrides = common_overrides(out, section.epochs, batch, section.seed, device)
     # the images as calibration saw them, but for what the section asks for
     return overrides | {
         "optimizer": section.optimizer,

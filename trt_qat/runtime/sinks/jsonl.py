@@ -1,24 +1,56 @@
-"""One JSON object per frame and line; docs/infer.md has the schema."""
+"""``--jsonl``: one JSON object per frame and line. :class:`FrameRecord` is its schema."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Annotated, Any
 
-from trt_qat.errors import ArtifactError
+from pydantic import Field
+
+from trt_qat.reading import FileModel
+from trt_qat.redact import redacted
 from trt_qat.runtime.frames import Result
+from trt_qat.runtime.sinks.lines import LineFile
+from trt_qat.vision.detections import Detections
+
+_Count = Annotated[int, Field(ge=0)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class JsonLinesSink:
-    """A :class:`~trt_qat.runtime.sinks.sink.Sink`. Every line can be read as soon as it is written.
+class DetectionRecord(FileModel):
+    """One box. ``box_xyxy`` is left, top, right, bottom in pixels of the frame."""
+
+    class_id: _Count
+    name: str
+    score: _Fraction
+    box_xyxy: tuple[float, float, float, float]
+    track_id: int | None = Field(default=None, ge=1)
+
+
+class FrameRecord(FileModel):
+    """One line. ``seconds`` is null for images; ``image`` is there for them alone, ``counts`` where things are counted.
+
+    Read a file by ``FrameRecord.model_validate_json(line)``.
+    """
+
+    source: str
+    frame: _Count
+    seconds: float | None
+    image: str | None = None
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    detections: tuple[DetectionRecord, ...]
+    counts: dict[str, dict[str, _Count]] | None = None
+
+
+class JsonlSink:
+    """Writes a line per frame, at once.
 
     Args:
-        out: the file; "-" is standard output.
+        out: a file, or "-" for standard output.
         names: class id to name.
 
     Raises:
@@ -27,59 +59,56 @@ class JsonLinesSink:
 
     wants_picture = False
 
-    def __init__(self, out: Path, names: Mapping[int, str]) -> None:
-        self._out, self._names = out, names
-        self._opened = ExitStack()
-        self._lines = _opened(out, self._opened)
+    def __init__(self, out: Path | str, names: Mapping[int, str]) -> None:
+        self._names = names
+        self._lines = LineFile(out)
 
     def write(self, result: Result) -> None:
-        """See :meth:`Sink.write <trt_qat.runtime.sinks.sink.Sink.write>`."""
-        try:
-            self._lines.write(json.dumps(record_of(result, self._names), ensure_ascii=False) + "\n")
-            self._lines.flush()
-        except OSError as exc:
-            raise ArtifactError(f"Cannot write '{self._out}': {exc.strerror or exc}.") from exc
+        """See :class:`~trt_qat.runtime.sinks.sink.Sink`."""
+        self._lines.write(json.dumps(frame_record(result, self._names), ensure_ascii=False, allow_nan=False) + "\n")
 
-    def __enter__(self) -> JsonLinesSink:
+    def __enter__(self) -> JsonlSink:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._opened.close()
+        self._lines.__exit__(kind, value, trace)
 
 
-def record_of(result: Result, names: Mapping[int, str]) -> dict[str, Any]:
-    """The object of one frame; boxes in its pixels."""
-    frame, found = result.frame, result.detections
-    height, width = frame.image_bgr.shape[:2]
-    counts = {"counts": {name: dict(numbers) for name, numbers in result.counts.items()}} if result.counts else {}
-    tracks = found.track_ids
-    return {
-        "source": frame.source,
-        "frame": frame.number if frame.path is None else frame.path.name,
-        "seconds": None if frame.seconds is None else round(frame.seconds, 4),
-        "width": width,
-        "height": height,
-        "detections": [
-            {
-                "class_id": int(class_id),
-                "name": names.get(int(class_id), str(int(class_id))),
-                "score": round(float(found.scores[row]), 4),
-                "box_xyxy": [round(float(side), 1) for side in found.boxes_xyxy[row]],
-                **({} if tracks is None or tracks[row] < 0 else {"track_id": int(tracks[row])}),
-            }
-            for row, class_id in enumerate(found.class_ids)
-        ],
-        **counts,
+def frame_record(result: Result, names: Mapping[int, str]) -> dict[str, Any]:
+    """The JSON object of a frame, see :class:`FrameRecord`."""
+    frame = result.frame
+    record: dict[str, Any] = {
+        "source": redacted(frame.source),
+        "frame": frame.number,
+        "seconds": None if frame.seconds is None else round(frame.seconds, 6),
+        "width": frame.image_bgr.shape[1],
+        "height": frame.image_bgr.shape[0],
+        "detections": detection_records(result.detections, names),
     }
+    if frame.path is not None:
+        record["image"] = str(frame.path)
+    if result.counts:
+        record["counts"] = {name: dict(counts) for name, counts in result.counts.items()}
+    return record
 
 
-def _opened(out: Path, stack: ExitStack) -> TextIO:
-    if out == Path("-"):
-        return sys.stdout
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return stack.enter_context(out.open("w", encoding="utf-8", errors="backslashreplace"))
-    except OSError as exc:
-        raise ArtifactError(f"Cannot write '{out}': {exc.strerror or exc}. Choose another place.") from exc
+def detection_records(found: Detections, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The JSON objects of a frame's boxes, see :class:`DetectionRecord`; an open track has no id."""
+    records: list[dict[str, Any]] = [
+        {
+            "class_id": class_id,
+            "name": names.get(class_id, str(class_id)),
+            "score": round(score, 4),
+            "box_xyxy": [round(value, 1) for value in box],
+        }
+        for box, score, class_id in zip(
+            found.boxes_xyxy.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True
+        )
+    ]
+    if found.track_ids is not None:
+        for record, track_id in zip(records, found.track_ids.tolist(), strict=True):
+            if track_id >= 0:
+                record["track_id"] = track_id
+    return records

@@ -1,0 +1,86 @@
+"""A file that grows by whole lines and can be read while it grows (``tail -f``), or standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from trt_qat.artifacts import check_replaceable, writable_folder
+from trt_qat.errors import ArtifactError
+from trt_qat.reading import printable
+
+STDOUT = "-"
+
+
+class LineFile:
+    """Open from construction to the end of its ``with`` block; the file itself is begun with the first line.
+
+    Other files appear whole or not at all. This one is whole after each line, so that it stays as it is whatever
+    happens, and where the disk is full the line that had no room is taken away.
+
+    Args:
+        out: a file, or "-" for standard output.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+
+    def __init__(self, out: Path | str) -> None:
+        self._out = Path(out)
+        self._stream: BinaryIO | None = None
+        self._size = 0  # bytes of whole lines
+        if str(out) == STDOUT:
+            self._stream = sys.stdout.buffer
+            return
+        if self._out.is_dir():
+            raise ArtifactError(f"Cannot write '{out}': it is a folder. Give a file.")
+        check_replaceable(self._out)
+        writable_folder(self._out.parent)
+
+    def write(self, line: str) -> None:
+        """Append a line, which ends in a line feed, and let others see it.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
+        content = printable(line).encode()
+        try:
+            if self._stream is None:
+                self._stream = self._out.open("wb")
+            self._stream.write(content)
+            self._stream.flush()
+        except BrokenPipeError as exc:
+            # what is left in Python's buffer would be written, and fail, once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise ArtifactError(
+                "Standard output was closed by the program that read it. Nothing more is written."
+            ) from exc
+        except OSError as exc:
+            self._keep_whole_lines()
+            raise ArtifactError(
+                f"Cannot write '{self._out}': {exc.strerror or exc}. Whole lines up to here are kept. "
+                "Free some space or choose another place."
+            ) from exc
+        self._size += len(content)
+
+    def __enter__(self) -> LineFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None and self._stream is not sys.stdout.buffer:
+            with contextlib.suppress(OSError):  # said when it was written
+                self._stream.close()
+
+    def _keep_whole_lines(self) -> None:
+        if self._stream is None or self._stream is sys.stdout.buffer:
+            return
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        with contextlib.suppress(OSError):
+            os.truncate(self._out, self._size)
