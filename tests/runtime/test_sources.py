@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,10 @@ from clips import number_in, numbered, write_clip
 
 from trt_qat.errors import ConfigError, DatasetError
 from trt_qat.progress import Silent
-from trt_qat.runtime.files import Images
+from trt_qat.runtime.access import stream_access
+from trt_qat.runtime.decode import Decoder
+from trt_qat.runtime.files import Images, Video, Waiting
+from trt_qat.runtime.pace import Pace
 from trt_qat.runtime.sources import Named, name_sources, open_sources, together
 
 
@@ -195,8 +200,31 @@ def test_one_that_fails_later_is_noted_and_the_others_go_on() -> None:
         list(together(open_sources(["7.png"]), 2))
 
 
+def test_closing_ends_a_read_of_a_pipe_that_is_silent() -> None:
+    reading, writing = os.pipe()
+    content = write_clip(Path("x.mkv"), 100, codec="mjpeg", pixels="yuvj420p").read_bytes()[:-1000]
+    feeding = threading.Thread(target=os.write, args=(writing, content))
+    feeding.start()
+    stream = Waiting(reading)
+    source = Video("-", Decoder(stream_access("-", stream)), Pace(), stream)
+    threading.Timer(0.2, source.close).start()
+    begin = time.monotonic()
+    assert len(list(source.frames())) >= 1
+    assert 0.1 < time.monotonic() - begin < 2
+    feeding.join()
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_camera_that_is_not_there() -> None:
+    with pytest.raises(DatasetError, match=r"Source '/dev/video63' cannot be opened: No such file or directory\."):
+        open_sources(["63"])
+
+
 READ = """
 import sys
+import threading
+import time
 from clips import number_in
 from trt_qat.errors import DatasetError
 from trt_qat.runtime.sources import open_sources
