@@ -30,7 +30,7 @@ from trt_qat.limits import LISTED_FILES
 from trt_qat.redact import redacted, redacted_message
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.frames import Frame, Result
-from trt_qat.runtime.sinks.jsonl import record_of
+from trt_qat.runtime.sinks.jsonl import frame_record
 from trt_qat.runtime.sources import VIDEO_SUFFIXES, name_sources, open_sources
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
@@ -145,7 +145,7 @@ class Worker:
         rows: list[dict[str, Any]] = []
         frames = self._frames(files["file"], failed)
         for frame, found in detector.stream(frames, self._section.batch):
-            rows.append({**record_of(Result(frame, found), detector.names), "frame": frame.number})
+            rows.append({**frame_record(Result(frame, found), detector.names), "frame": frame.number})
             if len(rows) == _ROWS_AT_ONCE:
                 yield _table(rows)
                 rows = []
