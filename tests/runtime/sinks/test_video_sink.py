@@ -17,7 +17,7 @@ from tiny_onnx import Recorded
 
 from trt_qat.errors import ArtifactError
 from trt_qat.runtime.frames import Frame, Result
-from trt_qat.runtime.sinks import video
+from trt_qat.runtime.sinks import encoding
 from trt_qat.runtime.sinks.video import VideoSink
 from trt_qat.vision.detections import Detections
 
@@ -256,7 +256,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_another_encoder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_ENCODERS", ("lib_not_there", "h264_v4l2m2m", "mpeg4"))
+    monkeypatch.setattr(encoding, "ENCODERS", ("lib_not_there", "h264_v4l2m2m", "mpeg4"))
     progress = Recorded()
     with VideoSink(tmp_path / "x.mp4", 10, progress=progress) as sink:
         for picture in _noise(3):
