@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +43,8 @@ class FakeDriver:
 def test_names_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
     assert gpu.gpu_names() == ("NVIDIA GeForce RTX 4090", "NVIDIA Tesla T4")
-    assert gpu.compute_capability() == 89
+    assert gpu.compute_capability() == gpu.compute_capability(1) == 89
+    assert gpu.compute_capability(2) is None
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(attribute_status=1))
     assert gpu.compute_capability() is None
 
@@ -56,6 +59,26 @@ def test_no_driver_and_no_device_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(init_status=100))
     assert gpu.gpu_names() == ()
     assert gpu.compute_capability() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
+def test_clocks_come_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = ("clocks.sm", "clocks.max.sm")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.nvidia_smi(fields) == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\n[ "$*" = "--query-gpu=clocks.sm,clocks.max.sm --format=csv,noheader" ] || exit 6\n'
+        'echo "1980 MHz, 2100 MHz"\necho "210 MHz, 2100 MHz"\n'
+    )
+    tool.chmod(0o755)
+    assert gpu.nvidia_smi(fields) == [
+        {"clocks.sm": "1980 MHz", "clocks.max.sm": "2100 MHz"},
+        {"clocks.sm": "210 MHz", "clocks.max.sm": "2100 MHz"},
+    ]
+    assert gpu.nvidia_smi(["clocks.sm"]) == []  # what it refuses
+    tool.write_text("no program")
+    assert gpu.nvidia_smi(fields) == []
 
 
 def test_missing_tensorrt_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,10 @@ def test_the_same_result_whichever_way_it_comes(engine: EngineArtifact, monkeypa
     for name, outputs in ways.items():
         for ours, theirs in zip(outputs, expected, strict=True):
             for one, other in zip(ours, theirs, strict=True):
-                np.testing.assert_array_equal(one, other, err_msg=name)
+                if engine.flavor == "tensorrt":
+                    np.testing.assert_array_equal(one, other, err_msg=name)
+                else:  # it swaps kernels for a free shape while they run
+                    np.testing.assert_allclose(one, other, atol=5e-3, err_msg=name)
 
 
 def _fresh(runner: TensorRtRunner, batch: Batch) -> list[Batch]:

@@ -139,7 +139,7 @@ class PycudaDriver:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """See :class:`CudaDriver`."""
+        """See :class:`CudaDriver`. Undone in any case: pycuda aborts a process whose thread ends without."""
         with self._mapped("choice of the GPU"):
             self._context.push()
         try:

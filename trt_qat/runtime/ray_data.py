@@ -320,6 +320,7 @@ def _one_error() -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_options.actor_locality_enabled = False  # blocks are names of files: any machine is near
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield

@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX on the GPU: set_tensor_address and execute_async_v3, nothing older.
 
 Several requests share one engine, so that one computes while another is copied: TensorRT lets threads run contexts of
-one engine at once. Everything that holds GPU memory is released in the order requests, engine, runtime, CUDA context:
-each needs the ones after it.
+one engine at once, and contexts may share an optimization profile (always since TensorRT 10). Everything that holds GPU
+memory is released in the order requests, engine, runtime, CUDA context: each needs the ones after it.
 
 A plan that cannot run here is refused by what its side-car says, before TensorRT sees it. Code for the CPU that a plan
 may hold (``engine.version_compatible``) runs only where the user trusts it.
