@@ -117,6 +117,8 @@ def test_an_object_keeps_its_colour_and_leaves_its_way_behind() -> None:
     assert len(colours) == 1
     assert (drawn[2][110, 62:128] == drawn[2][120, 140]).all()  # from the centre of the first box to the third
     assert (drawn[2][210, 62:128] == 128).all()  # what is not yet tracked has none
+    painter.draw(image, _tracked((130, 100, 150, 120), ids=[-1]), source="a")
+    painter.draw(image, _tracked(ids=[]), source="a")
     other = painter.draw(image, _tracked((130, 100, 150, 120), ids=[7]), source="b")
     assert (other[110, 62:128] == 128).all()
 
