@@ -135,3 +135,14 @@ def test_lines_and_zones_are_drawn_with_their_counts() -> None:
     assert rows.max() < 40  # the digit alone, above the line's upper end
     assert columns.min() > 150
     assert (image == 128).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\nb", "\0", "\ud800", "\x1b[31m", "标志", "شارة", "🚦", "x" * 10_000, "\u202eabc"]
+)
+def test_any_name_is_drawn(name: str) -> None:
+    image = np.full((60, 80, 3), 128, np.uint8)
+    assert (annotate(image, _detections((10, 30, 40, 50)), {0: name}) != image).any()
+    assert (
+        Painter({}, parse_regions(["0,0.5,1,0.5"])).draw(image, _detections(), {"line 1": {name: 1}}) != image
+    ).any()

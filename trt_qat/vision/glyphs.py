@@ -22,10 +22,12 @@ def text_mask(text: str, size: int) -> NDArray[np.uint8]:
     """How much of each pixel the text covers, 0 to 255, shape (h, w); h depends on the size alone. Do not write to it.
 
     Args:
+        text: what cannot be printed of it, e.g. a line feed, is drawn as "?".
         size: of the font in pixels.
     """
     from PIL import Image, ImageDraw
 
+    text = "".join(character if character.isprintable() else "?" for character in text)
     font = _font(size)
     ascent, descent = font.getmetrics()
     canvas = Image.new("L", (max(1, round(font.getlength(text))), ascent + descent), 0)
