@@ -69,7 +69,7 @@ def test_cuda_errors_are_one_line(adapter: Any, library: Any) -> None:
     gpu = Gpu()
     driver: CudaDriver = adapter(library(gpu))
     gpu.failing = {"synchronize", "init", "cudaGetDevice"}
-    with pytest.raises(RunnerError, match="CUDA failed: initialisation: .*unspecified launch failure"):
+    with pytest.raises(RunnerError, match=r"^CUDA failed: initialisation: .*unspecified launch failure"):
         adapter(library(gpu))
     gpu.failing.remove("cudaGetDevice")
     with driver.current():

@@ -397,6 +397,18 @@ def test_failures_say_why(gpu: Gpu, plan: Path) -> None:
         _check(runner, _batch(1))
 
 
+@pytest.mark.parametrize("step", ["alloc", "host"])
+def test_a_batch_that_does_not_fit_leaves_room_for_a_smaller_one(gpu: Gpu, plan: Path, step: str) -> None:
+    with TensorRtRunner(plan) as runner:
+        _check(runner, _batch(1))
+        gpu.failing = {(step, 96)}
+        for _ in range(2):
+            with pytest.raises(NotEnoughMemory, match="allocation of 96 bytes"):
+                runner.infer(_batch(4))
+        for count in (2, 1, 1, 1, 2):
+            _check(runner, _batch(count))
+
+
 def test_no_gpu_and_missing_sidecar(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:
     monkeypatch.setattr(tensorrt, "gpu_names", tuple)
     with pytest.raises(RunnerError, match=r"No NVIDIA GPU found: .*--runtime openvino"):
