@@ -9,13 +9,11 @@ those spread is what chance does to one calibration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from trt_qat.api import export
@@ -23,6 +21,7 @@ from trt_qat.checkpoint import load
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.evaluation.accuracy import MatchedImage, match_images, mean_average_precision
+from trt_qat.evaluation.bootstrap import map_difference
 from trt_qat.runtime.openvino import OpenVinoRunner
 
 FP16_STEP = 2.0**-11  # half of the distance of two FP16 numbers, relative to them, at most
@@ -32,11 +31,6 @@ def per_image(file: Path, dataset: Dataset) -> list[MatchedImage]:
     """What decides mAP, for each image."""
     with OpenVinoRunner(file) as runner:
         return match_images(runner, dataset, EvaluationSection())[0]
-
-
-def map50_95(images: Sequence[MatchedImage], chosen: NDArray[np.int64]) -> float:
-    """mAP50-95 of some of the images, each as often as it is chosen."""
-    return mean_average_precision([images[i] for i in chosen])[0]
 
 
 def shifted(source: Path, out: Path, seed: int) -> Path:
@@ -66,17 +60,13 @@ def main(weights: Path, data: Path, resamples: int, shifts: int, out: Path) -> N
         for precision in ("int8+fp32", "int8+fp16")
     }
     measured = {name: per_image(file, dataset) for name, file in files.items()}
-    everything = np.arange(len(measured["int8+fp32"]))
-    whole = {name: 100 * map50_95(images, everything) for name, images in measured.items()}
-    random = np.random.default_rng(0)
-    chosen = [random.choice(everything, len(everything)) for _ in range(resamples)]
-    gaps = [100 * (map50_95(measured["int8+fp16"], c) - map50_95(measured["int8+fp32"], c)) for c in chosen]
-    low, high = np.percentile(gaps, [2.5, 97.5])
-    click.echo(f"{len(everything)} images: " + ", ".join(f"{name} {value:.2f}" for name, value in whole.items()))
-    gap = whole["int8+fp16"] - whole["int8+fp32"]
-    click.echo(f"fp16 - fp32: {gap:+.2f} points, 95 % of resamples {low:+.2f} to {high:+.2f}")
+    whole = {name: 100 * mean_average_precision(images)[0] for name, images in measured.items()}
+    images = len(measured["int8+fp32"])
+    click.echo(f"{images} images: " + ", ".join(f"{name} {value:.2f}" for name, value in whole.items()))
+    click.echo(f"fp16 - fp32: {map_difference(measured['int8+fp32'], measured['int8+fp16'], resamples)}")
     others = [
-        100 * map50_95(per_image(shifted(files["int8+fp32"], out / f"shifted{seed}.onnx", seed), dataset), everything)
+        100
+        * mean_average_precision(per_image(shifted(files["int8+fp32"], out / f"shifted{seed}.onnx", seed), dataset))[0]
         for seed in range(shifts)
     ]
     click.echo("scales shifted: " + ", ".join(f"{value:.2f}" for value in others) + f"; spread {np.ptp(others):.2f}")

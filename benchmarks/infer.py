@@ -329,6 +329,7 @@ def stages(model: str, clip: str, out: Path, sink: str) -> dict[str, Any]:
         timed("post-processing", lambda: [detections_from_output(o[0], section.conf, section.iou) for o in outputs])
         annotator = Annotator(detect.names, draw=True)
         pairs = list(zip(frames, detections, strict=True))
+        annotator([pairs[0]])  # imports what draws
         results = timed("drawing", lambda: [annotator([pair])[0] for pair in pairs])
     with VideoSink(out / "stages.mp4", 25.0) as writer:
         start = time.process_time()

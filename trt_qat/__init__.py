@@ -53,8 +53,10 @@ os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
 os.environ.setdefault("YOLO_VERBOSE", "false")
 
 # Nor may the runtimes report: `import onnxruntime` (which other packages do as well) writes a device id and a database
-# of events into the home folder; `import openvino` starts a process that reports, unless it finds no package to do so.
+# of events into the home folder; a Ray that is started here reports; `import openvino` starts a process that reports,
+# unless it finds no package to do so.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
 
 __version__ = "0.1.0"

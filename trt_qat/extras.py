@@ -19,6 +19,7 @@ EXTRA_OF: Final[Mapping[str, str]] = {
     "polygraphy": "gpu",  # in [train] too; where TensorRT came without it is the machine that runs the engine
     "trackers": "track",
     "ray": "ray",
+    "pyarrow": "ray",
     **dict.fromkeys(
         (
             "huggingface_hub",

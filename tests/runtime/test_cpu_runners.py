@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_onnx import NAMES, write_tiny_detector, write_unknown_operator
 from trt_qat.errors import ArtifactError, RunnerError
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
-from trt_qat.runtime.runner import Runner, class_names, image_size
+from trt_qat.runtime.runner import Mode, Runner, class_names, image_size
 
 OPENERS: list[Callable[[Path], Runner]] = [
     OpenVinoRunner,
@@ -85,6 +86,23 @@ def test_use_after_exit(tmp_path: Path, opener: Callable[[Path], Runner]) -> Non
         runner.infer(_batch())
     with pytest.raises(RunnerError, match="closed"), runner:
         pass
+
+
+@pytest.mark.parametrize("runner_class", [OpenVinoRunner, OnnxRuntimeRunner])
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_any_number_of_threads_may_call_at_once(
+    tmp_path: Path, runner_class: type[OpenVinoRunner | OnnxRuntimeRunner], mode: Mode
+) -> None:
+    batches = [np.random.default_rng(seed).random((1, 3, 64, 64), dtype=np.float32) for seed in range(24)]
+    with runner_class(write_tiny_detector(tmp_path / "tiny.onnx"), mode=mode) as runner, ThreadPoolExecutor(8) as pool:
+        assert (runner.parallel > 1) == (mode == "throughput")
+        alone = [runner.infer(batch)[0] for batch in batches]
+        for expected, (output,) in zip(alone, pool.map(runner.infer, batches), strict=True):
+            np.testing.assert_array_equal(output, expected)
+    with ThreadPoolExecutor(8) as pool:
+        for call in [pool.submit(runner.infer, batch) for batch in batches]:
+            with pytest.raises(RunnerError, match="the runner is closed"):
+                call.result(timeout=10)
 
 
 def test_broken_files(tmp_path: Path, opener: Callable[[Path], Runner]) -> None:

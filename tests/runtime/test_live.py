@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from clips import number_in, write_clip
-from stream_server import MULTIPART, Part, Stream, Ts, jpeg_part, paced, serving
+from stream_server import MULTIPART, Part, RtspServer, Stream, Ts, jpeg_part, paced, serving
 
 from trt_qat.errors import DatasetError
 from trt_qat.progress import Silent
@@ -201,6 +202,48 @@ def test_a_playlist_of_addresses_is_followed(tmp_path: Path) -> None:
         (source,) = open_sources([f"{address}/x.m3u8"])
         assert not source.live
         assert _said(list(source.frames())) == list(range(30))
+
+
+def test_rtsp_comes_back() -> None:
+    def frames(connection: int) -> list[int] | None:
+        return list(range(100 * connection, 100 * connection + 40)) if connection in (0, 2) else None
+
+    with RtspServer(frames) as server:
+        source = _open(server.url)
+        found = list(source.frames())
+    assert _said(found) == [*range(40), *range(200, 240)]
+    assert _rises(found)
+    assert (source.reconnects, source.broken, source.dropped) == (1, 0, 0)
+
+
+def test_udp() -> None:
+    ts = Ts()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    stopped = threading.Event()
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number in itertools.count():
+                packets = ts.frame(number)
+                for at in range(0, len(packets), 7 * 188):
+                    sender.sendto(packets[at : at + 7 * 188], ("127.0.0.1", port))
+                if stopped.wait(0.01):
+                    return
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        source = _open(f"udp://127.0.0.1:{port}")
+        said = _said(list(itertools.islice(source.frames(), 30)))
+        source.close()
+    finally:
+        stopped.set()
+        thread.join()
+    first = said[0]
+    assert first is not None
+    assert said == list(range(first, first + 30))
 
 
 def test_live_ones_and_files_together(tmp_path: Path) -> None:

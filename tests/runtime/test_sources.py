@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,10 @@ from clips import number_in, numbered, write_clip
 
 from trt_qat.errors import ConfigError, DatasetError
 from trt_qat.progress import Silent
-from trt_qat.runtime.files import Images
+from trt_qat.runtime.access import stream_access
+from trt_qat.runtime.decode import Decoder
+from trt_qat.runtime.files import Images, Video, Waiting
+from trt_qat.runtime.pace import Pace
 from trt_qat.runtime.sources import Named, name_sources, open_sources, together
 
 
@@ -195,8 +200,31 @@ def test_one_that_fails_later_is_noted_and_the_others_go_on() -> None:
         list(together(open_sources(["7.png"]), 2))
 
 
+def test_closing_ends_a_read_of_a_pipe_that_is_silent() -> None:
+    reading, writing = os.pipe()
+    content = write_clip(Path("x.mkv"), 100, codec="mjpeg", pixels="yuvj420p").read_bytes()[:-1000]
+    feeding = threading.Thread(target=os.write, args=(writing, content))
+    feeding.start()
+    stream = Waiting(reading)
+    source = Video("-", Decoder(stream_access("-", stream)), Pace(), stream)
+    threading.Timer(0.2, source.close).start()
+    begin = time.monotonic()
+    assert len(list(source.frames())) >= 1
+    assert 0.1 < time.monotonic() - begin < 2
+    feeding.join()
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_camera_that_is_not_there() -> None:
+    with pytest.raises(DatasetError, match=r"Source '/dev/video63' cannot be opened: No such file or directory\."):
+        open_sources(["63"])
+
+
 READ = """
 import sys
+import threading
+import time
 from clips import number_in
 from trt_qat.errors import DatasetError
 from trt_qat.runtime.sources import open_sources
@@ -212,19 +240,25 @@ except DatasetError as exc:
 def test_standard_input() -> None:
     written = [
         (write_clip(Path("x.mkv"), 12).read_bytes(), "False (128, 64) True 12"),
-        (write_clip(Path("x.ts"), 12).read_bytes(), "False (128, 64) True 12"),
-        (b"".join(cv2.imencode(".jpg", numbered(n))[1].tobytes() for n in range(12)), "False (128, 64) True 12"),
         (numbered(0).tobytes() * 12, "What came on standard input cannot be read: "),
-        (b"", "What came on standard input cannot be read: "),
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", READ], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False, env=environment
-        )
+        subprocess.Popen([sys.executable, "-c", READ], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         for _ in written
     ]
     for process, (content, said) in zip(running, written, strict=True):
         out, _ = process.communicate(content, timeout=60)
         assert out.decode().startswith(said)
         assert len(out.decode().splitlines()) == 1
+
+
+def test_streams_that_say_what_they_are() -> None:
+    jpegs = b"".join(cv2.imencode(".jpg", numbered(number))[1].tobytes() for number in range(12))
+    for content in (write_clip(Path("x.ts"), 12).read_bytes(), jpegs):
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        source = Video("-", Decoder(stream_access("-", Waiting(reading))), Pace())
+        assert [number_in(frame.image_bgr) for frame in source.frames()] == list(range(12))
+        os.close(reading)

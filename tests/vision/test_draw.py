@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from trt_qat.vision.detections import Detections
-from trt_qat.vision.draw import annotate
+from trt_qat.vision.draw import Painter, annotate
+from trt_qat.vision.glyphs import text_mask
+from trt_qat.vision.regions import parse_regions
 
 NAMES = {0: "no_entry", 1: "speed_limit"}
 
@@ -85,3 +87,49 @@ def test_boxes_that_are_none_are_drawn_without_a_word() -> None:
     boxes = np.array(extremes, dtype=np.float32)
     found = Detections(boxes, np.ones(3, np.float32), np.array([0, 10**18, -5]))
     assert annotate(np.zeros((20, 30, 3), np.uint8), found, {}).shape == (20, 30, 3)
+
+
+def test_names_show_in_their_own_letters() -> None:
+    """A font without a letter draws the same box for each that it lacks."""
+    letters = [text_mask(letter, 16).tobytes() for letter in "ẤấỀềữặđĐ\U0010ffff"]
+    assert len(set(letters)) == len(letters)
+    image = np.full((100, 300, 3), 128, np.uint8)
+    box = (20, 40, 60, 90)
+    assert (
+        annotate(image, _detections(box), {0: "Cấm đi ngược chiều"})
+        != annotate(image, _detections(box), {0: "Cam di nguoc chieu"})
+    ).any()
+
+
+def _tracked(*boxes: tuple[float, float, float, float], ids: list[int]) -> Detections:
+    found = _detections(*boxes)
+    return Detections(found.boxes_xyxy, found.scores, found.class_ids, np.array(ids, np.int64))
+
+
+def test_an_object_keeps_its_colour_and_leaves_its_way_behind() -> None:
+    painter = Painter(NAMES)
+    image = np.full((300, 300, 3), 128, np.uint8)
+    drawn = [
+        painter.draw(image, _tracked((x, 100, x + 20, 120), (x, 200, x + 20, 220), ids=[7, -1]), source="a")
+        for x in (50, 90, 130)
+    ]
+    colours = {tuple(picture[120, x + 10].tolist()) for picture, x in zip(drawn, (50, 90, 130), strict=True)}
+    assert len(colours) == 1
+    assert (drawn[2][110, 62:128] == drawn[2][120, 140]).all()  # from the centre of the first box to the third
+    assert (drawn[2][210, 62:128] == 128).all()  # what is not yet tracked has none
+    other = painter.draw(image, _tracked((130, 100, 150, 120), ids=[7]), source="b")
+    assert (other[110, 62:128] == 128).all()
+
+
+def test_lines_and_zones_are_drawn_with_their_counts() -> None:
+    image = np.full((200, 300, 3), 128, np.uint8)
+    painter = Painter(NAMES, parse_regions(["gate:0.5,0.2,0.5,0.9"], ["kerb:10,100,100,100,100,190,10,190"]))
+    counts = {"gate": {"in": 1, "out": 0}, "kerb": {"inside": 3}}
+    drawn = painter.draw(image, _detections(), counts)
+    assert (drawn[60:170, 150] != 128).any(axis=1).all()
+    assert (drawn[150, [10, 100]] != 128).any(axis=1).all()
+    counted = painter.draw(image, _detections(), {**counts, "gate": {"in": 2, "out": 0}})
+    rows, columns = np.nonzero((counted != drawn).any(axis=2))
+    assert rows.max() < 40  # the digit alone, above the line's upper end
+    assert columns.min() > 150
+    assert (image == 128).all()

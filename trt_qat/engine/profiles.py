@@ -75,8 +75,8 @@ def _sizes(
         for name, fixed, wanted in zip(("height", "width"), (height, width), size or (), strict=False):
             if fixed not in (_FREE, wanted):
                 raise ConfigError(
-                    f"engine.{key}={list(size or ())}: the {name} of '{onnx}' is fixed at {fixed}. Export it with a "
-                    "free height and width, or leave engine.min_size, opt_size and max_size empty."
+                    f"engine.{key}={list(size or ())}: the {name} of '{onnx}' is fixed at {fixed}. Export it with "
+                    "export.dynamic_size=true, or leave engine.min_size, opt_size and max_size empty."
                 )
     said = read_metadata(metadata, f"'{onnx}'")
     usual = section.opt_size or said.imgsz

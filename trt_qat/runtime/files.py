@@ -76,13 +76,14 @@ class Video:
         text: as it was given.
         decoder: opened; it is closed with the source.
         pace: which frames are taken.
+        stream: what the decoder reads, where that may wait without end.
     """
 
     live = False
     dropped = 0
     reconnects = 0
 
-    def __init__(self, text: str, decoder: Decoder, pace: Pace) -> None:
+    def __init__(self, text: str, decoder: Decoder, pace: Pace, stream: Waiting | None = None) -> None:
         self.text = redacted(text)
         self.fps: float | None = decoder.fps
         self.size_wh: tuple[int, int] | None = decoder.size_wh
@@ -91,6 +92,7 @@ class Video:
         self.errors: list[tuple[str, str]] = []
         self._decoder = decoder
         self._pace = pace
+        self._stream = stream
         self._clock = Clock(decoder.fps)
         self._converter = Converter()
         self._closed = threading.Event()
@@ -102,10 +104,14 @@ class Video:
         while (found := self._next(decoded)) is not None:
             yield found
         self.close()
+        if self._stream is not None and self._stream.interruption is not None:
+            raise self._stream.interruption
 
     def close(self) -> None:
         """See :class:`~trt_qat.runtime.frames.Source`."""
         self._closed.set()
+        if self._stream is not None:
+            self._stream.closed = True
         if self._reading.acquire(blocking=False):  # else whoever reads now closes it, as soon as the frame is there
             try:
                 self._decoder.close()
@@ -140,15 +146,25 @@ class Waiting:
 
     Args:
         descriptor: of a pipe or a file; it stays open.
+
+    Attributes:
+        closed: set it to end reading.
+        interruption: Ctrl-C while it waited. FFmpeg asks for the bytes, and no exception goes through it.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.closed = False
+        self.interruption: BaseException | None = None
 
     def read(self, most: int, /) -> bytes:
         """At most so many bytes, as soon as there are some; none at the end or once it is closed."""
-        while not self.closed:
-            if select.select([self._descriptor], [], [], _LOOK_SECONDS)[0]:
-                return os.read(self._descriptor, most)
+        try:
+            while not self.closed:
+                if select.select([self._descriptor], [], [], _LOOK_SECONDS)[0]:
+                    return os.read(self._descriptor, most)
+        except OSError:  # the descriptor was closed
+            self.closed = True
+        except BaseException as exc:  # noqa: BLE001 -- raised again by whoever reads the frames
+            self.closed, self.interruption = True, exc
         return b""

@@ -80,6 +80,8 @@ class OpenVinoRunner:
         check_batch(batch, self.input_shape, self.name)
         request = self._requests.get()  # a thread more than there are requests waits here
         try:
+            if request is None:
+                raise closed_error(self.name)
             # read where it stands; it stays untouched until the results are there
             results = request.infer([batch.astype(self._input_dtype, copy=False)], share_inputs=True)
             # a copy: OpenVINO writes the next result into the same memory
@@ -98,8 +100,12 @@ class OpenVinoRunner:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._compiled is None:
+            return
         self._compiled = None
-        self._requests = queue.SimpleQueue()
+        for _ in range(self.parallel):  # calls of other threads end first
+            self._requests.get()
+        self._requests.put(None)
 
 
 def _requests(compiled: Any, mode: Mode) -> int:

@@ -10,7 +10,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,6 @@ VIDEO_SUFFIXES = frozenset(
 LIST_SUFFIX = ".txt"
 _CAMERA = re.compile(r"/dev/video(\d+)", re.ASCII)
 _TRIES_UNTIL_ANEW = 4  # what a camera sends may be set anew while it is away
-_AT_ONCE = 8  # connections that are opened at the same time
 
 Kind = Literal["images", "video", "stdin", "camera", "url"]
 
@@ -104,14 +103,16 @@ def open_sources(
     Pace(every, max_fps)
     named = name_sources(texts, recursive=recursive)
     opened = functools.partial(_opened, every=every, max_fps=max_fps, hold=hold, retry=retry, progress=progress)
-    with ThreadPoolExecutor(_AT_ONCE) as threads:  # each of several cameras may take seconds to answer
-        waiting = [threads.submit(opened, one) for one in named]
-    errors = [exc for one in waiting if (exc := one.exception()) is not None]
+    waiting: list[Future[frames.Source]] = [Future() for _ in named]
+    for one, future in zip(named, waiting, strict=True):
+        # Each of several cameras may take seconds to answer. Nobody waits for these threads after Ctrl-C.
+        threading.Thread(target=_settle, args=(future, functools.partial(opened, one)), daemon=True).start()
+    errors = [exc for future in waiting if (exc := future.exception()) is not None]
     if not errors:
-        return [one.result() for one in waiting]
-    for one in waiting:
-        if one.exception() is None:
-            one.result().close()
+        return [future.result() for future in waiting]
+    for future in waiting:
+        if future.exception() is None:
+            future.result().close()
     raise errors[0]
 
 
@@ -182,6 +183,13 @@ def together(sources: Sequence[frames.Source], batch: int, progress: Progress = 
             source.close()
 
 
+def _settle(future: Future[frames.Source], opened: Callable[[], frames.Source]) -> None:
+    try:
+        future.set_result(opened())
+    except Exception as exc:  # noqa: BLE001 -- raised again by whoever waits
+        future.set_exception(exc)
+
+
 def _opened(
     named: Named, *, every: int, max_fps: float | None, hold: int, retry: Retry, progress: Progress
 ) -> frames.Source:
@@ -229,7 +237,7 @@ def _standard_input(pace: Pace) -> Video:
             f"What came on standard input cannot be read: {exc} Send a stream that says what it is (Matroska, MPEG-TS, "
             "MJPEG, YUV4MPEG), not raw pixels."
         ) from exc
-    return Video("-", decoder, pace)
+    return Video("-", decoder, pace, stream)
 
 
 def _named(text: str, recursive: bool) -> list[Named]:

@@ -92,12 +92,13 @@ class Painter:
         found = as_supervision(detections)
         found.xyxy = found.xyxy.round()
         colors = self._color_indices(detections)
+        found.class_id = colors  # supervision chooses a colour by it; its own argument for that fails before 0.27
         if detections.track_ids is not None:
             tracked = detections.track_ids >= 0
             # the width of the lines is that of the first image; a source seldom changes its size
             trace = self._traces.setdefault(source, _trace_annotator(pens.thickness))
-            trace.annotate(canvas, cast("sv.Detections", found[tracked]), custom_color_lookup=colors[tracked])
-        pens.boxes.annotate(canvas, found, custom_color_lookup=colors)
+            trace.annotate(canvas, cast("sv.Detections", found[tracked]))
+        pens.boxes.annotate(canvas, found)
         for place, (left, top, *_) in enumerate(found.xyxy.astype(int).tolist()):
             _draw_label(canvas, self._label(detections, place), (left, top), _color(int(colors[place])), pens.font_size)
         return canvas

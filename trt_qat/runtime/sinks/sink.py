@@ -12,7 +12,8 @@ class Sink(Protocol):
     """Open from construction to the end of its ``with`` block.
 
     Leaving it finishes the file: what was written so far is kept and can be read, after Ctrl-C and after another
-    stage's error, too. Only where nothing was written, or the sink itself failed, is nothing left behind.
+    stage's error, too. Only where nothing was written, or the sink itself failed, is nothing left behind; of a file of
+    lines (JSON, CSV) the whole ones are kept then, too.
 
     Attributes:
         wants_picture: whether it needs :attr:`Result.annotated_bgr`.
