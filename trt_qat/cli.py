@@ -22,8 +22,17 @@ import click
 
 from trt_qat import __version__, distributed
 from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
-from trt_qat.config import Config, ExportFormat, FlavorChoice, InferMode, Precision, SensitivityMetric, choices
-from trt_qat.errors import ArtifactError, TrtQatError
+from trt_qat.config import (
+    Config,
+    ExportFormat,
+    FlavorChoice,
+    InferMode,
+    InferSection,
+    Precision,
+    SensitivityMetric,
+    choices,
+)
+from trt_qat.errors import ArtifactError, ConfigError, TrtQatError
 from trt_qat.extras import extras_named
 from trt_qat.memory import MEMORY_RAN_OUT, is_out_of_memory
 from trt_qat.progress import Progress, Silent
@@ -625,6 +634,11 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
 @click.option("--max-fps", type=click.FloatRange(min=0, min_open=True), help="Same as --set infer.max_fps=...")
 @click.option("--mode", type=click.Choice(choices(InferMode)), help="Same as --set infer.mode=...")
 @click.option("--recursive", is_flag=True, help="Take a folder's sub-folders, too.")
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Share the files among the machines of a Ray cluster ('local' starts one here), Parquet into --out.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--runtime",
@@ -660,6 +674,9 @@ def infer(
     given["classes"] = _class_list(given["classes"])
     keys = ("conf", "iou", "classes", "batch", "every", "max_fps", "mode")
     section = config.infer.replace(**{key: given[key] for key in keys if given[key] is not None})
+    if given["ray"] is not None:
+        elsewhere = {**given, "track": track, "count-line": lines, "count-zone": zones}
+        return _infer_on_ray(sources, model, section, elsewhere, runtime=runtime, device=device, recursive=recursive)
     files = {key: given[key] for key in ("out", "jsonl", "csv", "save_txt", "save_crops", "show")}
     keep = click.get_current_context().params["json_file"] is not None
     outputs = Outputs(**files, save=not given["no_save"], results=keep)
@@ -888,6 +905,25 @@ def demo_clip(config: Config, frames: int, seed: int, out: Path) -> dict[str, st
         write_street_clip(out, frames, seed, bars)
     click.echo(f"Generated: {out}")
     return {"video": str(out)}
+
+
+def _infer_on_ray(
+    sources: tuple[str, ...], model: Path | None, section: InferSection, given: Mapping[str, Any], **where: Any
+) -> dict[str, Any]:
+    from trt_qat.runtime.infer import default_model
+    from trt_qat.runtime.ray_data import infer_on_ray
+
+    not_there = ("no_save", "jsonl", "csv", "save_txt", "save_crops", "show", "track", "count-line", "count-zone")
+    if unfit := [f"--{name.replace('_', '-')}" for name in not_there if given[name]]:
+        raise ConfigError(f"--ray writes Parquet and nothing else: leave {', '.join(unfit)} away.")
+    out = given["out"] or Path("runs/ray")
+    done = infer_on_ray(given["ray"], sources, out, model or default_model(), section, **where)
+    workers = f"{done.workers} worker{'s' if done.workers > 1 else ''}"
+    click.echo(f"{done.frames} frames of {done.files} files, {workers}\nWritten: {done.out}")
+    if done.failed:
+        _say_error(f"{done.failed} of {done.files} files left out; the first: {done.first_error}")
+        _exit_at_end(1)
+    return done.as_dict()
 
 
 def _demo_model() -> Path:

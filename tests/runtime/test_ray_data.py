@@ -15,8 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny_onnx import write_tiny_detector
 
+from trt_qat.cli import cli
 from trt_qat.config import InferSection
 from trt_qat.errors import ArtifactError, DatasetError, RunnerError
 from trt_qat.runtime import infer as job
@@ -90,7 +92,7 @@ def test_two_workers_find_what_one_process_finds(place: Path) -> None:
         assert len(alone) == len(found) == (30 if name == "clip.avi" else 1)
         assert [row["detections"] for row in found] == [row["detections"] for row in alone]
         assert [row["seconds"] for row in found] == [row["seconds"] for row in alone]
-        assert [row["frame"] for row in found] == list(range(len(found)))
+        assert [row["frame"] for row in found] == [row["frame"] for row in alone] == list(range(len(found)))
         assert all(row["detections"] for row in found)
     with pytest.raises(ArtifactError, match=r"holds .* of another run"):
         infer_on_ray("local", [str(place / "in")], str(place / "out"), place / "tiny.onnx")
@@ -151,6 +153,17 @@ def test_an_error_of_a_worker_is_that_of_the_run(place: Path) -> None:
     (place / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match=r"bad\.onnx' is not an ONNX file"):
         infer_on_ray("local", [str(place / "in")], str(place / "bad"), place / "bad.onnx", InferSection(conf=0.5))
+
+
+def test_the_command(place: Path) -> None:
+    words = ["infer", str(place / "in" / "*.png"), "--ray", "local", "--model", str(place / "tiny.onnx"), "--out"]
+    done = CliRunner().invoke(cli, [*words, str(place / "told")])
+    assert done.exit_code == 1, done.output
+    assert done.stdout == f"5 frames of 6 files, 1 worker\nWritten: {place / 'told'}\n"
+    assert done.stderr.startswith("Error: 1 of 6 files left out; the first: '")
+    assert len(_rows(place / "told")) == 6
+    refused = CliRunner().invoke(cli, [*words, str(place / "x"), "--save-txt", "labels", "--track"])
+    assert refused.stderr == "Error: --ray writes Parquet and nothing else: leave --save-txt, --track away.\n"
 
 
 def test_what_is_no_file_is_refused(place: Path) -> None:

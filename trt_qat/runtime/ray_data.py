@@ -70,7 +70,7 @@ class RayInferred:
 def infer_on_ray(
     address: str,
     sources: Sequence[str],
-    out: str,
+    out: str | Path,
     model: str | Path,
     section: InferSection | None = None,
     *,
@@ -106,6 +106,7 @@ def infer_on_ray(
         import ray
         import ray.data
     files = _files_of(sources, recursive)
+    out = _place(out)
     _check_out(out)
     with _cluster(address), _one_error():
         gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
@@ -145,7 +146,7 @@ class Worker:
         rows: list[dict[str, Any]] = []
         frames = self._frames(files["file"], failed)
         for frame, found in detector.stream(frames, self._section.batch):
-            rows.append({**frame_record(Result(frame, found), detector.names), "frame": frame.number})
+            rows.append(frame_record(Result(frame, found), detector.names))
             if len(rows) == _ROWS_AT_ONCE:
                 yield _table(rows)
                 rows = []
@@ -158,7 +159,7 @@ class Worker:
             try:
                 with _local(file) as path:
                     for frame in self._frames_of(path, shown):
-                        yield replace(frame, source=shown)
+                        yield replace(frame, source=shown, path=None)
             except DatasetError as exc:
                 failed.append({"source": shown, "error": str(exc)})
             except OSError as exc:  # a bucket's
@@ -256,6 +257,13 @@ def _local(file: str) -> Iterator[Path]:
         yield path
 
 
+def _place(out: str | Path) -> str:
+    """An address, or the absolute path of a folder on all machines. A path has made ``//`` to ``/``."""
+    scheme, mark, rest = str(out).partition(":/")
+    address = f"{scheme}://{rest.lstrip('/')}"
+    return address if mark and _in_store(address) else str(Path(out).absolute())
+
+
 def _check_out(out: str) -> None:
     """Refuse to mix results with others, which nobody could take apart again."""
     if not _in_store(out):
@@ -263,7 +271,7 @@ def _check_out(out: str) -> None:
     from pyarrow import fs
 
     try:
-        store, place = fs.FileSystem.from_uri(out if _in_store(out) else str(Path(out).absolute()))
+        store, place = fs.FileSystem.from_uri(out)
         entries = store.get_file_info(fs.FileSelector(place, allow_not_found=True))
     except (OSError, ValueError) as exc:
         raise ArtifactError(f"--out '{redacted(out)}' cannot be listed: {exc}.") from exc
@@ -312,6 +320,7 @@ def _one_error() -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_options.actor_locality_enabled = False  # blocks are names of files: any machine is near
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
@@ -329,7 +338,7 @@ def _counted(out: str) -> tuple[int, int, str | None]:
     """Rows with detections, rows with an error, and one of the errors."""
     from pyarrow import dataset
 
-    written = dataset.dataset(out if _in_store(out) else str(Path(out).absolute()), format="parquet")
+    written = dataset.dataset(out, format="parquet")
     bad = dataset.field("error").is_valid()
     failed = written.count_rows(filter=bad)
     first = written.head(1, columns=["source", "error"], filter=bad).to_pylist() if failed else []
