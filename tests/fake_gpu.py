@@ -138,23 +138,23 @@ class FakeCudart:
         self._devices: dict[int, int] = {}
 
     def _made(self, name: str, make: Callable[[], Any], *arguments: Any) -> tuple[int, Any]:
-        return (0, make()) if self._gpu.step(name, *arguments) else (2, None)
+        return (0, make()) if self._gpu.step(name, *arguments) else (2, None)  # cudaErrorMemoryAllocation
 
     def _removed(self, name: str, handle: int) -> tuple[int]:
         worked = self._gpu.step(name, handle)
         self._gpu.remove(handle)  # an error that a release reports is one of earlier work
-        return (0 if worked else 2,)
+        return (0 if worked else 719,)
 
     def cudaGetDevice(self) -> tuple[int, int]:  # noqa: N802
         worked = self._gpu.step("cudaGetDevice", current=False)
-        return (0, self._devices.get(threading.get_ident(), 0)) if worked else (2, 0)
+        return (0, self._devices.get(threading.get_ident(), 0)) if worked else (719, 0)
 
     def cudaSetDevice(self, index: int) -> tuple[int]:  # noqa: N802
         worked = self._gpu.step("cudaSetDevice", index, current=False)
         if worked:
             self._devices[threading.get_ident()] = index
             self._gpu.pushes[threading.get_ident()] = 1  # it stays so
-        return (0 if worked else 2,)
+        return (0 if worked else 719,)
 
     def cudaMalloc(self, nbytes: int) -> tuple[int, Any]:  # noqa: N802
         return self._made("alloc", lambda: self._gpu.memory(nbytes), nbytes)
@@ -177,7 +177,7 @@ class FakeCudart:
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
         worked = self._gpu.step("synchronize", stream)
         self._gpu.drain(stream)
-        return (0 if worked else 2,)
+        return (0 if worked else 719,)
 
     def cudaEventCreate(self) -> tuple[int, Any]:  # noqa: N802
         return self._made("event", lambda: self._gpu.add(Event()))
@@ -187,27 +187,27 @@ class FakeCudart:
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:  # noqa: N802
         if not self._gpu.step("record", event, stream):
-            return (2,)
+            return (719,)
         self._gpu.enqueue(stream, lambda: setattr(self._gpu.live[event], "at", self._gpu.now))
         return (0,)
 
     def cudaEventSynchronize(self, event: int) -> tuple[int]:  # noqa: N802
         worked = self._gpu.step("wait for event", event)
         _drain_all(self._gpu)
-        return (0 if worked else 2,)
+        return (0 if worked else 719,)
 
     def cudaEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:  # noqa: N802
         worked = self._gpu.step("elapsed", start, end)
-        return (0, self._gpu.live[end].at - self._gpu.live[start].at) if worked else (2, 0.0)
+        return (0, self._gpu.live[end].at - self._gpu.live[start].at) if worked else (719, 0.0)
 
     def cudaMemcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
         if not self._gpu.step({1: "to device", 2: "to host"}[kind], target, source, count, stream):
-            return (2,)
+            return (719,)
         self._gpu.copy(target, source, count, stream)
         return (0,)
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:  # noqa: N802
-        return 0, b"out of memory"
+        return 0, {2: b"out of memory", 719: b"unspecified launch failure"}[error]
 
 
 def _drain_all(gpu: Gpu) -> None:
@@ -229,9 +229,9 @@ class FakePycuda:
         self._gpu = gpu
         self.Device = self._device
 
-    def _checked(self, worked: bool) -> None:
+    def _checked(self, worked: bool, said: str = "unspecified launch failure") -> None:
         if not worked:
-            raise self.Error("out of memory")
+            raise self.Error(f"cuCall failed: {said}")
 
     def init(self) -> None:
         self._checked(self._gpu.step("init", current=False))
@@ -269,12 +269,12 @@ class FakePycuda:
         return _PycudaEvent(self)
 
     def mem_alloc(self, nbytes: int) -> Any:
-        self._checked(self._gpu.step("alloc", nbytes))
+        self._checked(self._gpu.step("alloc", nbytes), "out of memory")
         return _PycudaMemory(self, self._gpu.memory(nbytes), "free")
 
     def pagelocked_empty(self, shape: int, dtype: Any) -> Any:
         assert np.dtype(dtype) == np.uint8
-        self._checked(self._gpu.step("host", shape))
+        self._checked(self._gpu.step("host", shape), "out of memory")
         owner = _PycudaMemory(self, self._gpu.memory(shape), "free host")
 
         class Pagelocked(np.ndarray):

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -169,7 +169,8 @@ def _check_inputs_stay(json_file: Path | None, arguments: Mapping[str, Any]) -> 
     written = {"json": json_file, **{name: arguments.get(name) for name in ("out", "svg", "html", "jsonl", "csv")}}
     read = [value for name, value in arguments.items() if name not in written and isinstance(value, str | Path | tuple)]
     files = [Path(value) for entry in read for value in (entry if isinstance(entry, tuple) else (entry,))]
-    for option, out in written.items():
+    for option, given in written.items():
+        out = None if given is None else Path(given)
         if out is not None and os.path.realpath(out) == os.sep:
             raise ArtifactError(f"--{option} '{out}' is the root of the file system. Choose a place in it.")
         if out is not None and any(_is_same_file(out, file) for file in files):
@@ -612,7 +613,7 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
 @cli.command(context_settings=HELP)  # it is also called by itself: python -m trt_qat.infer
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--model", type=FILE, help="*.plan, *.onnx, *.engine or OpenVINO folder [default: newest in engines/].")
-@click.option("--out", type=FILE, help="Annotated file, or folder [default: runs/infer].")
+@click.option("--out", help="Annotated file, folder, or rtsp:// rtmp:// udp:// address [default: runs/infer].")
 @click.option("--no-save", is_flag=True, help="Write no annotated images and videos.")
 @click.option("--jsonl", type=FILE, help="One JSON object per frame; - is standard output (docs/infer.md).")
 @click.option("--csv", type=FILE, help="One row per detection; - is standard output.")
@@ -677,13 +678,20 @@ def infer(
     if given["ray"] is not None:
         elsewhere = {**given, "track": track, "count-line": lines, "count-zone": zones}
         return _infer_on_ray(sources, model, section, elsewhere, runtime=runtime, device=device, recursive=recursive)
-    files = {key: given[key] for key in ("out", "jsonl", "csv", "save_txt", "save_crops", "show")}
-    keep = click.get_current_context().params["json_file"] is not None
-    outputs = Outputs(**files, save=not given["no_save"], results=keep)
+    outputs = Outputs(
+        **_file_or_address(given["out"]),
+        jsonl=_file_or_stdout(given["jsonl"]),
+        csv=_file_or_stdout(given["csv"]),
+        save_txt=given["save_txt"],
+        save_crops=given["save_crops"],
+        show=given["show"],
+        save=not given["no_save"],
+        results=click.get_current_context().params["json_file"] is not None,
+    )
     name_sources(sources, recursive=recursive)  # a wrong SOURCE is said before the time that making a model takes
     if model is None and job.newest_model() is None:
         model = _demo_model()
-    on_stderr = Path("-") in (outputs.jsonl, outputs.csv)
+    on_stderr = Path("-") in (given["jsonl"], given["csv"])
     with _bars(on_stderr) as bars:
         done = job.infer(
             sources,
@@ -934,6 +942,19 @@ def _demo_model() -> Path:
     if done.returncode:
         raise ArtifactError("The demo model could not be made, see above. Give --model PATH.")
     return out
+
+
+def _file_or_stdout(path: Path | None) -> Path | BinaryIO | None:
+    return sys.stdout.buffer if path == Path("-") else path
+
+
+def _file_or_address(out: str | None) -> dict[str, Any]:
+    """``--out`` of `infer`: not a path until it is known to be none of an address, which a path would damage."""
+    if out is None:
+        return {}
+    from trt_qat.runtime.sinks.stream import is_stream
+
+    return {"address": out} if is_stream(out) else {"out": Path(out)}
 
 
 def _class_list(text: str | None) -> tuple[int | str, ...] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recording import Recording
 
 from trt_qat.engine.gpu import gpu_names
-from trt_qat.errors import ConfigError, RunnerError
+from trt_qat.errors import ConfigError, NotEnoughMemory, RunnerError
 from trt_qat.runtime.cuda_driver import CudaDriver, CudaPythonDriver, PycudaDriver
 from trt_qat.runtime.cuda_graph import open_graphs
 
@@ -119,7 +119,7 @@ def test_other_threads_use_the_gpu_at_the_same_time(cuda: CudaDriver) -> None:
 
 
 def test_more_than_there_is_gets_one_line(cuda: CudaDriver) -> None:
-    with pytest.raises(RunnerError) as refused:
+    with pytest.raises(NotEnoughMemory) as refused:
         cuda.alloc(1 << 50)
     assert "\n" not in str(refused.value)
     cuda.free(cuda.alloc(1024))  # it goes on working

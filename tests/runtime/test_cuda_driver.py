@@ -69,12 +69,12 @@ def test_cuda_errors_are_one_line(adapter: Any, library: Any) -> None:
     gpu = Gpu()
     driver: CudaDriver = adapter(library(gpu))
     gpu.failing = {"synchronize", "init", "cudaGetDevice"}
-    with pytest.raises(RunnerError, match="CUDA failed: initialisation: out of memory"):
+    with pytest.raises(RunnerError, match=r"^CUDA failed: initialisation: .*unspecified launch failure"):
         adapter(library(gpu))
     gpu.failing.remove("cudaGetDevice")
     with driver.current():
         stream = driver.new_stream()
-        with pytest.raises(RunnerError, match=r"^CUDA failed: inference: out of memory\.$"):
+        with pytest.raises(RunnerError, match=r"^CUDA failed: inference: [^\n]*unspecified launch failure\.$"):
             driver.synchronize(stream)
         driver.drop_stream(stream)
     driver.close()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from fake_gpu import COMPUTE_MS, COPY_MS, Gpu, install
 
-from trt_qat.errors import ArtifactError, RunnerError
+from trt_qat.errors import ArtifactError, NotEnoughMemory, RunnerError
 from trt_qat.runtime import cuda_graph, tensorrt
 from trt_qat.runtime.tensorrt import REQUESTS, TensorRtRunner
 
@@ -231,7 +231,7 @@ def test_closing_waits_for_what_is_on_its_way(gpu: Gpu, plan: Path) -> None:
 def _outcome(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except RunnerError as exc:
+    except (NotEnoughMemory, RunnerError) as exc:
         return exc
 
 
@@ -342,7 +342,7 @@ def _life(plan: Path, gpu: Gpu) -> None:
         for count in (1, 1, 1, 2):  # warmed up, recorded, launched; other memory
             try:
                 _check(runner, _batch(count))
-            except RunnerError as exc:
+            except (NotEnoughMemory, RunnerError) as exc:
                 assert "\n" not in str(exc)  # noqa: PT017
                 _check(runner, _batch(count))  # it goes on working
         for copies in (True, False):
@@ -385,13 +385,28 @@ def test_failures_say_why(gpu: Gpu, plan: Path) -> None:
         TensorRtRunner(plan)
     gpu.failing = {"alloc"}
     with TensorRtRunner(plan) as runner:
-        with pytest.raises(RunnerError, match="CUDA failed: allocation of 24 bytes: out of memory"):
+        with pytest.raises(
+            NotEnoughMemory, match=r"allocation of 24 bytes: .*out of memory\. Lower the batch"
+        ) as refused:
             runner.infer(_batch(1))
+        assert "\n" not in str(refused.value)
         gpu.failing = {"execute"}
         with pytest.raises(RunnerError, match="failed to run the engine"):
             runner.infer(_batch(1))
         gpu.failing = set()
         _check(runner, _batch(1))
+
+
+@pytest.mark.parametrize("step", ["alloc", "host"])
+def test_a_batch_that_does_not_fit_leaves_room_for_a_smaller_one(gpu: Gpu, plan: Path, step: str) -> None:
+    with TensorRtRunner(plan) as runner:
+        _check(runner, _batch(1))
+        gpu.failing = {(step, 96)}
+        for _ in range(2):
+            with pytest.raises(NotEnoughMemory, match="allocation of 96 bytes"):
+                runner.infer(_batch(4))
+        for count in (2, 1, 1, 1, 2):
+            _check(runner, _batch(count))
 
 
 def test_no_gpu_and_missing_sidecar(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:

@@ -117,6 +117,8 @@ def test_an_object_keeps_its_colour_and_leaves_its_way_behind() -> None:
     assert len(colours) == 1
     assert (drawn[2][110, 62:128] == drawn[2][120, 140]).all()  # from the centre of the first box to the third
     assert (drawn[2][210, 62:128] == 128).all()  # what is not yet tracked has none
+    painter.draw(image, _tracked((130, 100, 150, 120), ids=[-1]), source="a")
+    painter.draw(image, _tracked(ids=[]), source="a")
     other = painter.draw(image, _tracked((130, 100, 150, 120), ids=[7]), source="b")
     assert (other[110, 62:128] == 128).all()
 
@@ -133,3 +135,14 @@ def test_lines_and_zones_are_drawn_with_their_counts() -> None:
     assert rows.max() < 40  # the digit alone, above the line's upper end
     assert columns.min() > 150
     assert (image == 128).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\nb", "\0", "\ud800", "\x1b[31m", "标志", "شارة", "🚦", "x" * 10_000, "\u202eabc"]
+)
+def test_any_name_is_drawn(name: str) -> None:
+    image = np.full((60, 80, 3), 128, np.uint8)
+    assert (annotate(image, _detections((10, 30, 40, 50)), {0: name}) != image).any()
+    assert (
+        Painter({}, parse_regions(["0,0.5,1,0.5"])).draw(image, _detections(), {"line 1": {name: 1}}) != image
+    ).any()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.errors import MissingDependency, RunnerError
+from trt_qat.errors import MissingDependency, NotEnoughMemory, RunnerError
 from trt_qat.extras import install_hint
 
 _NON_BLOCKING = 1
@@ -32,7 +32,8 @@ class CudaDriver(Protocol):
 
     Every method but :meth:`close` is called inside ``with current():``, by any thread; a stream and what runs on it by
     one thread at a time. Copies only enqueue: their host memory comes from :meth:`host_bytes` and stays untouched until
-    :meth:`synchronize`. Every method raises RunnerError where CUDA fails.
+    :meth:`synchronize`. Every method raises RunnerError where CUDA fails; those that give memory raise NotEnoughMemory
+    where there is none left.
     """
 
     def current(self) -> AbstractContextManager[None]:
@@ -230,7 +231,7 @@ class PycudaDriver:
         try:
             yield
         except self._driver.Error as exc:
-            raise RunnerError(f"CUDA failed: {what}: {' '.join(str(exc).split())}.") from exc
+            raise _failure(what, " ".join(str(exc).split())) from exc
 
 
 class CudaPythonDriver:
@@ -318,5 +319,11 @@ class CudaPythonDriver:
         error, *values = result
         if error != self._cudart.cudaError_t.cudaSuccess:
             _, text = self._cudart.cudaGetErrorString(error)
-            raise RunnerError(f"CUDA failed: {what}: {text.decode()}.")
+            raise _failure(what, text.decode())
         return values[0] if values else None
+
+
+def _failure(what: str, said: str) -> RunnerError | NotEnoughMemory:
+    if "allocation" in what and "out of memory" in said:  # what opens a GPU does not take less with a smaller batch
+        return NotEnoughMemory(f"CUDA failed: {what}: {said}. Lower the batch or model.imgsz.")
+    return RunnerError(f"CUDA failed: {what}: {said}.")

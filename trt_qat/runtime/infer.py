@@ -231,7 +231,7 @@ def infer(
                 progress=progress,
             )
             stack.callback(_close, opened)
-            targets = targets_of(opened, outputs.out) if outputs.save else {}
+            targets = targets_of(opened, outputs.out) if outputs.save and outputs.address is None else {}
             tracker = _tracker(section, opened) if track else None
             detector = stack.enter_context(
                 Detector(
@@ -244,8 +244,8 @@ def infer(
                 )
             )
             batch = _batch(section, detector, opened)
-            sinks = [stack.enter_context(sink) for sink in other_sinks(outputs, detector.names)]
-            annotated = stack.enter_context(AnnotatedSink(opened, targets, progress)) if outputs.save else None
+            sinks = [stack.enter_context(sink) for sink in other_sinks(outputs, opened, detector.names, progress)]
+            annotated = stack.enter_context(AnnotatedSink(opened, targets, progress)) if targets else None
             if annotated is not None:
                 sinks.append(annotated)
             done = Inferred(opened, detector, mode_of(section.mode, opened), outputs, annotated)

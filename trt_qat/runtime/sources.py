@@ -309,11 +309,14 @@ def _in_folder(text: str, folder: Path, recursive: bool) -> list[Named]:
 
 def _by_pattern(pattern: str) -> list[Named]:
     found = []
-    for name in glob.iglob(pattern, recursive=True):  # noqa: PTH207 -- from the root, too
-        path = Path(name)
-        if _kind_of_file(path) is not None and not path.is_dir():
-            found.append(path)
-            LISTED_FILES.check(len(found), f"Pattern '{pattern}'", DatasetError)
+    try:
+        for name in glob.iglob(pattern, recursive=True):  # noqa: PTH207 -- from the root, too
+            path = Path(name)
+            if _kind_of_file(path) is not None and not path.is_dir():
+                found.append(path)
+                LISTED_FILES.check(len(found), f"Pattern '{redacted(pattern)}'", DatasetError)
+    except (OSError, ValueError):  # no name can be like that: a NUL, half of a character
+        found = []
     if not found:
         raise DatasetError(f"Pattern '{redacted(pattern)}' fits no image and no video.")
     return _several(pattern, sorted(found))

@@ -1,7 +1,7 @@
 """The bridge to supervision, which draws, counts and tracks: our detections as its own.
 
-Importing it takes most of a second (scipy and matplotlib come along, whichever part is wanted), so that it is imported
-inside the functions that need it.
+Importing it takes half a second to a whole one, whichever part is wanted (its package imports them all, and scipy), so
+that it is imported inside the functions that need it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FARTHEST = 1 << 20  # pixels; OpenCV draws with 32-bit coordinates
 
 
 def as_supervision(detections: Detections) -> sv.Detections:
-    """The same detections, boxes rounded to whole pixels apart: NaN is 0, what lies endlessly far comes nearer.
+    """The same detections, but that NaN is 0 and what lies endlessly far comes nearer.
 
     ``data["index"]`` is each one's place in ``detections``: what supervision gives back may be in another order.
     """

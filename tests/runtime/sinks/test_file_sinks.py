@@ -11,6 +11,7 @@ import pytest
 
 from trt_qat.errors import ArtifactError, MissingDependency
 from trt_qat.runtime.frames import Frame, Result
+from trt_qat.runtime.sinks import show
 from trt_qat.runtime.sinks.crops import CropsSink
 from trt_qat.runtime.sinks.images import ImagesSink
 from trt_qat.runtime.sinks.naming import FrameNames, UniqueNames, safe_name, source_name
@@ -183,3 +184,22 @@ def test_a_window_without_a_display_is_one_line(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(MissingDependency, match="--show cannot open a window"):
         ShowSink()
+
+
+def test_a_window_ends_by_its_keys_and_its_button(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV's window functions are recorded here: there is no display where this runs."""
+    shown: list[str] = []
+    keys = {ord("q"): True, 27: True, ord("x"): False, -1: False}
+    monkeypatch.setattr(show, "_check_display", lambda: None)
+    for name in ("namedWindow", "imshow", "destroyAllWindows"):
+        monkeypatch.setattr(cv2, name, lambda *_, name=name: shown.append(name))
+    for visible in (1.0, 0.0):
+        monkeypatch.setattr(cv2, "getWindowProperty", lambda *_, visible=visible: visible)
+        for key, ends in keys.items():
+            monkeypatch.setattr(cv2, "waitKey", lambda _, key=key: key)
+            shown.clear()
+            with ShowSink() as sink:
+                sink.write(_result(Frame(PICTURE, "camera", 0, 0.0)))
+                assert sink.ended == (ends or not visible)
+                sink.write(_result(Frame(PICTURE, "camera", 1, 0.1)))
+            assert shown == ["namedWindow", *["imshow"] * (1 if sink.ended else 2), "destroyAllWindows"]

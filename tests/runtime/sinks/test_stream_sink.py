@@ -49,7 +49,7 @@ class _Receiver(threading.Thread):
 def test_frames_arrive_elsewhere(protocol: str) -> None:
     if protocol == "udp":
         address = f"udp://127.0.0.1:{_free_port(socket.SOCK_DGRAM)}"
-        receiver = _Receiver(f"{address}?timeout=400000", {})
+        receiver = _Receiver(f"{address}?timeout=300000", {"analyzeduration": "200000"})
     else:
         address = f"rtsp://127.0.0.1:{_free_port(socket.SOCK_STREAM)}/x"
         receiver = _Receiver(address, {"rtsp_flags": "listen", "listen_timeout": "10"})

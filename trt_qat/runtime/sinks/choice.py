@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import TracebackType
+from typing import BinaryIO
 
 from trt_qat.errors import ArtifactError
 from trt_qat.progress import SILENT, Progress
+from trt_qat.redact import redacted
 from trt_qat.runtime.files import Images
 from trt_qat.runtime.frames import Result, Source
 from trt_qat.runtime.sinks.crops import CropsSink
@@ -20,6 +22,7 @@ from trt_qat.runtime.sinks.jsonl import JsonlSink
 from trt_qat.runtime.sinks.naming import UniqueNames, source_name
 from trt_qat.runtime.sinks.show import ShowSink
 from trt_qat.runtime.sinks.sink import Sink
+from trt_qat.runtime.sinks.stream import StreamSink
 from trt_qat.runtime.sinks.video import VIDEO_OUT_SUFFIXES, VideoSink, check_video_name
 from trt_qat.runtime.sinks.yolo_txt import YoloTxtSink
 from trt_qat.vision.image import IMAGE_SUFFIXES
@@ -34,7 +37,8 @@ class Outputs:
     Args:
         out: the annotated file of one image or video, or a folder; None is ``runs/infer``.
         save: whether annotated images and videos are written.
-        jsonl, csv: a file of detections, "-" for standard output.
+        address: where the annotated frames of one source are sent to, see :class:`StreamSink`; None is nowhere.
+        jsonl, csv: a file of detections, or an open binary stream.
         save_txt: folder for YOLO label files.
         save_crops: folder for a picture of each detection.
         show: whether a window shows the annotated frames.
@@ -43,8 +47,9 @@ class Outputs:
 
     out: Path | None = None
     save: bool = True
-    jsonl: Path | None = None
-    csv: Path | None = None
+    address: str | None = None
+    jsonl: Path | BinaryIO | None = None
+    csv: Path | BinaryIO | None = None
     save_txt: Path | None = None
     save_crops: Path | None = None
     show: bool = False
@@ -54,7 +59,7 @@ class Outputs:
     def written(self) -> list[Path]:
         """The files and folders that were asked for by name."""
         named = (self.jsonl, self.csv, self.save_txt, self.save_crops)
-        return [path for path in named if path is not None and path != Path("-")]
+        return [path for path in named if isinstance(path, Path)]
 
 
 class AnnotatedSink:
@@ -92,14 +97,20 @@ class AnnotatedSink:
         self._opened.close()
 
 
-def other_sinks(outputs: Outputs, names: Mapping[int, str]) -> list[Sink]:
-    """What is written beside the annotated pictures.
+def other_sinks(
+    outputs: Outputs, sources: Sequence[Source], names: Mapping[int, str], progress: Progress = SILENT
+) -> list[Sink]:
+    """What is written beside annotated files.
 
     Raises:
         ArtifactError: it cannot be written.
         MissingDependency: no window can be opened.
     """
     sinks: list[Sink] = []
+    if outputs.address is not None:
+        if len(sources) > 1 or isinstance(sources[0], Images):
+            raise ArtifactError(f"--out '{redacted(outputs.address)}' takes the frames of one video, camera or stream.")
+        sinks.append(StreamSink(outputs.address, sources[0].fps, progress))
     if outputs.show:
         sinks.append(ShowSink())
     if outputs.jsonl is not None:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from trt_qat.runtime.frames import Result
 from trt_qat.runtime.sinks.jsonl import frame_record
@@ -21,7 +22,7 @@ class CsvSink:
     """Writes the rows of a frame at once; a frame without detections has none.
 
     Args:
-        out: a file, or "-" for standard output.
+        out: a file, or a binary stream, e.g. of standard output, which stays the caller's.
         names: class id to name.
 
     Raises:
@@ -30,7 +31,7 @@ class CsvSink:
 
     wants_picture = False
 
-    def __init__(self, out: Path | str, names: Mapping[int, str]) -> None:
+    def __init__(self, out: Path | BinaryIO, names: Mapping[int, str]) -> None:
         self._names = names
         self._lines = LineFile(out)
         self._begun = False

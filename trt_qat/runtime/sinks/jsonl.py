@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import Field
 
@@ -50,7 +50,7 @@ class JsonlSink:
     """Writes a line per frame, at once.
 
     Args:
-        out: a file, or "-" for standard output.
+        out: a file, or a binary stream, e.g. of standard output, which stays the caller's.
         names: class id to name.
 
     Raises:
@@ -59,7 +59,7 @@ class JsonlSink:
 
     wants_picture = False
 
-    def __init__(self, out: Path | str, names: Mapping[int, str]) -> None:
+    def __init__(self, out: Path | BinaryIO, names: Mapping[int, str]) -> None:
         self._names = names
         self._lines = LineFile(out)
 
