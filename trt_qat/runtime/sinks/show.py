@@ -62,6 +62,6 @@ def _check_display() -> None:
         failed = True
     if failed:
         raise MissingDependency(
-            "--show cannot open a window: there is no display here, or OpenCV is the headless one (then: pip uninstall "
-            "opencv-python-headless, pip install opencv-python). Leave --show out and watch the file of --out."
+            "--show cannot open a window: there is no display here, or OpenCV is the headless one (then: pip install "
+            "--force-reinstall --no-deps opencv-python). Leave --show out and watch the file of --out."
         )
