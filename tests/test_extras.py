@@ -206,8 +206,14 @@ SAYS = {
     "engine": ("tiny.onnx", "--out", "tiny.plan"),
     "deploy": ("--target", "deepstream", "--model", "tiny.onnx", "deepstream"),  # it rewrites the graph's output
     "infer": ("one.png", "--model", "tiny.onnx", "--runtime", "onnxruntime"),
+    "infer --ray local": ("one.png", "--model", "tiny.onnx"),
+    "infer --track": ("one.png", "--model", "tiny.onnx"),
 }
-EXPECTED = {"infer": r"Error: Runtime 'onnxruntime' .*: pip install 'trt_qat\[onnxruntime\]'\.\n"}
+EXPECTED = {
+    "infer": r"Error: Runtime 'onnxruntime' .*: pip install 'trt_qat\[onnxruntime\]'\.\n",
+    "infer --ray local": r"Error: .* 'ray', .*: pip install 'trt_qat\[ray\]'\.\n",
+    "infer --track": r"Error: .* 'trackers': pip install 'trt_qat\[track\]'\.\n",
+}
 DO = {
     "infer": ("one.png", "--model", "tiny.onnx", "--no-save", "--jsonl", "found.jsonl"),
     "infer --out found.png": ("one.png", "--model", "tiny.onnx"),
