@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from tiny_onnx import write_tiny_detector
 
 from trt_qat.cli import cli
 from trt_qat.config import InferSection
-from trt_qat.errors import ArtifactError, DatasetError, RunnerError
+from trt_qat.errors import ArtifactError, DatasetError
 from trt_qat.runtime import infer as job
 from trt_qat.runtime.ray_data import infer_on_ray
 
@@ -68,6 +69,14 @@ def importable() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def cluster(importable: None) -> Iterator[str]:
+    """One Ray for several tests: each would need seconds to start its own."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield "auto"
+    ray.shutdown()
+
+
 def _rows(folder: Path) -> Rows:
     import pyarrow.dataset
 
@@ -75,8 +84,8 @@ def _rows(folder: Path) -> Rows:
     return sorted(found, key=lambda row: (row["source"], row["frame"] or 0))
 
 
-def test_two_workers_find_what_one_process_finds(place: Path) -> None:
-    done = infer_on_ray("local", [str(place / "in")], str(place / "out"), place / "tiny.onnx", workers=2)
+def test_two_workers_find_what_one_process_finds(cluster: str, place: Path) -> None:
+    done = infer_on_ray(cluster, [str(place / "in")], str(place / "out"), place / "tiny.onnx", workers=2)
     rows = _rows(place / "out")
     assert (done.files, done.workers, done.frames, done.failed) == (7, 2, 35, 1)
     assert done.first_error is not None
@@ -95,10 +104,10 @@ def test_two_workers_find_what_one_process_finds(place: Path) -> None:
         assert [row["frame"] for row in found] == [row["frame"] for row in alone] == list(range(len(found)))
         assert all(row["detections"] for row in found)
     with pytest.raises(ArtifactError, match=r"holds .* of another run"):
-        infer_on_ray("local", [str(place / "in")], str(place / "out"), place / "tiny.onnx")
+        infer_on_ray(cluster, [str(place / "in")], str(place / "out"), place / "tiny.onnx")
 
 
-def test_a_killed_worker_loses_nothing(place: Path) -> None:
+def test_a_killed_worker_loses_nothing(cluster: str, place: Path) -> None:
     many = place / "many"
     many.mkdir()
     noise = np.random.default_rng(1).integers(0, 255, (720, 1280, 3), np.uint8)
@@ -109,7 +118,7 @@ def test_a_killed_worker_loses_nothing(place: Path) -> None:
     done: list[Any] = []
     run = threading.Thread(
         target=lambda: done.append(
-            infer_on_ray("local", [str(many)], str(place / "killed"), place / "tiny.onnx", workers=2)
+            infer_on_ray(cluster, [str(many)], str(place / "killed"), place / "tiny.onnx", workers=2)
         )
     )
     run.start()
@@ -149,26 +158,36 @@ def _wait_for(found: Callable[[], Any], run: threading.Thread) -> Any:
     return value
 
 
-def test_an_error_of_a_worker_is_that_of_the_run(place: Path) -> None:
+def test_an_error_of_a_worker_is_that_of_the_run(cluster: str, place: Path) -> None:
     (place / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match=r"bad\.onnx' is not an ONNX file"):
-        infer_on_ray("local", [str(place / "in")], str(place / "bad"), place / "bad.onnx", InferSection(conf=0.5))
+        infer_on_ray(cluster, [str(place / "in")], str(place / "bad"), place / "bad.onnx", InferSection(conf=0.5))
 
 
-def test_the_command(place: Path) -> None:
+def test_the_command_starts_a_ray_of_its_own(place: Path) -> None:
     words = ["infer", str(place / "in" / "*.png"), "--ray", "local", "--model", str(place / "tiny.onnx"), "--out"]
-    done = CliRunner().invoke(cli, [*words, str(place / "told")])
-    assert done.exit_code == 1, done.output
+    done = subprocess.run(
+        [sys.executable, "-m", "trt_qat", *words, str(place / "told")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
     assert done.stdout == f"5 frames of 6 files, 1 worker\nWritten: {place / 'told'}\n"
     assert done.stderr.startswith("Error: 1 of 6 files left out; the first: '")
+    assert done.stderr.count("\n") == 1
     assert len(_rows(place / "told")) == 6
     refused = CliRunner().invoke(cli, [*words, str(place / "x"), "--save-txt", "labels", "--track"])
     assert refused.stderr == "Error: --ray writes Parquet and nothing else: leave --save-txt, --track away.\n"
 
 
 def test_what_is_no_file_is_refused(place: Path) -> None:
-    model = place / "tiny.onnx"
     with pytest.raises(DatasetError, match=r"'rtsp://\*\*\*@camera/1' is a stream"):
-        infer_on_ray("local", ["rtsp://me:secret@camera/1"], str(place / "none"), model)
-    with pytest.raises(RunnerError, match=r"No Ray cluster at '127\.0\.0\.1:1'"):
-        infer_on_ray("127.0.0.1:1", [str(place / "in")], str(place / "none"), model)
+        infer_on_ray("local", ["rtsp://me:secret@camera/1"], str(place / "none"), place / "tiny.onnx")
+
+
+def test_a_cluster_that_is_not_there(place: Path) -> None:
+    words = ["infer", str(place / "in"), "--ray", "127.0.0.1:1", "--model", str(place / "tiny.onnx"), "--out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trt_qat", *words, str(place / "none")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: No Ray cluster at '127.0.0.1:1': ")
+    assert done.stderr.count("\n") == 1

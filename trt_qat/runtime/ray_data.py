@@ -8,7 +8,9 @@ writes, with an error in place of detections where a file cannot be read.
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -33,6 +35,7 @@ from trt_qat.runtime.frames import Frame, Result
 from trt_qat.runtime.sinks.jsonl import frame_record
 from trt_qat.runtime.sources import VIDEO_SUFFIXES, name_sources, open_sources
 from trt_qat.vision.image import IMAGE_SUFFIXES
+from trt_qat.vision.quiet import NO_STDERR
 
 LOCAL: Final = "local"
 _STORES: Final = frozenset({"s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"})  # what pyarrow opens by address
@@ -102,6 +105,7 @@ def infer_on_ray(
         MissingDependency: ray is not installed, or a worker lacks a package.
         RunnerError: the cluster cannot be reached, a worker cannot run the model, or Ray gave up.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to the terminal
     with extras_named():
         import ray
         import ray.data
@@ -111,7 +115,7 @@ def infer_on_ray(
     with _cluster(address), _one_error():
         gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         count = min(workers or gpus or sum(node["Alive"] for node in ray.nodes()), len(files))
-        table = ray.data.from_items(
+        ray.data.from_items(
             [{"file": file} for file in files],
             override_num_blocks=min(len(files), max(_BLOCKS_PER_WORKER * count, -(-len(files) // _FILES_PER_BLOCK))),
         ).map_batches(
@@ -122,8 +126,7 @@ def infer_on_ray(
             concurrency=count,
             num_cpus=1,  # of Ray's book-keeping: a runtime takes the cores that it finds
             num_gpus=1 if gpus else 0,
-        )
-        table.write_parquet(out)
+        ).write_parquet(out)
     return RayInferred(redacted(out), len(files), count, *_counted(out))
 
 
@@ -291,7 +294,8 @@ def _cluster(address: str) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         _check_answers(address)
-        ray.init(address=address, **quiet, **({"include_dashboard": False} if address == LOCAL else {}))
+        with NO_STDERR:  # it says there that it says nothing
+            ray.init(address=address, **quiet, **({"include_dashboard": False} if address == LOCAL else {}))
     except (OSError, ValueError, RuntimeError) as exc:
         reason = " ".join(str(exc).split()).rstrip(".")
         raise RunnerError(
@@ -302,6 +306,7 @@ def _cluster(address: str) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # references that outlive this Ray would be taken for those of the next one
         ray.shutdown()
 
 
@@ -320,18 +325,17 @@ def _one_error() -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_options.actor_locality_enabled = False  # blocks are names of files: any machine is near
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    failure: TrtQatError | None = None
     try:
         yield
     except ray.exceptions.RayError as exc:
         cause: BaseException | None = exc
         while cause is not None and not isinstance(cause, TrtQatError):
             cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is not None:
-            raise type(cause)(str(cause)) from exc
-        reason = " ".join(str(exc).split())
-        raise RunnerError(f"Ray gave up: {reason}") from exc
+        failure = RunnerError(f"Ray gave up: {exc}") if cause is None else type(cause)(str(cause))
+    if failure is not None:  # without Ray's own, which holds references to what is in Ray
+        raise failure
 
 
 def _counted(out: str) -> tuple[int, int, str | None]:
