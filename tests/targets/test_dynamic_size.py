@@ -18,6 +18,7 @@ from trt_qat.config import EngineSection, ExportSection
 from trt_qat.engine.build import build_engine
 from trt_qat.engine.engine_file import read_sidecar
 from trt_qat.errors import ConfigError, ExportError
+from trt_qat.evaluation.layers import OnnxLayers, OpenVinoLayers
 from trt_qat.exporter import onnx_export
 from trt_qat.linter.report import lint
 from trt_qat.metadata import read_metadata
@@ -60,6 +61,8 @@ def test_it_is_the_file_of_each_size(small: Model, any_size: Path, tmp_path: Pat
     for imgsz in (USUAL, OTHER):
         one_size = fixed(small, imgsz, tmp_path)
         assert quantizers(one_size) == quantizers(any_size)
+        for layers in (OnnxLayers, OpenVinoLayers):
+            assert layers(any_size, 1).tensors.keys() == layers(one_size, 1).tensors.keys()
         images = np.random.default_rng(0).random((1, 3, *imgsz), dtype=np.float32)
         for opener, most in ((OnnxRuntimeRunner, 1e-5), (OpenVinoRunner, 5e-2)):
             with opener(any_size) as free, opener(one_size) as expected:
