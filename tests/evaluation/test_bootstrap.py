@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from trt_qat.evaluation.accuracy import MatchedImage
 from trt_qat.evaluation.bootstrap import map_difference
