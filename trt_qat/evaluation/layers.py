@@ -34,7 +34,8 @@ from trt_qat.runtime.packages import import_onnxruntime, import_openvino
 from trt_qat.runtime.runner import Runner, image_size
 
 Array = NDArray[np.float32]
-Shape = tuple[int, ...] | None
+Shape = tuple[int | None, ...] | None
+"""Of one image's value; None where an axis may have any length, or nothing is known."""
 OUTPUT: Final = "the output"
 _NO_LAYER: Final = frozenset({"QuantizeLinear", "DequantizeLinear", *ONNX_COPIES})
 _COUNTED = re.compile(r"_\d+$")
@@ -47,7 +48,7 @@ class Layers(Protocol):
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of each layer's value for one image, in an order in which they can be computed.
 
-        None where an axis has no fixed size. The last is :data:`OUTPUT`, whose shape is not looked at.
+        The last is :data:`OUTPUT`, whose shape is not looked at.
         """
         ...
 
@@ -224,13 +225,13 @@ class OnnxLayers:
         reached = {id(tensor) for tensor in self._graph.inputs}
         nodes: list[_Node] = []
         for node in self._graph.nodes:
-            if any(id(tensor) in reached for tensor in node.inputs):
+            if node.op != "Shape" and any(id(tensor) in reached for tensor in node.inputs):  # reads no value
                 reached |= {id(tensor) for tensor in node.outputs}
                 if all(tensor is not node.outputs[0] for tensor in self._graph.outputs):  # that is OUTPUT
                     nodes.append(_Node(node.name, node.outputs[0].name, node.op))
         self.tensors, known = _layer_tensors(nodes), self._graph.tensors()
         shapes = {name: known[tensor].shape for name, tensor in self.tensors.items()}
-        self.shapes = {name: _fixed(shape[1:] if shape else [None]) for name, shape in shapes.items()} | {OUTPUT: None}
+        self.shapes = {name: _of_one_image(shape) for name, shape in shapes.items()} | {OUTPUT: None}
 
     def open(self, names: Sequence[str], *, given: bool) -> Probe:
         """See :meth:`Layers.open`."""
@@ -288,6 +289,8 @@ class OpenVinoLayers:
         for operator in self._read().get_ordered_ops():
             own = operator.get_name()
             sources = [value.get_source_output().get_node().get_name() for value in operator.inputs()]
+            if operator.get_type_name() == "ShapeOf":  # reads no value, and what follows from it is no layer
+                continue
             if operator.get_type_name() != "Parameter" and not any(source in reached for source in sources):
                 continue
             reached.add(own)
@@ -369,14 +372,14 @@ def _is_output(value: Any) -> bool:
     return any(target.get_node().get_type_name() == "Result" for target in value.get_target_inputs())
 
 
-def _fixed(sizes: Sequence[Any]) -> Shape:
-    return tuple(sizes) if all(isinstance(size, int) for size in sizes) else None
+def _of_one_image(shape: Sequence[Any] | None) -> Shape:
+    return tuple(axis if isinstance(axis, int) else None for axis in shape[1:]) if shape else None
 
 
 def _shape_of(partial: Any) -> Shape:
-    if partial.rank.is_dynamic or any(axis.is_dynamic for axis in list(partial)[1:]):
+    if partial.rank.is_dynamic:
         return None
-    return tuple(axis.get_length() for axis in list(partial)[1:])
+    return tuple(None if axis.is_dynamic else axis.get_length() for axis in list(partial)[1:])
 
 
 def common_layers(first: Layers, second: Layers) -> list[str]:
@@ -387,6 +390,12 @@ def common_layers(first: Layers, second: Layers) -> list[str]:
     """
     ours, theirs = first.shapes, second.shapes
     both = [name for name in ours if name in theirs]
-    both = [name for name in both if ours[name] == theirs[name] or None in (ours[name], theirs[name])]
+    both = [name for name in both if _may_be_one(ours[name], theirs[name])]
     named = first.tensors.keys() & second.tensors.keys()
     return [name for name in both if name not in named or first.tensors[name] == second.tensors[name]]
+
+
+def _may_be_one(first: Shape, second: Shape) -> bool:
+    if first is None or second is None:
+        return True
+    return len(first) == len(second) and all(a == b or None in (a, b) for a, b in zip(first, second, strict=True))

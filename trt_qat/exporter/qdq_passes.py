@@ -85,7 +85,7 @@ def quantize_at_source_(graph: gs.Graph) -> None:
             if not isinstance(node.inputs[index], gs.Constant):
                 node.inputs[index] = _quantized(graph, node.inputs[index], quantize)
         for output in node.outputs:  # values are on the grid already
-            for reader in list(output.outputs):
+            for reader in _value_readers(output):
                 redirect(_dequantize_of(reader).outputs[0], output)
                 reader.inputs.clear()
     merge_equal_quantizers_(graph)
@@ -108,12 +108,17 @@ def copy_of(node: gs.Node) -> Copy | None:
 
 def _common_quantizer(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
     """The quantizer that all readers of all outputs are equal to; None if anything reads a float."""
-    readers = [reader for output in node.outputs for reader in output.outputs]
+    readers = [reader for output in node.outputs for reader in _value_readers(output)]
     if not readers or any(output in graph.outputs for output in node.outputs):
         return None
     if any(reader.op != "QuantizeLinear" or not _per_tensor(reader) for reader in readers):
         return None
     return readers[0] if len({_scale_key(reader) for reader in readers}) == 1 else None
+
+
+def _value_readers(tensor: gs.Tensor) -> list[gs.Node]:
+    """Without those that only ask how large it is, as the anchors of a file of any size do."""
+    return [reader for reader in tensor.outputs if reader.op != "Shape"]
 
 
 def _quantized(graph: gs.Graph, tensor: gs.Tensor, like: gs.Node) -> gs.Tensor:

@@ -6,11 +6,13 @@ early, an error or Ctrl-C, first ends the sources, then the stages, then the sin
 
 from __future__ import annotations
 
+import importlib
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,6 +234,8 @@ def infer(
             )
             stack.callback(_close, opened)
             targets = targets_of(opened, outputs.out) if outputs.save and outputs.address is None else {}
+            if targets or outputs.show or outputs.address:
+                _import_what_draws()
             tracker = _tracker(section, opened) if track else None
             detector = stack.enter_context(
                 Detector(
@@ -275,6 +279,16 @@ def _write_all(results: Iterable[list[Result]], sinks: Sequence[Sink], done: Inf
         report.tell()
         if any(isinstance(sink, ShowSink) and sink.ended for sink in sinks):
             return
+
+
+def _import_what_draws() -> None:
+    """In the background: it takes most of a second, in which the network can be compiled."""
+
+    def load() -> None:
+        with suppress(ImportError):  # said where it is used
+            importlib.import_module("supervision")
+
+    threading.Thread(target=load, name="import", daemon=False).start()
 
 
 def _tracker(section: InferSection, sources: Sequence[Source]) -> Tracker:
