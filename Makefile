@@ -36,6 +36,7 @@ help: ## This list
 $(READY): pyproject.toml scripts/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt --no-deps tritonclient
 	@touch $@
 
 install: $(READY) ## Create .venv with everything but a GPU driver
