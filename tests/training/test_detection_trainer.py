@@ -15,6 +15,17 @@ from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides
 
 if TYPE_CHECKING:
     from trt_qat.checkpoint import Model
+    from trt_qat.data.dataset import Dataset
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(1.0, 12), (0.34, 4), (0.001, 1)])
+def test_a_share_of_the_training_images(
+    detector: Model, demo: Dataset, tmp_path: Path, fraction: float, count: int
+) -> None:
+    overrides = common_overrides(tmp_path / "run", epochs=1, batch=1, seed=0) | {"fraction": fraction}
+    trainer = DatasetTrainer(copy.deepcopy(detector.network), demo, (64, 64), overrides)
+    assert len(trainer.build_dataset("train", "train", 1)) == count
+    assert len(trainer.build_dataset("val", "val", 1)) == len(demo.val)
 
 
 @pytest.mark.parametrize("imgsz", [(64, 64), (32, 96), (96, 64)])

@@ -6,7 +6,7 @@ Its loader, loss, EMA, validator and loggers stay in charge; FP32 training and Q
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from trt_qat import distributed
 from trt_qat.data.dataset import Dataset
-from trt_qat.data.labelled import SplitName, checked_split
+from trt_qat.data.images import evenly_spaced
+from trt_qat.data.labelled import LabelledImage, SplitName, checked_split
 from trt_qat.data.ultralytics_dataset import GivenDataset
 from trt_qat.errors import ConsistencyError
 from trt_qat.model.cpu import tune_cpu
@@ -75,7 +76,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         return {"train": "train", "val": "val", "names": names, "nc": len(names), "channels": 3}
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> GivenDataset:
-        """The usable images of a split; what was left out is noted.
+        """The usable images of a split, of the training images the share ``fraction``; what was left out is noted.
 
         Raises:
             DatasetError: no image of the split is usable, or there is not one box on them.
@@ -86,8 +87,11 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         if split.left_out and distributed.is_main():
             self._progress.note(f"{name}: {split.left_out}")
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        images: Sequence[LabelledImage] = split.images
+        if mode == "train":
+            images = evenly_spaced(images, max(1, round(len(images) * self.args.fraction)))
         return GivenDataset(
-            split.images, self._imgsz, self.args, self.data, augment=mode == "train", batch=batch, stride=stride
+            images, self._imgsz, self.args, self.data, augment=mode == "train", batch=batch, stride=stride
         )
 
     @override
