@@ -157,7 +157,7 @@ def test_data_and_unpickling_give_the_same_model(tmp_path: Path, trust: bool) ->
     with torch.no_grad():
         network.model[0].conv.weight.mul_(3)
     model = load(save_pt(network, tmp_path / "plain.pt"), trust_pickle=trust)
-    assert (model.names, model.imgsz) == (NAMES, 96)
+    assert (model.names, model.imgsz) == (NAMES, (96, 96))
     for name, tensor in network.state_dict().items():
         assert torch.equal(model.unfolded().state_dict()[name], tensor), name
     expected = raw_output(network, IMAGES)
