@@ -973,7 +973,8 @@ def _print_inferred(done: Inferred, on_stderr: bool) -> None:
     if any(missed.values()):
         click.echo(f"Warning: {', '.join(f'{count} {what}' for what, count in missed.items() if count)}.", err=True)
     if done.errors:
-        _say_error(f"{len(done.errors)} of {done.announced} images left out; the first: {done.errors[0][1]}")
+        of = f"{done.announced} images" if done.announced else f"{len(done.sources)} sources"
+        _say_error(f"{len(done.errors)} of {of} left out; the first: {done.errors[0][1]}")
         _exit_at_end(1)
     elif done.frames + done.broken + done.dropped < done.announced:
         click.echo(f"Warning: {done.frames} of {done.announced} frames were readable.", err=True)
