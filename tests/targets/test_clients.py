@@ -71,7 +71,7 @@ def is_convolution(info: Any) -> bool:
     return "layerType" in info and str(info["layerType"].astype(str)) == "Convolution"
 
 
-@pytest.mark.parametrize("opset", [None, 21, 23])
+@pytest.mark.parametrize("opset", [None, pytest.param(21, marks=pytest.mark.slow), 23])
 def test_plain_onnxruntime_takes_every_opset(
     exported: Exported, inputs: Inputs, expected: list[Detections], opset: int | None
 ) -> None:
@@ -114,7 +114,7 @@ def yolo_detections(file: Path, pictures: Pictures, inputs: Inputs) -> list[Dete
     "keys",
     [
         {"target": "ultralytics"},
-        {"target": "tensorrt", "precision": "int8+fp32"},
+        pytest.param({"target": "tensorrt", "precision": "int8+fp32"}, marks=pytest.mark.slow),
         {"target": "openvino", "format": "openvino"},
     ],
 )

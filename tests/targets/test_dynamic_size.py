@@ -66,6 +66,7 @@ def quantizers(file: Path) -> Counter[tuple[str, ...]]:
     return Counter((node.op_type, node.name, *node.input) for node in nodes if node.op_type.endswith("quantizeLinear"))
 
 
+@pytest.mark.slow
 def test_it_is_the_file_of_each_size(small: Model, any_size: Path, tmp_path: Path) -> None:
     """In OpenVINO rounding may differ: it computes another size by other kernels, see :mod:`trt_qat.targets.check`."""
     for imgsz in (USUAL, OTHER):
@@ -101,7 +102,7 @@ def test_what_it_says_about_itself(tiny: Model, small: Model, any_size: Path, tm
         assert runner.infer(np.zeros((2, 3, *OTHER), np.float32))[0].shape == (2, 4 + len(tiny.names), TINY_ANCHORS)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("target", ["tensorrt", pytest.param("tensorrt-rtx", marks=pytest.mark.slow)])
 def test_an_engine_takes_the_sizes_of_its_profile(tiny: Model, tmp_path: Path, target: str) -> None:
     """In FP16 too, whose tail is FP32; nothing for a lint rule to find that a file of one size has not."""
     section = ExportSection(target=target, dynamic_size=True, check=False)
