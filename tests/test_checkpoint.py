@@ -238,7 +238,9 @@ def save_pt(path: Path, network: nn.Module) -> Path:
     return path
 
 
-@pytest.mark.parametrize("architecture", ["yolov8n.yaml", "yolov9t.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize(
+    "architecture", ["yolov8n.yaml", pytest.param("yolov9t.yaml", marks=pytest.mark.slow), "yolo26n.yaml"]
+)
 def test_a_checkpoint_saved_after_fusing_is_the_same_model(
     make_unfolded: Callable[..., DetectionModel], tmp_path: Path, architecture: str
 ) -> None:

@@ -199,6 +199,7 @@ def test_map_of_the_first_images_of_the_val_split(demo_int8: Model, demo_set: Pa
     assert json.loads((tmp_path / "sens.json").read_text()) == content  # kept until something is measured
 
 
+@pytest.mark.slow
 def test_chart_has_room_for_every_bar(tmp_path: Path) -> None:
     def height(count: int) -> int:
         rows = [GroupSensitivity(f"g{i}", (f"model.{i}.conv", "b"), 1 / (1 + i), 0.01) for i in range(count)]

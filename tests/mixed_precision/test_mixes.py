@@ -88,7 +88,7 @@ def assert_weights(mixed: Model, expected: Callable[[str], Model]) -> None:
         assert torch.equal(tensor, weights(expected(name.rpartition(".")[0]))[name]), name
 
 
-@pytest.mark.parametrize("residual", ["none", "skip", "both"])
+@pytest.mark.parametrize("residual", ["none", "skip", pytest.param("both", marks=pytest.mark.slow)])
 def test_a_mixed_checkpoint_exports_what_it_computes(
     calibrated: Calibrated, detector: Model, batches: tuple[Tensor, ...], tmp_path: Path, residual: Residual
 ) -> None:

@@ -115,7 +115,7 @@ def yolo_detections(file: Path, pictures: Pictures, inputs: Inputs) -> list[Dete
     [
         {"target": "ultralytics"},
         pytest.param({"target": "tensorrt", "precision": "int8+fp32"}, marks=pytest.mark.slow),
-        {"target": "openvino", "format": "openvino"},
+        pytest.param({"target": "openvino", "format": "openvino"}, marks=pytest.mark.slow),
     ],
 )
 def test_yolo_letterboxes_for_a_dynamic_batch(
@@ -180,7 +180,10 @@ def one_dequantizer_per_reader(source: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("kind", ["signed", "signed fp16", "signed, split", "unsigned", "ir folder", "ir xml"])
+@pytest.mark.parametrize(
+    "kind",
+    ["signed", pytest.param("signed fp16", marks=pytest.mark.slow), "signed, split", "unsigned", "ir folder", "ir xml"],
+)
 def test_our_openvino_runner_computes_each_kind(
     exported: Exported, inputs: Inputs, expected: list[Detections], tmp_path: Path, kind: str
 ) -> None:

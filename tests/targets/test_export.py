@@ -130,6 +130,7 @@ def test_images_of_the_caller_are_used(
     assert all(np.array_equal(one, again) for one, again in zip(generated, generated_images((320, 320)), strict=True))
 
 
+@pytest.mark.slow
 def test_the_limits_lie_above_what_rounding_does(
     exported: Exported, demo_int8: Model, inputs: list[NDArray[np.float32]]
 ) -> None:

@@ -49,7 +49,7 @@ def nms_behind(raw: Path, folder: Path) -> Path:
     ("keys", "runner"),
     [
         ({"target": "openvino"}, OpenVinoRunner),
-        ({"target": "tensorrt-rtx"}, OpenVinoRunner),
+        pytest.param({"target": "tensorrt-rtx"}, OpenVinoRunner, marks=pytest.mark.slow),
         pytest.param({"target": "tensorrt"}, OnnxRuntimeRunner, marks=pytest.mark.slow),
         pytest.param({"target": "tensorrt", "precision": "fp16"}, OpenVinoRunner, marks=pytest.mark.slow),
     ],
@@ -82,6 +82,7 @@ def test_tensorrt_rtx_builds_it(exported: Exported, tmp_path: Path) -> None:
     assert (tmp_path / "x.plan").stat().st_size > 1_000_000
 
 
+@pytest.mark.slow
 def test_yolo_takes_the_rows_as_they_are(exported: Exported, pictures: list[NDArray[np.uint8]], tmp_path: Path) -> None:
     model: Any = YOLO(str(nms_behind(exported(target="ultralytics"), tmp_path)), task="detect")
     with Detector(exported(target="ultralytics"), runtime="onnxruntime") as detect:
@@ -107,6 +108,7 @@ def test_detector_and_evaluate_refuse_it(
 # the gate ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_export_writes_it_through_the_gate(demo_int8: Model, tmp_path: Path) -> None:
     """In BF16, which plain OpenVINO computes in where the CPU has it, too."""
     section = ExportSection(target="openvino", nms=True, dynamic_batch=True)

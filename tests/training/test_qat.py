@@ -84,7 +84,10 @@ def test_progress_is_reported(trained: Trained) -> None:
     assert trained[2] == [("QAT epoch 1/1", done, 3) for done in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("name", "imgsz"), [("int8", (64, 64)), ("tiny_int8", (32, 64)), ("tiny_int8", (96, 64))])
+@pytest.mark.parametrize(
+    ("name", "imgsz"),
+    [pytest.param("int8", (64, 64), marks=pytest.mark.slow), ("tiny_int8", (32, 64)), ("tiny_int8", (96, 64))],
+)
 def test_trains_on_the_images_as_calibration_saw_them(
     name: str,
     imgsz: tuple[int, int],
@@ -126,6 +129,7 @@ def test_other_losses_train(trained: Trained, int8: Model, demo: Dataset, tmp_pa
     assert not torch.equal(other[name], int8.network.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_a_ruinous_epoch_keeps_the_calibrated_network(demo_int8: Model, demo_set: Path, tmp_path: Path) -> None:
     """With a learning rate that destroys the network, ``best`` is epoch 0: the calibrated weights themselves."""
     ruin: dict[str, Any] = {"epochs": 1, "lr0": 1.0, "optimizer": "SGD", "warmup_epochs": 0, "loss": "detection"}
@@ -178,6 +182,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_ends_the_run(
     assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_progressive_by_sensitivity_switches_the_least_costly_on_first(
     int8: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

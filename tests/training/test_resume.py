@@ -100,6 +100,7 @@ def test_killed_and_resumed(
     assert (out / "best.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_batchnorm_kept(int8_with_batchnorm: Model, demo: Dataset, tmp_path: Path) -> None:
     """Killed in the epoch in which the statistics are frozen already."""
     keys = {"bn": "freeze", "bn_freeze_epochs": 1, "epochs": 2}

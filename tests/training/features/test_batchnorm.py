@@ -93,6 +93,7 @@ def test_frozen_statistics_do_not_move(unfolded: DetectionModel, batches: tuple[
         assert all(torch.equal(value, after[name]) for name, value in before.items()) == freeze
 
 
+@pytest.mark.slow
 def test_statistics_move_in_the_first_epoch_and_stand_still_in_the_second(
     int8_with_batchnorm: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_from_an_ultralytics_checkpoint(unfolded_pt: Path, demo_yaml: Path, tmp_
             assert torch.equal(last.require_quantized().amax()[name], amax)
 
 
+@pytest.mark.slow
 def test_a_float_checkpoint_through_the_pipeline(unfolded_pt: Path, demo_yaml: Path, tmp_path: Path) -> None:
     settings = ["qat.bn=freeze", "qat.epochs=1", "qat.batch=4", "qat.lr0=1e-4", "quantization.calibrator=max"]
     config = Config.load(overrides=[*settings, f"data.calibration_cache={tmp_path / 'calib'}"])
