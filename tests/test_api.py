@@ -196,6 +196,7 @@ def ptq(detector: Model, calibrated: Callable[..., Any]) -> Model:
     return detector.with_quantized(calibrated(), "ptq", {})
 
 
+@pytest.mark.slow
 def test_images_may_be_a_dataset_paths_strings_or_arrays(detector: Model, demo: Dataset, demo_yaml: Path) -> None:
     images = demo.train[:4]
     expected = ranges(api.quantize(detector, images, **QUICK))

@@ -88,7 +88,9 @@ def assert_weights(mixed: Model, expected: Callable[[str], Model]) -> None:
         assert torch.equal(tensor, weights(expected(name.rpartition(".")[0]))[name]), name
 
 
-@pytest.mark.parametrize("residual", ["none", "skip", pytest.param("both", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "residual", [pytest.param("none", marks=pytest.mark.slow), "skip", pytest.param("both", marks=pytest.mark.slow)]
+)
 def test_a_mixed_checkpoint_exports_what_it_computes(
     calibrated: Calibrated, detector: Model, batches: tuple[Tensor, ...], tmp_path: Path, residual: Residual
 ) -> None:
@@ -118,6 +120,7 @@ def test_a_mixed_checkpoint_exports_what_it_computes(
     assert np.median(relative) < 0.01  # not all: a sum of another order may round to the other side
 
 
+@pytest.mark.slow
 def test_left_out_groups_are_half_precision_in_int8_fp16(
     calibrated: Calibrated, detector: Model, tmp_path: Path
 ) -> None:
@@ -229,6 +232,7 @@ def test_the_start_and_the_tuned_model_are_left_as_they_are(
     )
 
 
+@pytest.mark.slow
 def test_a_saved_mix_is_the_one_that_was_measured(
     kept: Callable[..., Budget], batches: tuple[Tensor, ...], tmp_path: Path
 ) -> None:

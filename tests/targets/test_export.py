@@ -206,6 +206,7 @@ def test_an_openvino_folder_replaces_an_earlier_one_only(demo_int8: Model, tmp_p
 # Ultralytics' engine -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_engine_has_the_header_that_ultralytics_reads(demo_int8: Model, tmp_path: Path) -> None:
     section = ExportSection(target="ultralytics", format="engine", precision="int8+fp16", opset=19)
     ultralytics.write_engine(demo_int8, tmp_path / "x.engine", section, flavor="tensorrt-rtx")

@@ -122,6 +122,7 @@ def test_statistics_move_in_the_first_epoch_and_stand_still_in_the_second(
     assert all(torch.equal(value, statistics(int8_with_batchnorm.unfolded())[name]) for name, value in start.items())
 
 
+@pytest.mark.slow
 def test_from_an_ultralytics_checkpoint(unfolded_pt: Path, demo_yaml: Path, tmp_path: Path) -> None:
     """load, quantize, finetune: the unfolded network travels with the model, and what is saved is folded."""
     int8 = api.quantize(load(unfolded_pt), demo_yaml, calibrator="mse")
