@@ -688,8 +688,8 @@ def infer(
         save=not given["no_save"],
         results=click.get_current_context().params["json_file"] is not None,
     )
-    name_sources(sources, recursive=recursive)  # a wrong SOURCE is said before the time that making a model takes
     if model is None and job.newest_model() is None:
+        name_sources(sources, recursive=recursive)  # a wrong SOURCE is said before the time that making a model takes
         model = _demo_model()
     on_stderr = Path("-") in (given["jsonl"], given["csv"])
     with _bars(on_stderr) as bars:

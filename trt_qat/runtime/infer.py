@@ -237,12 +237,13 @@ def infer(
             if targets or outputs.show or outputs.address:
                 _import_what_draws()
             tracker = _tracker(section, opened) if track else None
+            mode = mode_of(section.mode, opened)
             detector = stack.enter_context(
                 Detector(
                     model if model is not None else default_model(),
                     section.replace(conf=detector_conf(section.conf)) if track else section,
                     runtime=runtime,
-                    mode=mode_of(section.mode, opened),
+                    mode=mode,
                     device=device,
                     size_wh=next((source.size_wh for source in opened if source.size_wh), None),
                 )
@@ -252,7 +253,7 @@ def infer(
             annotated = stack.enter_context(AnnotatedSink(opened, targets, progress)) if targets else None
             if annotated is not None:
                 sinks.append(annotated)
-            done = Inferred(opened, detector, mode_of(section.mode, opened), outputs, annotated)
+            done = Inferred(opened, detector, mode, outputs, annotated)
             done.written = [str(path) for path in (*targets.values(), *outputs.written)]
             annotator = Annotator(detector.names, any(sink.wants_picture for sink in sinks), tracker, regions)
             groups = done.starting(together(opened, batch, progress))
