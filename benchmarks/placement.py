@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import trt_qat
-from trt_qat.artifacts import Latency
 from trt_qat.config import EvaluationSection, QuantizationSection
 from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
 from trt_qat.data.images import network_batch
@@ -31,6 +30,7 @@ from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.model.graph import trace
 from trt_qat.quantization.placement import Placement, ScaleGroup, place
+from trt_qat.results import Latency
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from trt_qat.artifacts import (
-    Latency,
-    ResultRow,
     atomic_path,
     existing_file,
     file_sha256,
@@ -21,6 +19,7 @@ from trt_qat.artifacts import (
     write_json,
 )
 from trt_qat.errors import ArtifactError
+from trt_qat.results import Latency, ResultRow
 
 
 def _write_half(out: Path, error: BaseException) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from trt_qat.artifacts import GpuLatency, Latency, LeftOut, ResultRow, read_rows, write_rows
 from trt_qat.errors import ArtifactError
+from trt_qat.results import GpuLatency, Latency, LeftOut, ResultRow, read_rows, write_rows
 
 ROW = ResultRow("m.onnx", "int8+fp32", "openvino", 0.4, 0.6, 64, 1000, Latency(1.0, 2.0, 3.0))
 WITHOUT = ResultRow("n.onnx", "fp32", "torch", 0.0, 1.0, 63, 0, Latency(1.0, 2.0, 3.0), LeftOut(1, 64, "no file"))

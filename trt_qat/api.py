@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.artifacts import EngineArtifact, OnnxArtifact, ResultRow, existing_file, size_bytes, writable_folder
+from trt_qat.artifacts import EngineArtifact, OnnxArtifact, existing_file, size_bytes, writable_folder
 from trt_qat.checkpoint import Model, load
 from trt_qat.config import (
     EngineSection,
@@ -56,6 +56,7 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
+from trt_qat.results import ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target

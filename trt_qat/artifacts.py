@@ -9,15 +9,13 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
-
-from pydantic import ConfigDict, Field
+from typing import Any
 
 from trt_qat.errors import ArtifactError
-from trt_qat.reading import FileModel, checked, kind_of_file, printable, read_json, regular_file
+from trt_qat.reading import kind_of_file, printable, regular_file
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # the names that tempfile.mkdtemp gives in atomic_path
 
@@ -44,114 +42,6 @@ class EngineArtifact:
     path: Path
     sidecar: Path | None
     flavor: str
-
-
-_STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # these classes are their files' schema
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Milliseconds = Annotated[float, Field(ge=0)]
-OutputError = Annotated[float, Field(ge=-1e-3)]  # rounding takes a zero slightly below it
-Text = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds per forward pass, warm-up apart."""
-
-    __pydantic_config__ = _STRICT
-
-    median: Milliseconds
-    p90: Milliseconds
-    p99: Milliseconds
-
-
-@dataclass(frozen=True)
-class GpuLatency:
-    """What the GPU took by its own clock, between two CUDA events.
-
-    Args:
-        compute_ms: the engine alone, on images that are there.
-        with_copies_ms: with the images' way to the GPU and the results' way back.
-        clocks: of each GPU, right after: ``clocks.sm``, ``clocks.mem``, ``clocks.max.sm`` as nvidia-smi writes them;
-            none where it is missing.
-    """
-
-    __pydantic_config__ = _STRICT
-
-    compute_ms: Latency
-    with_copies_ms: Latency
-    clocks: tuple[dict[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Images of a split that could not be used.
-
-    Args:
-        images: how many.
-        of: how many the split has.
-        reason: why the first of them.
-    """
-
-    __pydantic_config__ = _STRICT
-
-    images: Annotated[int, Field(ge=0)]
-    of: Annotated[int, Field(ge=0)]
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.images} of {self.of} images left out, the first: {self.reason}"
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """One measured model. mAP as fractions (0.418), never percent; ``images`` counts those that were measured."""
-
-    __pydantic_config__ = _STRICT
-
-    model: Text
-    precision: Text
-    runtime: Text
-    map50_95: Fraction
-    map50: Fraction
-    images: Annotated[int, Field(ge=1)]
-    size_bytes: Annotated[int, Field(ge=0)]
-    latency_ms: Latency
-    left_out: LeftOut | None = None
-    gpu_latency: GpuLatency | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON object of the documented ``--json`` contract.
-
-        ``left_out`` is there where images were left out, ``gpu_latency`` where a GPU was timed.
-        """
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-class ResultRows(FileModel):
-    """The rows of a result file."""
-
-    rows: tuple[ResultRow, ...]
-
-
-def read_rows(path: Path) -> tuple[ResultRow, ...]:
-    """The rows of a ``result.json``, or of what ``evaluate --json`` wrote.
-
-    Raises:
-        ArtifactError: missing, not JSON, or a row is something else; the line names the row and the field.
-    """
-    content = read_json(path, "Result file")
-    return checked(ResultRows, {"rows": content}, path, "Evaluate again.").rows
-
-
-def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
-    """Write what :func:`read_rows` reads, whole or not at all.
-
-    Raises:
-        ArtifactError: a figure is not finite or out of its range, or the file cannot be written.
-    """
-    content = [row.as_dict() for row in rows]
-    checked(ResultRows, {"rows": content}, path, "Nothing was written.")
-    write_json(path, content)
 
 
 @contextlib.contextmanager

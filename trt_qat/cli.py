@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import click
 
 from trt_qat import __version__, distributed
-from trt_qat.artifacts import ResultRow, writable_file, writable_folder, write_json
+from trt_qat.artifacts import writable_file, writable_folder, write_json
 from trt_qat.config import (
     Config,
     ExportFormat,
@@ -39,6 +39,7 @@ from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
 from trt_qat.redact import redacted_message
 from trt_qat.registry import DEPLOYMENTS, RUNTIMES, TARGETS
+from trt_qat.results import ResultRow
 
 if TYPE_CHECKING:
     import rich.progress

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from trt_qat import api, pipeline
-from trt_qat.artifacts import EngineArtifact, ResultRow, file_sha256, read_rows, writable_folder, write_rows, write_text
+from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder, write_text
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config, Flavor
 from trt_qat.data.dataset import Dataset, calibration_images
@@ -29,6 +29,7 @@ from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import data_fingerprint, machine, package_versions, provenance_of
+from trt_qat.results import ResultRow, read_rows, write_rows
 from trt_qat.runtime.selection import open_runner
 from trt_qat.targets.export import fitting
 from trt_qat.training.features.choose import check_features

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trt_qat import api
-from trt_qat.artifacts import Latency, LeftOut, ResultRow
 from trt_qat.config import EvaluationSection, InferSection
 from trt_qat.data.dataset import load_dataset
 from trt_qat.evaluation import latency as latency_module
@@ -24,6 +23,7 @@ from trt_qat.evaluation.parity import cosine, lowest_cosine
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.report import HEADER, cells, markdown_table
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.results import Latency, LeftOut, ResultRow
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.runtime.openvino import OpenVinoRunner
 

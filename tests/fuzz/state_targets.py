@@ -167,8 +167,8 @@ ROWS = [ROW, {**ROW, "images": 63, "left_out": {"images": 1, "of": 64, "reason":
 
 
 def _check_rows(content: bytes, folder: Path) -> None:
-    from trt_qat.artifacts import read_rows, write_rows
     from trt_qat.evaluation.report import markdown_table
+    from trt_qat.results import read_rows, write_rows
 
     rows = read_rows(written(folder, "a.json", content))
     for row in rows:

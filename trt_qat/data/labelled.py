@@ -13,11 +13,11 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Literal
 
-from trt_qat.artifacts import LeftOut
 from trt_qat.data.dataset import Dataset, label_path
 from trt_qat.data.labels import Labels, read_labels
 from trt_qat.errors import DatasetError
 from trt_qat.progress import SILENT, Progress
+from trt_qat.results import LeftOut
 from trt_qat.vision.image import check_image
 
 SplitName = Literal["train", "val"]

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from ultralytics.engine.validator import BaseValidator
 from ultralytics.utils.metrics import ap_per_class, box_iou
 
-from trt_qat.artifacts import LeftOut
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, check_classes
 from trt_qat.data.labelled import LabelledImage, labelled_split
 from trt_qat.data.labels import Labels
 from trt_qat.errors import ConsistencyError, DatasetError
 from trt_qat.progress import SILENT, Progress
+from trt_qat.results import LeftOut
 from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import LetterboxTransform, network_input

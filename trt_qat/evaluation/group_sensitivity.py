@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from trt_qat.artifacts import OutputError
+from trt_qat.results import OutputError
 
 
 @dataclass(frozen=True)

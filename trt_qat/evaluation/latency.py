@@ -10,10 +10,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.artifacts import GpuLatency, Latency
 from trt_qat.config import EvaluationSection
 from trt_qat.engine.gpu import nvidia_smi
 from trt_qat.progress import SILENT, Progress
+from trt_qat.results import GpuLatency, Latency
 from trt_qat.runtime.runner import Runner, image_size
 
 Pixels = NDArray[np.float32]

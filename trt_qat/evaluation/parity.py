@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_qat.artifacts import LeftOut
 from trt_qat.config import EvaluationSection, InferSection, ParitySection
 from trt_qat.data.dataset import Dataset, check_classes
 from trt_qat.data.images import evenly_spaced
@@ -32,6 +31,7 @@ from trt_qat.evaluation.parity_report import (
     broken_thresholds,
 )
 from trt_qat.progress import SILENT, Progress
+from trt_qat.results import LeftOut
 from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
 from trt_qat.targets.check import difference
 from trt_qat.vision.letterbox import network_input

@@ -9,9 +9,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trt_qat.artifacts import Fraction, LeftOut, Text, write_json
+from trt_qat.artifacts import write_json
 from trt_qat.config import ParitySection
 from trt_qat.reading import FileModel, checked, read_json
+from trt_qat.results import Fraction, LeftOut, Text
 
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]  # rounding takes it past 1
 Count = Annotated[int, Field(ge=0)]

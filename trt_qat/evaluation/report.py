@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trt_qat.artifacts import ResultRow
+from trt_qat.results import ResultRow
 
 HEADER = (
     "model",

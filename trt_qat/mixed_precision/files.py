@@ -7,11 +7,12 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from trt_qat.artifacts import Fraction, Milliseconds, OutputError, Text, write_json
+from trt_qat.artifacts import write_json
 from trt_qat.checkpoint import Model, save
 from trt_qat.mixed_precision.budget_search import Weights
 from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.reading import FileModel, checked, read_json
+from trt_qat.results import Fraction, Milliseconds, OutputError, Text
 
 BEST, ALL_INT8, REPORT = "best.safetensors", "best_int8.safetensors", "mixed_precision.json"
 

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import ConfigDict
 from torch import Tensor
 
-from trt_qat.artifacts import OutputError
 from trt_qat.quantization.calibrators.base import Calibrator, calibrator_from_dict
 from trt_qat.quantization.histogram import Histograms
 from trt_qat.reading import FileModel
+from trt_qat.results import OutputError
 
 
 @dataclass(frozen=True)
