@@ -390,11 +390,10 @@ class Disagreements(FileModel):
 
 
 class StageRecord(FileModel):
-    """A stage of the run; ``reused``: it was finished before."""
+    """A stage of the run and how long it took when it was done."""
 
     name: Text
     seconds: Size | None
-    reused: bool
 
 
 class RunRecord(FileModel):
