@@ -27,7 +27,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check slim-check lint types train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
+.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check slim-check lint types docs docs-serve train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -76,6 +76,13 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The theme's own announcement is no warning about these pages.
+docs: $(READY) ## The documentation to site/, with its reference made of the code; exit 1 on a warning
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs-serve: $(READY) ## The documentation at a local address, made anew whenever a page is saved
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # What a stage needs and is not there is made first, and said. Order-only: an old environment remakes no model.
 $(DEMO_DATA): | $(READY)
@@ -130,6 +137,6 @@ parity: $(ONNX) $(DATA_FILE) ## The best checkpoint so far against engines/NAME_
 run: $(READY) $(DATA_FILE) ## All stages on WEIGHTS and DATA
 	$(BIN)/trt-qat run --weights $(WEIGHTS) --data $(DATA) --out $(OUT) $(FLAGS)
 
-clean: ## Remove runs/, calibration caches and engines; keeps .venv
-	rm -rf runs
+clean: ## Remove runs/, site/, calibration caches and engines; keeps .venv
+	rm -rf runs site
 	find calib engines -type f ! -name .gitkeep -delete

@@ -93,7 +93,7 @@ def train(
         DatasetError: the dataset cannot be trained on.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> random = trt_qat.load("yolov8n.yaml", imgsz=160)
         >>> trt_qat.train(random, "data.yaml", out="runs/fp32", epochs=1).source.name
         'best.pt'
@@ -136,7 +136,7 @@ def quantize(
         QuantizationError: the network cannot be traced, or nothing is left to quantize.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> model = trt_qat.load("best.pt")
         >>> int8 = trt_qat.quantize(model, "data.yaml", calibrator="mse", images=64)
         >>> int8.stage, int8.provenance["calibration"]["calibrator"]
@@ -179,7 +179,7 @@ def sensitivity(
         DatasetError: no usable image.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> rows = trt_qat.sensitivity(int8, "data.yaml", images=4).rows
         >>> rows[0].error > rows[-1].error  # the most costly first; rows[0].convs says which layers
         True
@@ -232,7 +232,7 @@ def finetune(
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
         ConfigError: no such ``device`` here, or ``qat.amp`` of a type that it does not compute in.
 
-    Example:
+    Examples:
         >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
         >>> tuned.stage, tuned.source.name
         ('qat', 'best.safetensors')
@@ -279,7 +279,7 @@ def keep_budget(
     Raises:
         ConfigError: the runtime does not run ONNX files.
 
-    Example:
+    Examples:
         >>> budget = trt_qat.keep_budget(int8, tuned, "data.yaml", max_drop=5)
         >>> budget.met, budget.model.stage
         (True, 'qat')
@@ -328,7 +328,7 @@ def advise(
         ConfigError: no such GPU, one whose compiler needs the GPU itself, or scales per tensor.
         MissingDependency: tensorrt-rtx is not installed.
 
-    Example:
+    Examples:
         >>> advice = trt_qat.advise(int8, "data.yaml", "advice", gpu="rtx4060", mixes=3)
         >>> advice.recommended.estimate.total_ms <= advice.fp16.estimate.total_ms
         True
@@ -380,7 +380,7 @@ def export(
         ExportError: INT8 was asked of a float model, the graph fails ONNX's checks, or the client computes it wrongly.
         ArtifactError: ``out`` cannot be written.
 
-    Example:
+    Examples:
         >>> trt_qat.export(int8, "best_int8.onnx", target="tensorrt").precision
         'int8+fp16'
     """
@@ -408,7 +408,7 @@ def build(
         ArtifactError, ConfigError, MissingDependency, EngineError: see
             :func:`~trt_qat.engine.build.build_engine`.
 
-    Example:
+    Examples:
         >>> trt_qat.build("best_int8.onnx", "best_int8.plan", flavor="tensorrt-rtx").flavor
         'tensorrt-rtx'
     """
@@ -438,7 +438,7 @@ def evaluate(
         ArtifactError, RunnerError, MissingDependency: a model cannot be read or run.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> rows = trt_qat.evaluate(["best.pt", "best_int8.onnx"], "data.yaml")
         >>> [(row.precision, row.runtime) for row in rows]
         [('fp32', 'torch'), ('int8+fp16', 'openvino')]
@@ -514,7 +514,7 @@ def parity(
         ArtifactError, RunnerError, MissingDependency: a side cannot be read or run; one file on one runtime twice.
         DatasetError: no usable image, or another number of classes.
 
-    Example:
+    Examples:
         >>> report = trt_qat.parity("best_int8.onnx", "best_int8.onnx", "data.yaml", runtimes=("onnxruntime", None))
         >>> report.broken, report.second.runtime
         ((), 'openvino')
