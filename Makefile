@@ -28,7 +28,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check slim-check lint types train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
+.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check slim-check release lint types train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -68,6 +68,9 @@ gpu-check: $(READY) ## On a machine with CUDA: all that only a GPU shows, in one
 
 slim-check: $(READY) ## Install without torch into a fresh environment: size, time, a picture annotated there
 	scripts/slim_check.sh $(BIN) $(PYTHON)
+
+release: $(READY) ## Wheel and source archive into dist/, and the demo from each in a fresh environment
+	scripts/release.sh $(BIN) $(PYTHON)
 
 lint: $(READY)
 	$(BIN)/ruff check .
