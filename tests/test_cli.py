@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from tiny_onnx import colour_image, write_tiny_detector
 
 import trt_qat
+from trt_qat import checkpoint
 from trt_qat.cli import cli
 from trt_qat.engine.flavor import import_tensorrt
 from trt_qat.errors import MissingDependency
@@ -143,8 +144,8 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
-        "advise", "calibrate", "data", "deploy", "engine", "evaluate", "export", "infer", "inspect", "lint", "parity",
-        "qat", "run", "sensitivity", "targets", "train",
+        "advise", "calibrate", "data", "demo", "deploy", "engine", "evaluate", "export", "infer", "inspect", "lint",
+        "parity", "qat", "run", "sensitivity", "targets", "train",
     }  # fmt: skip
     assert {words[1] for words in COMMANDS if words[0] == "data"} == {
         "validate",
@@ -428,6 +429,19 @@ def test_run_does_all_stages(place: Path) -> None:
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
     _check_run_again(("run", *arguments, "--out", "all"), said, named)
+
+
+@pytest.mark.slow  # `run` above does the same on fewer images
+@pytest.mark.usefixtures("rtx")
+def test_the_demo_runs_on_what_the_package_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = _succeed("demo", "--out", "here", "--set", "qat.epochs=1", "--set", "evaluation.latency_iterations=3")
+    assert said.startswith("Generated: here/data/data.yaml\n")
+    rows = _json("here/result/result.json")
+    assert [row["images"] for row in rows] == [64] * 5
+    assert all(0.75 < row["map50_95"] < row["map50"] for row in rows)
+    settings = checkpoint.load(Path("here/result/qat/best.safetensors")).provenance["config"]
+    assert (settings["model"]["imgsz"], settings["qat"]["epochs"]) == ([320, 320], 1)  # the demo's, and what was given
 
 
 STAGES = {
