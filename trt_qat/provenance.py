@@ -15,6 +15,7 @@ from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset, label_path
 from trt_qat.errors import ArtifactError
 from trt_qat.reading import printable, regular_file
+from trt_qat.registry import packages_of_others
 
 _PACKAGES = (
     *("trt_qat", "torch", "ultralytics", "nvidia-modelopt", "pytorch-quantization", "onnx", "onnx-graphsurgeon"),
@@ -70,7 +71,7 @@ def _content(file: Path, last: int | None) -> bytes:
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result, for provenance."""
     versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *packages_of_others()):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
