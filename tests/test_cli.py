@@ -425,7 +425,8 @@ def test_run_does_all_stages(place: Path) -> None:
     fp32, ptq = load_file("all/fp32.safetensors"), load_file("all/ptq.safetensors")
     assert all(np.array_equal(fp32[name], ptq[name]) for name in fp32)  # the rows compare the same weights
     named = [Path(line.split(": ")[-1]) for line in said.splitlines() if ": all/" in line]
-    assert len(named) == 13
+    assert len(named) == 14
+    assert said.splitlines()[-1] == "report: all/report.html"
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
     _check_run_again(("run", *arguments, "--out", "all"), said, named)
@@ -447,6 +448,7 @@ def test_the_demo_runs_on_what_the_package_brings(tmp_path: Path, monkeypatch: p
 STAGES = {
     "the float checkpoint: fp32.safetensors",
     "the calibration: ptq.safetensors",
+    "the sensitivity: sensitivity.json",
     "the fine-tuning: best.safetensors, last.safetensors",
     "the FP32 file: fp32.onnx",
     "the PTQ file: ptq.onnx",
@@ -455,8 +457,10 @@ STAGES = {
     "the QAT file for tensorrt-rtx: qat_tensorrt-rtx.onnx",
     "the engine: qat.plan, qat.json",
     "the evaluation: result.json",
-    "the report: report.md, picture.jpg",
+    "the picture: picture.jpg",
     "the parity: parity.json",
+    "the record: run.json",
+    "the report: report.html, report.md",
 }
 
 
@@ -470,9 +474,9 @@ def _check_run_again(command: tuple[str, ...], said: str, files: list[Path]) -> 
 
     Path("all/qat.onnx").write_bytes(Path("all/qat.onnx").read_bytes()[:-1])
     changed = _succeed(*command, "--set", "infer.conf=0.3")
-    anew = {"the QAT file: qat.onnx", "the report: report.md, picture.jpg", "the parity: parity.json"}
-    assert _reused(changed) == STAGES - anew
-    depends = (".jpg", "parity.json")  # on infer.conf
+    anew = {"the QAT file: qat.onnx", "the picture: picture.jpg", "the parity: parity.json", "the record: run.json"}
+    assert _reused(changed) == STAGES - anew - {"the report: report.html, report.md"}
+    depends = (".jpg", "parity.json", "run.json", ".html")  # on infer.conf
     assert {file: file.read_bytes() for file in files if not file.name.endswith(depends)} == {
         file: content for file, content in before.items() if not file.name.endswith(depends)
     }
@@ -511,7 +515,7 @@ def test_run_goes_on_after_a_missed_budget_and_exits_with_3(place: Path) -> None
     assert rows[1]["map50_95"] < 0.1 < 0.3 < rows[0]["map50_95"]
     kept = _json("missed/qat/mixed_precision.json")["chosen"]
     assert rows[2]["map50_95"] == pytest.approx(kept["map50_95"], abs=0.005)  # the mix is what was exported
-    for file in ("report.md", "picture.jpg", "qat.plan"):
+    for file in ("run.json", "report.html", "report.md", "picture.jpg", "qat.plan"):
         assert Path("missed", file).is_file()
 
 

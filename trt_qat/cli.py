@@ -604,9 +604,9 @@ def _all_stages(config: Config, weights: Path, data: Path, out: Path, anew: bool
         **{f"ONNX {name}": file for name, file in result.exported.items()},
         f"engine ({result.engine.flavor}, built here, not run)": result.engine.path,
         "result": result.result_json,
-        "report": result.report,
         "picture": result.picture,
         "parity": result.parity_json,
+        "record": result.record,
     }.items():
         click.echo(f"{what}: {path}")
     for report in result.parity:
@@ -617,6 +617,7 @@ def _all_stages(config: Config, weights: Path, data: Path, out: Path, anew: bool
         _exit_at_end(1)
     if result.budget is not None:
         _print_budget(result.budget, out / "qat")
+    click.echo(f"report: {result.report}")
     return [row.as_dict() for row in result.rows]
 
 
