@@ -512,8 +512,11 @@ def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -
     type=click.Choice([*RUNTIMES.rows, "torch"]),
     help="Default by file: *.onnx OpenVINO, *.plan TensorRT, else torch.",
 )
+@click.option("--details", is_flag=True, help="Also what stands behind each mAP, into --json: compare needs it.")
 @_command
-def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: str | None) -> list[dict[str, Any]]:
+def evaluate(
+    config: Config, models: tuple[Path, ...], data: Path, runtime: str | None, details: bool
+) -> list[dict[str, Any]]:
     """Measure mAP, latency and size of MODELS.
 
     MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data.
@@ -522,7 +525,9 @@ def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: str 
         from trt_qat import api  # seconds: torch and its friends
 
         device = config.model.device
-        rows = api.evaluate(models, data, config.evaluation, runtime=runtime, device=device, progress=bars)
+        rows = api.evaluate(
+            models, data, config.evaluation, runtime=runtime, device=device, details=details, progress=bars
+        )
     _print_rows(rows)
     return [row.as_dict() for row in rows]
 
