@@ -88,7 +88,7 @@ def _lint_error(layer: Layer, run: Path) -> Said | None:
     if not layer.errors:
         return None
     file, finding = layer.errors[0]
-    path = run / file.file.path if run.is_dir() else run.parent / file.file.path
+    path = (run.parent if run.suffix == ".json" else run) / file.file.path
     return (
         f"The lint finds '{finding.rule}' ({finding.severity}) at {finding.node} of {file.name}: {finding.message}.",
         finding.advice,
@@ -217,7 +217,7 @@ def _time_of(network: Network, epochs: int) -> str:
 
 def _unlike_members(layer: Layer, run: Path) -> Said | None:
     group, activation = layer.group, layer.activation
-    if group is None or activation is None:
+    if group is None or activation is None or not _is_costly(layer):
         return None
     known = [(conv, conv.input_max) for conv in group.convs if conv.input_max is not None]
     small = [entry for entry in known if 0 < UNLIKE * entry[1] < min(activation.amax, max(reach for _, reach in known))]
