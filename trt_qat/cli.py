@@ -825,6 +825,29 @@ def inspect(
     return [entry.as_dict() for entry in inspected]
 
 
+@cli.command()
+@click.argument("run", type=FILE)
+@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
+@click.option("--out", type=FILE, help="File to write [default: RUN/report.html or RUN/report.md].")
+@_command
+def report(config: Config, run: Path, form: str, out: Path | None) -> dict[str, str]:
+    """Show what a run found.
+
+    RUN is the folder of `trt-qat run`, or its run.json, which is all that is read. The page is one file that loads
+    nothing; `run` writes it as its last step.
+    """
+    del config
+    from trt_qat.report.markdown import write_markdown
+    from trt_qat.report.page import write_report
+    from trt_qat.report.record import read_record, record_file
+
+    write, suffix = (write_report, ".html") if form == "html" else (write_markdown, ".md")
+    file = writable_file(out or record_file(run).with_name(f"report{suffix}"), suffix)
+    write(read_record(run), file)
+    click.echo(f"Report: {file}")
+    return {"report": str(file)}
+
+
 @cli.group()
 def data() -> None:
     """Check, convert and generate datasets."""
