@@ -53,9 +53,7 @@ def placement_record(
         for group in deployed.placement.groups
     )
     left = tuple(FloatLayer(name=name, reason=reason) for name, reason in deployed.placement.float_convs.items())
-    return Placement(
-        weights=deployed.placement.weights, groups=groups, float_layers=left, measured_on=_images(batches)
-    )
+    return Placement(weights=deployed.placement.weights, groups=groups, float_layers=left, measured_on=_images(batches))
 
 
 def _made(batches: Batches) -> Iterator[Tensor]:
