@@ -898,6 +898,34 @@ def report(config: Config, run: Path, form: str, out: Path | None) -> dict[str, 
     return {"report": str(file)}
 
 
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=FILE)
+@click.option("--layer", metavar="NAME", help="A convolution, a scale group, or the beginning or ending of a name.")
+@_command
+def explain(config: Config, run_folder: Path, layer: str | None) -> dict[str, Any]:
+    """What about this layer, and what to try?
+
+    RUN is the folder of `trt-qat run`; only its run.json is read. Without --layer the layers that matter are listed,
+    worst first. With it: range, histogram, SQNR, sensitivity, what shares its scale, what lint and compiler say, and
+    what to try, each with its figures and the command. A name that means several layers lists them.
+    """
+    del config
+    from trt_qat.report import explain as explaining
+    from trt_qat.report.layer_facts import Network
+    from trt_qat.report.record import read_record
+
+    record = read_record(run_folder)
+    found = None if layer is None else Network(record).find(layer)
+    if found is not None and len(found) == 1:
+        explanation = explaining.explain(found[0], run_folder)
+        click.echo(explanation.as_text())
+        return explanation.as_dict()
+    listed = explaining.overview(record, run_folder, found)
+    _print_table(explaining.HEADER, listed.cells())
+    click.echo(f"Next: {listed.command}")
+    return listed.as_dict()
+
+
 @cli.group()
 def data() -> None:
     """Check, convert and generate datasets."""
