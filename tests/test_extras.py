@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from tiny_onnx import write_tiny_detector
 
 from trt_qat.extras import EXTRA_OF, extras_named, install_hint
+from trt_qat.results import Latency, ResultRow, write_rows
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -220,6 +221,7 @@ DO = {
     "data demo": ("--out", "set", "--train", "1", "--val", "1"),
     "data validate": ("set/data.yaml",),
     "targets": (),
+    "compare": ("rows.json", "rows.json"),
     "deploy": ("--target", "triton", "--model", "tiny.onnx", "triton"),
     "lint": ("tiny.onnx",),  # exit code 1: it finds that nothing is quantized
 }
@@ -233,6 +235,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     folder = tmp_path_factory.mktemp("slim")
     write_tiny_detector(folder / "tiny.onnx")
+    write_rows(
+        folder / "rows.json", [ResultRow("m.onnx", "fp32", "openvino", 0.4, 0.6, 9, 1000, Latency(1.0, 2.0, 3.0))]
+    )
     cv2.imwrite(str(folder / "one.png"), np.full((64, 64, 3), (0, 0, 255), np.uint8))
     lines = [(which, name, words) for which, table in (("does", DO), ("says", SAYS)) for name, words in table.items()]
     code = """

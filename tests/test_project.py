@@ -110,10 +110,11 @@ def test_error_tree_is_drawn_completely() -> None:
 def test_commands_of_the_readme_parse(readme: str) -> None:
     lines = [line for line in _blocks(readme) if line.startswith("trt-qat ")]
     assert lines
+    group = click.Context(cli, **cli.context_settings)  # without it a command keeps a help option that lacks -h
     for line in lines:
         command, words = _resolve(shlex.split(line)[1:])
         try:
-            command.make_context("trt-qat", words)
+            command.make_context("trt-qat", words, parent=group)
         except click.exceptions.Exit:
             continue  # --help
         except click.UsageError as exc:
