@@ -18,7 +18,7 @@ from example_record import example_record
 
 from trt_qat.cli import cli
 from trt_qat.config import Config
-from trt_qat.errors import ConfigError
+from trt_qat.errors import ArtifactError, ConfigError, TrtQatError
 from trt_qat.report.explain import HEADER, explain, overview
 from trt_qat.report.layer_facts import Layer, Network, bulk, is_of, standing_out
 from trt_qat.report.record import FloatLayer, GroupRecord, Histogram, LayerNoise, RunRecord, write_record
@@ -247,7 +247,7 @@ def test_weights_with_one_scale() -> None:
     record = changed(record, placement=record.placement.model_copy(update={"weights": "tensor"}))
     remedy = found(record)["weights-per-channel"]
     assert remedy.why == "The weights of model.0.conv have one scale for 32 channels and 28.0 dB."
-    assert "12 more" in remedy.expected
+    assert "17 more" in remedy.expected
 
 
 def test_lost_in_training() -> None:
@@ -287,7 +287,7 @@ def test_members_of_a_group_that_reach_differently_far() -> None:
 
 def test_leaving_a_costly_group_float() -> None:
     remedy = found(with_settings(quantization__exclude=["model.9"]))["leave-float"]
-    assert remedy.why == "This group alone costs 28 % of the summed output error and 0.31 points of mAP50-95 alone."
+    assert remedy.why == "This group alone costs 28 % of the summed output error, and 0.31 points of mAP50-95."
     share = group_of(WORST).convs[0].macs / Network(RECORD).macs
     assert f"costs {100 * share:.2g} % of the INT8 multiply-accumulates in FP16." in remedy.expected
     assert remedy.command is not None
@@ -311,11 +311,9 @@ def test_a_budget_where_int8_costs_map() -> None:
 
 
 def float_record(reason: str) -> RunRecord:
-    """The convolution of the float file's first kernels left float for a reason."""
-    left = FloatLayer(name="model.1.conv", reason=reason)
-    placement = RECORD.placement.model_copy(
-        update={"groups": RECORD.placement.groups[2:], "float_layers": (left,)},
-    )
+    """The two convolutions of the second group left float for a reason."""
+    left = tuple(FloatLayer(name=conv.name, reason=reason) for conv in group_of(1).convs)
+    placement = RECORD.placement.model_copy(update={"groups": RECORD.placement.groups[2:], "float_layers": left})
     return changed(RECORD, placement=placement)
 
 
@@ -323,7 +321,11 @@ def float_record(reason: str) -> RunRecord:
     ("reason", "settings", "ending"),
     [
         ("role first_conv", {"float_roles": ["first_conv", "dfl"]}, "--set 'quantization.float_roles=[dfl]'"),
-        ("excluded by 'model.1'", {"exclude": ["model.1", "model.5"]}, "--set 'quantization.exclude=[model.5]'"),
+        (
+            "excluded by 'model.1'",
+            {"exclude": ["model.1", "*.9"]},
+            "--set 'quantization.exclude=[\"*.9\",model.1.m.0.cv1.conv]'",
+        ),
     ],
 )
 def test_a_float_layer_with_much_work(reason: str, settings: dict[str, Any], ending: str) -> None:
@@ -372,6 +374,24 @@ def test_what_moves_more_in_int8() -> None:
     assert remedy.command == (
         "trt-qat advise --weights detector.safetensors --data data.yaml --gpu rtx4090 --out result-advice"
     )
+
+
+def test_a_layer_that_a_budget_left_float() -> None:
+    (only,) = remedies(Network(float_record("left float to meet qat.max_drop")).find("model.1.conv")[0], RUN)
+    assert only.rule == "leave-it"
+    assert only.expected.endswith("the mix that was kept is 0.21 points below float, all in INT8 0.62.")
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "said"),
+    [
+        (changed(RECORD, command="trt-qat 'run"), ArtifactError, "The record's command is none: No closing quotation"),
+        (with_settings(quantization__exclude=7), ConfigError, r"quantization\.exclude"),
+    ],
+)
+def test_a_record_that_somebody_edited(record: RunRecord, error: type[TrtQatError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        remedies(layer(record), RUN)
 
 
 # Commands --------------------------------------------------------------------------------------------------------

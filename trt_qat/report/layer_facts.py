@@ -7,6 +7,7 @@ and sensitivity are the group's. Layers are compared by what they cost at the ne
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from trt_qat.config import Config
-from trt_qat.errors import ConfigError
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.reading import shown_name
 from trt_qat.report import numbers
 from trt_qat.report.answer import float_file, int8_file
@@ -204,11 +205,27 @@ class Network:
         return (*(Layer(self, group, group.convs) for group in self.groups), *left)
 
     def setting(self, name: str) -> Any:
-        """A key of the run's configuration, ``section.key``; its default where the record has none."""
+        """A key of the run's configuration, ``section.key``; its default where the record has none.
+
+        Raises:
+            ConfigError: the record holds something that is no such setting.
+        """
         section, _, key = name.partition(".")
         values = self.record.settings.get(section)
-        default = getattr(getattr(Config(), section), key)
-        return values.get(key, default) if isinstance(values, dict) else default
+        given = {key: values[key]} if isinstance(values, dict) and key in values else {}
+        return getattr(getattr(Config().with_values(section, **given), section), key)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The command that made the run.
+
+        Raises:
+            ArtifactError: no shell takes it.
+        """
+        try:
+            return tuple(shlex.split(self.record.command))
+        except ValueError as exc:
+            raise ArtifactError(f"The record's command is none: {exc}. Run `trt-qat run` in its folder again.") from exc
 
     @property
     def float_file(self) -> ExportedRecord | None:

@@ -6,6 +6,8 @@ the run with a setting more, into a folder beside it.
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +21,13 @@ from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord
 FAR_RANGE: Final = 2.0
 """Times the bulk of the values: one of the eight bits is then there for one value in a thousand."""
 WEAK_WEIGHTS_DB: Final = 35.0
-"""Normally distributed weights with a scale per channel have 40 dB; with less, large weights take the steps."""
+"""With a scale per channel the demo's have 42 to 48 dB; with less, a few large weights take the steps of the others."""
+USUAL_WEIGHTS_DB: Final = 45.0
+"""The middle of those."""
 UNLIKE: Final = 4.0
 """Times what a member of a group reaches: that member lacks two of the eight bits."""
 STILL_RISING_DB: Final = 0.3
-"""More than the same network's SQNR differs between two sets of 16 images."""
+"""7 % less noise from one epoch to the next, on the same images."""
 DROP_POINTS: Final = 0.2
 """Of mAP50-95: less is no more than chance on some hundred images."""
 MUCH_FLOAT: Final = 0.01
@@ -31,6 +35,7 @@ MUCH_FLOAT: Final = 0.01
 MORE_MOVED: Final = 1.25
 """Times half of FP32's bytes; less is within what halving is off as a guess of FP16's."""
 _GPU: Final = "rtx4090"
+_PLAIN: Final = r"[\w.]+"  # YAML needs no quotes for it
 _ROLES: Final = {
     "role head_last": "; class scores near 0 are smaller than a step of INT8",
     "role dfl": "; its weights are constants of the box decoding",
@@ -114,7 +119,7 @@ def _calibrator(layer: Layer, run: Path) -> Said | None:
     if layer.network.setting("quantization.auto_per_group"):
         return None
     tried = sorted(calibration.tried, key=lambda entry: entry.error)
-    errors = ", ".join(f"{entry.calibrator} {entry.error:.4f}" for entry in tried[:3])
+    errors = ", ".join(f"{entry.calibrator} {entry.error:.4f}" for entry in tried[:3]) or "not in the record"
     return (
         said,
         f"Let each group choose its calibrator; all have {calibration.calibrator} now.",
@@ -150,7 +155,7 @@ def _weights_per_channel(layer: Layer, run: Path) -> Said | None:
     return (
         f"The weights of {conv.name} have one scale for {conv.output_channels} channels and {sqnr:.1f} dB.",
         "Give each output channel a scale of its own.",
-        f"about 40 dB, {40 - sqnr:.0f} more, if the weights of a channel are normally distributed.",
+        f"about {USUAL_WEIGHTS_DB:.0f} dB, {USUAL_WEIGHTS_DB - sqnr:.0f} more, if they are like the demo's.",
         _again(layer.network, {"quantization.weights": "channel"}),
     )
 
@@ -242,7 +247,7 @@ def _leave_float(layer: Layer, run: Path) -> Said | None:
     share, group = layer.error_share, layer.group
     if share is None or group is None or not _is_costly(layer) or share < layer.macs_share:
         return None
-    drop = "" if group.map50_95_drop is None else f" and {100 * group.map50_95_drop:.2f} points of mAP50-95 alone"
+    drop = "" if group.map50_95_drop is None else f", and {100 * group.map50_95_drop:.2f} points of mAP50-95"
     return (
         f"This group alone costs {numbers.share(share)} of the summed output error{drop}.",
         f"Leave it float ({_listed([conv.name for conv in group.convs])}).",
@@ -307,8 +312,9 @@ def _in_int8(network: Network, name: str, reason: str) -> dict[str, Any] | None:
     if reason.startswith("excluded by '"):
         pattern = reason.removeprefix("excluded by '").removesuffix("'")
         kept = [entry for entry in network.setting("quantization.exclude") if entry != pattern]
-        others = [entry for entry in network.find(pattern) if entry.name != name] if pattern != name else []
-        return {"quantization.exclude": [*kept, *(entry.name for entry in others)]}
+        layers = network.record.placement.float_layers
+        others = [entry.name for entry in layers if entry.reason == reason and entry.name != name]
+        return {"quantization.exclude": [*kept, *others]}
     return None
 
 
@@ -330,7 +336,7 @@ def _moves_more(layer: Layer, run: Path) -> Said | None:
         f"In INT8 TensorRT-RTX moves {numbers.megabytes(moved)} MB for it in {len(ours)} kernels; "
         f"in FP16 that would be about {numbers.megabytes(half)} MB, half of FP32's, in {len(theirs)}.",
         "Ask the compiler which layers INT8 makes slower, and leave those in FP16.",
-        f"{numbers.megabytes(moved - half)} MB less to move here, at FP16's accuracy; for RTX GPUs only.",
+        f"{numbers.megabytes(moved - half)} MB less to move here, at FP16's accuracy; for RTX GPUs only, name yours.",
         shlex.join(["trt-qat", "advise", *_given(network, "--weights", "--data"), "--gpu", _GPU, "--out", advice]),
     )
 
@@ -387,15 +393,20 @@ def _what_is_left(network: Network) -> str:
 
 
 def _why_float(layer: Layer) -> str:
-    macs, whole = (
-        sum(kernel.macs for kernel in layer.kernels(layer.network.float_file)),
-        _compiled_macs(layer.network.float_file),
-    )
-    work = (
-        f"{numbers.share(macs / whole)} of the network's multiply-accumulates" if whole else "its work was not counted"
-    )
+    file = layer.network.float_file
+    macs, whole = sum(kernel.macs for kernel in layer.kernels(file)), _compiled_macs(file)
+    work = f"{numbers.share(macs / whole)} of the network's multiply-accumulates" if whole else "its work is not known"
     reason = layer.left_float.reason if layer.left_float else ""
-    return f"{work}{_ROLES.get(reason, '')}."
+    return f"{work}{_ROLES.get(reason, '')}{_kept_mix(layer.network) if 'max_drop' in reason else ''}."
+
+
+def _kept_mix(network: Network) -> str:
+    """What the mix that left it float measured, beside all in INT8."""
+    mixes = network.record.budget.mixes if network.record.budget else ()
+    kept = [mix for mix in mixes if mix.chosen]
+    whole = [mix for mix in mixes if not mix.groups]
+    said = f"; the mix that was kept is {kept[0].drop_points:.2f} points below float" if kept else ""
+    return said + (f", all in INT8 {whole[0].drop_points:.2f}" if kept and whole else "")
 
 
 def _excluding(network: Network, names: Sequence[str]) -> str:
@@ -405,9 +416,8 @@ def _excluding(network: Network, names: Sequence[str]) -> str:
 
 def _again(network: Network, changed: dict[str, Any]) -> str:
     """The call that made the run with settings changed, into a folder beside the run's."""
-    words = shlex.split(network.record.command)
     kept: list[str] = []
-    for word in words:
+    for word in network.words:
         if kept and kept[-1] == "--set" and word.partition("=")[0] in changed:
             kept.pop()
         elif kept and kept[-1] == "--out":
@@ -420,14 +430,14 @@ def _again(network: Network, changed: dict[str, Any]) -> str:
 
 def _given(network: Network, *options: str) -> list[str]:
     """Options of the call that made the run, with their values."""
-    words = shlex.split(network.record.command)
+    words = network.words
     values = {word: words[place] for place, word in enumerate(words[:-1], 1)}
     return [word for option in options for word in (option, values.get(option, option.strip("-")))]
 
 
 def _yaml(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{','.join(str(entry) for entry in value)}]"
+        return f"[{','.join(text if re.fullmatch(_PLAIN, text) else json.dumps(text) for text in map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
