@@ -6,9 +6,9 @@ pydantic schemas, Python from docstrings (mkdocstrings). A link that leaves docs
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +34,7 @@ NAMED = {  # settings whose values are the rows of a table, and what else they m
     "evaluation.runtime": (*RUNTIMES.rows, "torch"),
 }
 SCHEMAS = {  # what a file holds, and the class that is its schema
+    "`run.json`": "trt_qat.report.record:RunRecord",
     "A row of `result.json` and of `evaluate --json`": "trt_qat.results:ResultRow",
     "A line of `infer --jsonl`": "trt_qat.runtime.sinks.jsonl:FrameRecord",
     "An entry of `parity.json`": "trt_qat.evaluation.parity_report:ParityReport",
@@ -153,7 +154,14 @@ def extending_page() -> str:
     """What a user's own calibrator, feature, target, runtime or deployment implements."""
     lines = ["# Extending", "", "Each is one file and one row; nothing else needs to know it."]
     for title, (where, names) in EXTENSION_POINTS.items():
-        lines += ["", f"## {title}", "", where, "", *(f"::: {name}\n" for name in names)]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            where,
+            "",
+            *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in names),
+        ]
     for table in (CALIBRATORS, TARGETS, RUNTIMES, DEPLOYMENTS):
         lines += ["", f"| {table.what} | where |", "|---|---|"]
         lines += [f"| `{name}` | `{where}` |" for name, where in table.rows.items()]
@@ -162,10 +170,19 @@ def extending_page() -> str:
 
 def files_page() -> str:
     """The files that other programs read: every field of their schemas."""
+    adapters = {where: TypeAdapter(pkgutil.resolve_name(where)) for where in SCHEMAS.values()}
+    by_file, schema = TypeAdapter.json_schemas(
+        [(where, "serialization", adapter) for where, adapter in adapters.items()]
+    )
+    roots = {where: _name(by_file[where, "serialization"]) for where in adapters}
     lines = ["# Files", "", "What the JSON files hold. A reader refuses unknown fields, NaN and values out of range."]
     for title, where in SCHEMAS.items():
-        module, _, name = where.partition(":")
-        lines += ["", f"## {title}", "", f"`{module}.{name}`", "", *_schema(importlib.import_module(module), name)]
+        lines += ["", f"## {title} {{ #{roots[where]} }}", "", f"`{where.replace(':', '.')}`", ""]
+        lines += _fields(schema["$defs"][roots[where]], schema)
+    lines += ["", "## Their parts", ""]
+    for name, part in sorted(schema["$defs"].items()):
+        if "properties" in part and name not in roots.values():
+            lines += ["", f"### {part['title']} {{ #{name} }}", "", *_fields(part, schema)]
     return "\n".join(lines)
 
 
@@ -235,61 +252,55 @@ def _help(command: click.Command) -> Iterator[str]:
         yield from ["```text", paragraph[2:], "```", ""] if kept else [_escaped(paragraph), ""]
 
 
-def _schema(module: Any, name: str) -> Iterator[str]:
-    schema = TypeAdapter(getattr(module, name)).json_schema(mode="serialization")
-    yield from _fields(schema, schema, inspect.getdoc(getattr(module, name)))
-    for inner, content in schema.get("$defs", {}).items():
-        yield from ["", f"### {inner}", ""]
-        yield from _fields(content, schema, content.get("description"))
-
-
-def _fields(content: Mapping[str, Any], schema: Mapping[str, Any], docstring: str | None) -> Iterator[str]:
-    summary, described = _docstring(docstring or "")
-    required = content.get("required", ())
+def _fields(content: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """A class and its fields, each with what its docstring says of it."""
+    summary, described = _docstring(content.get("description", ""))
     yield from [_escaped(summary), ""] if summary else []
     for key, entry in content.get("properties", {}).items():
-        absent = "" if key in required or "default" not in entry else f"; absent or `{json.dumps(entry['default'])}`"
+        optional = "" if key in content.get("required", ()) else "; may be absent"
         text = f": {_escaped(described[key])}" if key in described else ""
-        yield from [f"- `{key}`: {_allowed(entry, schema)}{absent}{text}"]
+        yield f"- `{key}`: {_allowed(entry, schema)}{optional}{text}"
 
 
 def _docstring(text: str) -> tuple[str, dict[str, str]]:
     """A docstring's own text, and what its ``Args:`` say of each field."""
     sections = griffe.Docstring(text).parse("google", warnings=False)
     fields = {
-        field.name: " ".join(field.description.split())
+        name: " ".join(field.description.split())
         for section in sections
         if isinstance(section, griffe.DocstringSectionParameters)
         for field in section.value
+        for name in field.name.split(", ")
     }
     said = [section.value for section in sections if isinstance(section, griffe.DocstringSectionText)]
     return "\n\n".join(said), fields
 
 
-def _resolved(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    if "$ref" not in entry:
-        return dict(entry)
-    return dict(schema["$defs"][entry["$ref"].rpartition("/")[2]])
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["$ref"].rpartition("/")[2])
+
+
+def _resolved(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    return schema["$defs"][_name(entry)] if "$ref" in entry else entry
 
 
 def _allowed(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """What a value may be, in words."""
-    if "$ref" in entry and "properties" in _resolved(entry, schema):
-        return f"[{_resolved(entry, schema)['title']}](#{_resolved(entry, schema)['title'].lower()})"
-    entry = _resolved(entry, schema)
-    if "const" in entry or "enum" in entry:
-        return _choices(entry.get("enum") or [entry["const"]])
-    if "anyOf" in entry:
-        return " or ".join(_allowed(part, schema) for part in entry["anyOf"])
-    if entry.get("type") == "array":
-        if "prefixItems" in entry:
-            return f"`[{', '.join(item.get('type', 'any value') for item in entry['prefixItems'])}]`"
-        return f"list of: {_allowed(entry.get('items', {}), schema)}"
-    if entry.get("type") == "object":
-        return f"object of: {_allowed(entry.get('additionalProperties') or {}, schema)}"
-    if entry.get("type") == "null":
+    if "properties" in (content := _resolved(entry, schema)):
+        return f"[{content['title']}](#{_name(entry)})"
+    if "const" in content or "enum" in content:
+        return _choices(content.get("enum") or [content["const"]])
+    if "anyOf" in content:
+        return " or ".join(_allowed(part, schema) for part in content["anyOf"])
+    if "prefixItems" in content:
+        return f"`[{', '.join(item.get('type', 'value') for item in content['prefixItems'])}]`"
+    if content.get("type") == "array":
+        return f"list of {_allowed(content.get('items', {}), schema)}"
+    if content.get("type") == "object":
+        return f"object of {_allowed(content.get('additionalProperties') or {}, schema)}"
+    if content.get("type") == "null":
         return "`null`"
-    return ", ".join([entry.get("type", "any value"), *_range(entry)])
+    return ", ".join([content.get("type", "any value"), *_range(content)])
 
 
 def _range(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -311,4 +322,8 @@ def _choices(names: Sequence[Any]) -> str:
 def _escaped(text: str) -> str:
     """Plain text for Markdown: what stands in backticks stays as it is."""
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]{}|#])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _escaped_plain(part) for part in parts)
+
+
+def _escaped_plain(text: str) -> str:
+    return re.sub(r"([*_\[\]{}#])", r"\\\1", text.replace("<", "&lt;"))
