@@ -16,7 +16,8 @@ from trt_qat.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 EXPECTED = {
     "trt_qat", "configs", "engines", "calib", "scripts", "tests", "docs", "benchmarks", "Makefile", "pyproject.toml",
-    "README.md", "LICENSE", "mkdocs.yml", "CHANGELOG.md", "SECURITY.md", ".ci", ".gitignore",
+    "README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "CITATION.cff", "MANIFEST.in",
+    "mkdocs.yml", ".ci", ".github", ".gitignore",
 }  # fmt: skip
 # put together here, so that this file does not hold what it looks for
 REGISTRIES = [

@@ -39,6 +39,7 @@ from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, ConfigError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.bisect import bisect_layers
+from trt_qat.evaluation.details import measure_details
 from trt_qat.evaluation.latency import gpu_latencies, measure_latency
 from trt_qat.evaluation.parity import Side, compare
 from trt_qat.evaluation.parity_report import ParityReport
@@ -56,7 +57,7 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
-from trt_qat.results import ResultRow
+from trt_qat.results import AccuracyDetails, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target
@@ -422,6 +423,7 @@ def evaluate(
     *,
     runtime: str | None = None,
     device: str = "auto",
+    details: bool = False,
     progress: Progress = SILENT,
     **settings: Any,
 ) -> list[ResultRow]:
@@ -431,6 +433,7 @@ def evaluate(
         models: ``*.onnx``, ``*.plan``, OpenVINO folders, checkpoints, or models in memory.
         runtime: None lets the file decide: ``*.plan`` TensorRT, checkpoints PyTorch, others ``evaluation.runtime``.
         device: of models that run on PyTorch.
+        details: also what stands behind each mAP; that takes seconds more.
         settings: keys of the ``evaluation`` section, e.g. ``threads=1``.
 
     Raises:
@@ -447,14 +450,14 @@ def evaluate(
     with ExitStack() as stack:
         runners = [stack.enter_context(_open(model, section, runtime, device)) for model in models]
         labels = [str(model.source if isinstance(model, Model) else model) for model in models]
-        accuracies: list[Accuracy] = []
+        accuracies: list[tuple[Accuracy, AccuracyDetails | None]] = []
         for label, runner in zip(labels, runners, strict=True):
             dataset = _loaded(data, class_names(runner.metadata) or None)
             if not accuracies:
                 note_leaks(dataset, progress)
-            measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name)
+            measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name, details)
             accuracies.append(halving(measured, section.batch, "evaluation.batch", progress))
-        for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
+        for left_out in dict.fromkeys(accuracy.left_out for accuracy, _ in accuracies if accuracy.left_out):
             progress.note(f"val: {left_out}")
         latencies = measure_latency(runners, section, progress)
         on_gpu = gpu_latencies(runners, section, progress)
@@ -470,8 +473,9 @@ def evaluate(
             latency_ms=latency,
             left_out=accuracy.left_out,
             gpu_latency=gpu_latency,
+            details=behind,
         )
-        for label, runner, accuracy, latency, gpu_latency in zip(
+        for label, runner, (accuracy, behind), latency, gpu_latency in zip(
             labels, runners, accuracies, latencies, on_gpu, strict=True
         )
     ]
@@ -556,9 +560,18 @@ def _check_two(first: str | Path | Model, second: str | Path | Model, runtimes: 
 
 
 def _accuracy(
-    runner: Runner, dataset: Dataset, section: EvaluationSection, progress: Progress, label: str, batch: int
-) -> Accuracy:
-    return measure_accuracy(runner, dataset, section.replace(batch=batch), progress, label)
+    runner: Runner,
+    dataset: Dataset,
+    section: EvaluationSection,
+    progress: Progress,
+    label: str,
+    details: bool,
+    batch: int,
+) -> tuple[Accuracy, AccuracyDetails | None]:
+    section = section.replace(batch=batch)
+    if details:
+        return measure_details(runner, dataset, section, progress, label)
+    return measure_accuracy(runner, dataset, section, progress, label), None
 
 
 def dataset_for(model: Model, data: Data) -> Dataset:
