@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import pkgutil
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from pydantic import TypeAdapter
 import trt_qat
 from trt_qat.cli import cli
 from trt_qat.config import Config
-from trt_qat.registry import CALIBRATORS, DEPLOYMENTS, RUNTIMES, TARGETS
+from trt_qat.registry import CALIBRATORS, KINDS, RUNTIMES, TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = {  # settings whose values are the rows of a table, and what else they may be
@@ -40,34 +41,20 @@ SCHEMAS = {  # what a file holds, and the class that is its schema
     "An entry of `parity.json`": "trt_qat.evaluation.parity_report:ParityReport",
     "The side-car of a plan": "trt_qat.engine.engine_file:EngineDescription",
 }
-EXTENSION_POINTS = {  # what somebody writes who adds one, and where its name is registered
-    "Calibrators": (
-        "A file beside the others in `trt_qat/quantization/calibrators/` and a row in `trt_qat.registry.CALIBRATORS`.",
-        ("trt_qat.quantization.calibrators.base.Calibrator", "trt_qat.quantization.histogram.ActivationHistogram"),
+EXTENSION_POINTS = {  # by group of entry points: what somebody writes who adds a row
+    "calibrators": (
+        "trt_qat.quantization.calibrators.base.Calibrator",
+        "trt_qat.quantization.histogram.ActivationHistogram",
     ),
-    "Features of QAT (callbacks)": (
-        "A file beside the others in `trt_qat/training/features/` and a row in its `choose.py`.",
-        tuple(f"trt_qat.training.features.base.{name}" for name in ("Feature", "Start", "Step", "Epoch", "ParamGroup")),
+    "features": tuple(
+        f"trt_qat.training.features.base.{name}" for name in ("Feature", "Start", "Step", "Epoch", "ParamGroup")
     ),
-    "Targets of export": (
-        "A file beside the others in `trt_qat/targets/` and a row in `trt_qat.registry.TARGETS`.",
-        tuple(f"trt_qat.targets.base.{name}" for name in ("Target", "Form", "Writer", "Client")),
-    ),
-    "Runtimes": (
-        "A file in `trt_qat/runtime/` and a row in `trt_qat.registry.RUNTIMES`.",
-        ("trt_qat.runtime.runner.Runner", "trt_qat.runtime.runner.Mode"),
-    ),
-    "Deployments": (
-        "A file beside the others in `trt_qat/deploy/` and a row in `trt_qat.registry.DEPLOYMENTS`.",
-        ("trt_qat.deploy.base.Deployment", "trt_qat.deploy.base.Writer"),
-    ),
-    "Tables": (
-        "What a name on the command line or in a configuration stands for.",
-        ("trt_qat.registry.Table",),
-    ),
+    "targets": tuple(f"trt_qat.targets.base.{name}" for name in ("Target", "Form", "Writer", "Client")),
+    "runtimes": ("trt_qat.runtime.runner.Runner", "trt_qat.runtime.runner.Mode"),
+    "deployments": ("trt_qat.deploy.base.Deployment", "trt_qat.deploy.base.Writer"),
 }
 WORK = ("load", "train", "quantize", "sensitivity", "finetune", "keep_budget", "export", "build", "evaluate", "parity")
-LINK = re.compile(r"(?<=\]\()(?:\.\./)+(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
+LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
 PAGE = re.compile(r"docs/(?P<path>[\w/-]+)\.md")
 ROLE = re.compile(r":(?:class|func|meth|data|mod|attr):<code>~?(?P<name>[\w.]+)</code>")
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".sh": "bash", ".toml": "toml", ".json": "json"}
@@ -83,8 +70,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/files.md": files_page(),
     }
     for file in files.documentation_pages():
-        for link in LINK.finditer(Path(file.abs_src_path or "").read_text(encoding="utf-8")):
-            pages[_page_of(link["path"])] = source_page(link["path"])
+        for link in LINK.finditer(file.content_string):
+            if outside := _outside(link["path"], file):
+                pages[_page_of(outside)] = source_page(outside)
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
@@ -93,7 +81,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead the links that leave docs/ to the pages of those files."""
     up = "../" * page.file.src_uri.count("/")
-    return LINK.sub(lambda link: f"{up}{_page_of(link['path'])}{link['anchor'] or ''}", markdown)
+
+    def led(link: re.Match[str]) -> str:
+        outside = _outside(link["path"], page.file)
+        return f"{up}{_page_of(outside)}" if outside else link["path"]
+
+    return LINK.sub(led, markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -151,20 +144,18 @@ def python_page() -> str:
 
 
 def extending_page() -> str:
-    """What a user's own calibrator, feature, target, runtime or deployment implements."""
-    lines = ["# Extending", "", "Each is one file and one row; nothing else needs to know it."]
-    for title, (where, names) in EXTENSION_POINTS.items():
+    """What a calibrator, feature, target, runtime or deployment of another package implements, and what is there."""
+    lines = ["# Extending", "", "A package of yours adds a row to one of these tables by an entry point of its group."]
+    for group, table in KINDS.items():
         lines += [
             "",
-            f"## {title}",
+            f"## {table.what[0].upper()}{table.what[1:]}s",
             "",
-            where,
+            f'`[project.entry-points."trt_qat.{group}"]`',
             "",
-            *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in names),
         ]
-    for table in (CALIBRATORS, TARGETS, RUNTIMES, DEPLOYMENTS):
-        lines += ["", f"| {table.what} | where |", "|---|---|"]
-        lines += [f"| `{name}` | `{where}` |" for name, where in table.rows.items()]
+        lines += [f"- `{name}`: `{where}`" for name, where in table.rows.items()]
+        lines += ["", *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in EXTENSION_POINTS[group])]
     return "\n".join(lines)
 
 
@@ -202,6 +193,12 @@ def source_page(path: str) -> str:
     fence = "`" * (longest + 1)
     header = f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n"
     return f"{header}{fence}{LANGUAGES.get(file.suffix, 'text')}\n{text}\n{fence}\n"
+
+
+def _outside(link: str, file: File) -> str | None:
+    """The path in the repository of what a page's link leads to, None for another page."""
+    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(file.src_uri), link))
+    return None if path.startswith("docs/") else path
 
 
 def _page_of(path: str) -> str:

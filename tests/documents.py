@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ import trt_qat
 from trt_qat.cli import cli, infer
 from trt_qat.config import Config
 from trt_qat.errors import TrtQatError
-from trt_qat.registry import CALIBRATORS, DEPLOYMENTS, RUNTIMES, TARGETS
+from trt_qat.registry import KINDS, Table
 from trt_qat.results import ResultRow
 from trt_qat.runtime.sinks.jsonl import FrameRecord
 
@@ -93,11 +94,12 @@ def commands(text: str) -> list[Command]:
 
 def problems(text: str) -> list[str]:
     """What is wrong with a page's commands, settings and code, each with its line."""
-    found = [(command.line, said) for command in commands(text) if (said := _wrong_command(command, _own_names(text)))]
-    for block in blocks(text):
-        if check := CHECKS.get(block.language):
-            found += [(block.line, said) for said in check(block.text)]
-    found += _wrong_inline(text)
+    with _as_if_installed(text) as stand_ins:
+        found = [(call.line, said) for call in commands(text) if (said := _wrong_command(call, stand_ins))]
+        for block in blocks(text):
+            if check := CHECKS.get(block.language):
+                found += [(block.line, said) for said in check(block.text)]
+        found += _wrong_inline(text)
     return [f"line {line}: {said}" for line, said in sorted(found)]
 
 
@@ -137,29 +139,34 @@ def _calls(number: int, line: str) -> Iterator[Command]:
             words.append(word)
 
 
-def _own_names(text: str) -> dict[str, str]:
-    """Names that the page itself registers as entry points, and one of ours that stands for each."""
-    tables = {"calibrators": CALIBRATORS, "runtimes": RUNTIMES, "targets": TARGETS, "deployments": DEPLOYMENTS}
-    names = {}
-    for group, lines in re.findall(r'^\[project\.entry-points\."?trt_qat\.(\w+)"?\]\n((?:[\w-]+ *=.*\n)+)', text, re.M):
-        for name in re.findall(r"^([\w-]+) *=", lines, re.M):
-            names[name] = next(iter(tables[group].rows)) if group in tables else ""
-    return names
+def _own_rows(text: str) -> Iterator[tuple[Table, str, str]]:
+    """Entry points that the page itself registers in a pyproject.toml: table, name, where it is."""
+    for group, lines in re.findall(r'^\[project\.entry-points\."trt_qat\.(\w+)"\]\n((?:[\w-]+ *=.*\n)+)', text, re.M):
+        for name, where in re.findall(r'^([\w-]+) *= *"(.+)"', lines, re.M):
+            yield KINDS[group], name, where
 
 
-def _wrong_command(command: Command, own: Mapping[str, str]) -> str | None:
+@contextmanager
+def _as_if_installed(text: str) -> Iterator[Mapping[str, str]]:
+    """While the page is judged its own rows are there; gives a name of ours for each, for what was made at import."""
+    own = list(_own_rows(text))
+    stand_ins = {name: next(iter(table.rows), name) for table, name, _ in own}
+    for table, name, where in own:
+        table.rows[name] = where
+    try:
+        yield stand_ins
+    finally:
+        for table, name, _ in own:
+            del table.rows[name]
+
+
+def _wrong_command(command: Command, stand_ins: Mapping[str, str]) -> str | None:
     program, *words = command.words
     check = PROGRAMS.get(program)
     if check is None:
         return None if program in OTHERS else f"'{program}' is no program that the test knows"
-    if said := check([_replaced(word, own) for word in words]):
-        return f"{command.shown!r}: {said}"
-    return None
-
-
-def _replaced(word: str, own: Mapping[str, str]) -> str:
-    before, equals, value = word.rpartition("=")
-    return before + equals + own.get(value, value)
+    said = check([stand_ins.get(word, word) for word in words])
+    return f"{command.shown!r}: {said}" if said else None
 
 
 def _wrong_verb(words: Sequence[str], command: click.Command = cli) -> str | None:
