@@ -82,7 +82,7 @@ types: $(READY)
 
 # The theme's own announcement is no warning about these pages.
 docs: $(READY) ## The documentation to site/, with its reference made of the code; exit 1 on a warning
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(READY) ## The documentation at a local address, made anew whenever a page is saved
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

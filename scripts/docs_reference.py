@@ -6,9 +6,10 @@ pydantic schemas, Python from docstrings (mkdocstrings). A link that leaves docs
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
+import pkgutil
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from pydantic import TypeAdapter
 import trt_qat
 from trt_qat.cli import cli
 from trt_qat.config import Config
-from trt_qat.registry import CALIBRATORS, DEPLOYMENTS, RUNTIMES, TARGETS
+from trt_qat.registry import CALIBRATORS, KINDS, RUNTIMES, TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = {  # settings whose values are the rows of a table, and what else they may be
@@ -34,39 +35,26 @@ NAMED = {  # settings whose values are the rows of a table, and what else they m
     "evaluation.runtime": (*RUNTIMES.rows, "torch"),
 }
 SCHEMAS = {  # what a file holds, and the class that is its schema
+    "`run.json`": "trt_qat.report.record:RunRecord",
     "A row of `result.json` and of `evaluate --json`": "trt_qat.results:ResultRow",
     "A line of `infer --jsonl`": "trt_qat.runtime.sinks.jsonl:FrameRecord",
     "An entry of `parity.json`": "trt_qat.evaluation.parity_report:ParityReport",
     "The side-car of a plan": "trt_qat.engine.engine_file:EngineDescription",
 }
-EXTENSION_POINTS = {  # what somebody writes who adds one, and where its name is registered
-    "Calibrators": (
-        "A file beside the others in `trt_qat/quantization/calibrators/` and a row in `trt_qat.registry.CALIBRATORS`.",
-        ("trt_qat.quantization.calibrators.base.Calibrator", "trt_qat.quantization.histogram.ActivationHistogram"),
+EXTENSION_POINTS = {  # by group of entry points: what somebody writes who adds a row
+    "calibrators": (
+        "trt_qat.quantization.calibrators.base.Calibrator",
+        "trt_qat.quantization.histogram.ActivationHistogram",
     ),
-    "Features of QAT (callbacks)": (
-        "A file beside the others in `trt_qat/training/features/` and a row in its `choose.py`.",
-        tuple(f"trt_qat.training.features.base.{name}" for name in ("Feature", "Start", "Step", "Epoch", "ParamGroup")),
+    "features": tuple(
+        f"trt_qat.training.features.base.{name}" for name in ("Feature", "Start", "Step", "Epoch", "ParamGroup")
     ),
-    "Targets of export": (
-        "A file beside the others in `trt_qat/targets/` and a row in `trt_qat.registry.TARGETS`.",
-        tuple(f"trt_qat.targets.base.{name}" for name in ("Target", "Form", "Writer", "Client")),
-    ),
-    "Runtimes": (
-        "A file in `trt_qat/runtime/` and a row in `trt_qat.registry.RUNTIMES`.",
-        ("trt_qat.runtime.runner.Runner", "trt_qat.runtime.runner.Mode"),
-    ),
-    "Deployments": (
-        "A file beside the others in `trt_qat/deploy/` and a row in `trt_qat.registry.DEPLOYMENTS`.",
-        ("trt_qat.deploy.base.Deployment", "trt_qat.deploy.base.Writer"),
-    ),
-    "Tables": (
-        "What a name on the command line or in a configuration stands for.",
-        ("trt_qat.registry.Table",),
-    ),
+    "targets": tuple(f"trt_qat.targets.base.{name}" for name in ("Target", "Form", "Writer", "Client")),
+    "runtimes": ("trt_qat.runtime.runner.Runner", "trt_qat.runtime.runner.Mode"),
+    "deployments": ("trt_qat.deploy.base.Deployment", "trt_qat.deploy.base.Writer"),
 }
 WORK = ("load", "train", "quantize", "sensitivity", "finetune", "keep_budget", "export", "build", "evaluate", "parity")
-LINK = re.compile(r"(?<=\]\()(?:\.\./)+(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
+LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
 PAGE = re.compile(r"docs/(?P<path>[\w/-]+)\.md")
 ROLE = re.compile(r":(?:class|func|meth|data|mod|attr):<code>~?(?P<name>[\w.]+)</code>")
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".sh": "bash", ".toml": "toml", ".json": "json"}
@@ -82,8 +70,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/files.md": files_page(),
     }
     for file in files.documentation_pages():
-        for link in LINK.finditer(Path(file.abs_src_path or "").read_text(encoding="utf-8")):
-            pages[_page_of(link["path"])] = source_page(link["path"])
+        for link in LINK.finditer(file.content_string):
+            if outside := _outside(link["path"], file):
+                pages[_page_of(outside)] = source_page(outside)
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
@@ -92,7 +81,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead the links that leave docs/ to the pages of those files."""
     up = "../" * page.file.src_uri.count("/")
-    return LINK.sub(lambda link: f"{up}{_page_of(link['path'])}{link['anchor'] or ''}", markdown)
+
+    def led(link: re.Match[str]) -> str:
+        outside = _outside(link["path"], page.file)
+        return f"{up}{_page_of(outside)}" if outside else link["path"]
+
+    return LINK.sub(led, markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -150,22 +144,36 @@ def python_page() -> str:
 
 
 def extending_page() -> str:
-    """What a user's own calibrator, feature, target, runtime or deployment implements."""
-    lines = ["# Extending", "", "Each is one file and one row; nothing else needs to know it."]
-    for title, (where, names) in EXTENSION_POINTS.items():
-        lines += ["", f"## {title}", "", where, "", *(f"::: {name}\n" for name in names)]
-    for table in (CALIBRATORS, TARGETS, RUNTIMES, DEPLOYMENTS):
-        lines += ["", f"| {table.what} | where |", "|---|---|"]
-        lines += [f"| `{name}` | `{where}` |" for name, where in table.rows.items()]
+    """What a calibrator, feature, target, runtime or deployment of another package implements, and what is there."""
+    lines = ["# Extending", "", "A package of yours adds a row to one of these tables by an entry point of its group."]
+    for group, table in KINDS.items():
+        lines += [
+            "",
+            f"## {table.what[0].upper()}{table.what[1:]}s",
+            "",
+            f'`[project.entry-points."trt_qat.{group}"]`',
+            "",
+        ]
+        lines += [f"- `{name}`: `{where}`" for name, where in table.rows.items()]
+        lines += ["", *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in EXTENSION_POINTS[group])]
     return "\n".join(lines)
 
 
 def files_page() -> str:
     """The files that other programs read: every field of their schemas."""
+    adapters = {where: TypeAdapter(pkgutil.resolve_name(where)) for where in SCHEMAS.values()}
+    by_file, schema = TypeAdapter.json_schemas(
+        [(where, "serialization", adapter) for where, adapter in adapters.items()]
+    )
+    roots = {where: _name(by_file[where, "serialization"]) for where in adapters}
     lines = ["# Files", "", "What the JSON files hold. A reader refuses unknown fields, NaN and values out of range."]
     for title, where in SCHEMAS.items():
-        module, _, name = where.partition(":")
-        lines += ["", f"## {title}", "", f"`{module}.{name}`", "", *_schema(importlib.import_module(module), name)]
+        lines += ["", f"## {title} {{ #{roots[where]} }}", "", f"`{where.replace(':', '.')}`", ""]
+        lines += _fields(schema["$defs"][roots[where]], schema)
+    lines += ["", "## Their parts", ""]
+    for name, part in sorted(schema["$defs"].items()):
+        if "properties" in part and name not in roots.values():
+            lines += ["", f"### {part['title']} {{ #{name} }}", "", *_fields(part, schema)]
     return "\n".join(lines)
 
 
@@ -185,6 +193,12 @@ def source_page(path: str) -> str:
     fence = "`" * (longest + 1)
     header = f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n"
     return f"{header}{fence}{LANGUAGES.get(file.suffix, 'text')}\n{text}\n{fence}\n"
+
+
+def _outside(link: str, file: File) -> str | None:
+    """The path in the repository of what a page's link leads to, None for another page."""
+    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(file.src_uri), link))
+    return None if path.startswith("docs/") else path
 
 
 def _page_of(path: str) -> str:
@@ -235,61 +249,55 @@ def _help(command: click.Command) -> Iterator[str]:
         yield from ["```text", paragraph[2:], "```", ""] if kept else [_escaped(paragraph), ""]
 
 
-def _schema(module: Any, name: str) -> Iterator[str]:
-    schema = TypeAdapter(getattr(module, name)).json_schema(mode="serialization")
-    yield from _fields(schema, schema, inspect.getdoc(getattr(module, name)))
-    for inner, content in schema.get("$defs", {}).items():
-        yield from ["", f"### {inner}", ""]
-        yield from _fields(content, schema, content.get("description"))
-
-
-def _fields(content: Mapping[str, Any], schema: Mapping[str, Any], docstring: str | None) -> Iterator[str]:
-    summary, described = _docstring(docstring or "")
-    required = content.get("required", ())
+def _fields(content: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """A class and its fields, each with what its docstring says of it."""
+    summary, described = _docstring(content.get("description", ""))
     yield from [_escaped(summary), ""] if summary else []
     for key, entry in content.get("properties", {}).items():
-        absent = "" if key in required or "default" not in entry else f"; absent or `{json.dumps(entry['default'])}`"
+        optional = "" if key in content.get("required", ()) else "; may be absent"
         text = f": {_escaped(described[key])}" if key in described else ""
-        yield from [f"- `{key}`: {_allowed(entry, schema)}{absent}{text}"]
+        yield f"- `{key}`: {_allowed(entry, schema)}{optional}{text}"
 
 
 def _docstring(text: str) -> tuple[str, dict[str, str]]:
     """A docstring's own text, and what its ``Args:`` say of each field."""
     sections = griffe.Docstring(text).parse("google", warnings=False)
     fields = {
-        field.name: " ".join(field.description.split())
+        name: " ".join(field.description.split())
         for section in sections
         if isinstance(section, griffe.DocstringSectionParameters)
         for field in section.value
+        for name in field.name.split(", ")
     }
     said = [section.value for section in sections if isinstance(section, griffe.DocstringSectionText)]
     return "\n\n".join(said), fields
 
 
-def _resolved(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    if "$ref" not in entry:
-        return dict(entry)
-    return dict(schema["$defs"][entry["$ref"].rpartition("/")[2]])
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["$ref"].rpartition("/")[2])
+
+
+def _resolved(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    return schema["$defs"][_name(entry)] if "$ref" in entry else entry
 
 
 def _allowed(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """What a value may be, in words."""
-    if "$ref" in entry and "properties" in _resolved(entry, schema):
-        return f"[{_resolved(entry, schema)['title']}](#{_resolved(entry, schema)['title'].lower()})"
-    entry = _resolved(entry, schema)
-    if "const" in entry or "enum" in entry:
-        return _choices(entry.get("enum") or [entry["const"]])
-    if "anyOf" in entry:
-        return " or ".join(_allowed(part, schema) for part in entry["anyOf"])
-    if entry.get("type") == "array":
-        if "prefixItems" in entry:
-            return f"`[{', '.join(item.get('type', 'any value') for item in entry['prefixItems'])}]`"
-        return f"list of: {_allowed(entry.get('items', {}), schema)}"
-    if entry.get("type") == "object":
-        return f"object of: {_allowed(entry.get('additionalProperties') or {}, schema)}"
-    if entry.get("type") == "null":
+    if "properties" in (content := _resolved(entry, schema)):
+        return f"[{content['title']}](#{_name(entry)})"
+    if "const" in content or "enum" in content:
+        return _choices(content.get("enum") or [content["const"]])
+    if "anyOf" in content:
+        return " or ".join(_allowed(part, schema) for part in content["anyOf"])
+    if "prefixItems" in content:
+        return f"`[{', '.join(item.get('type', 'value') for item in content['prefixItems'])}]`"
+    if content.get("type") == "array":
+        return f"list of {_allowed(content.get('items', {}), schema)}"
+    if content.get("type") == "object":
+        return f"object of {_allowed(content.get('additionalProperties') or {}, schema)}"
+    if content.get("type") == "null":
         return "`null`"
-    return ", ".join([entry.get("type", "any value"), *_range(entry)])
+    return ", ".join([content.get("type", "any value"), *_range(content)])
 
 
 def _range(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -311,4 +319,8 @@ def _choices(names: Sequence[Any]) -> str:
 def _escaped(text: str) -> str:
     """Plain text for Markdown: what stands in backticks stays as it is."""
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]{}|#])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _escaped_plain(part) for part in parts)
+
+
+def _escaped_plain(text: str) -> str:
+    return re.sub(r"([*_\[\]{}#])", r"\\\1", text.replace("<", "&lt;"))

@@ -142,9 +142,21 @@ def test_every_import_of_the_package_is_asked_for() -> None:
 
 def test_all_extras_of_a_developer_are_those_of_the_trainer_and_more() -> None:
     extras = _project()["optional-dependencies"]
-    assert "trt_qat[train,track]" in extras["dev"]
+    assert "trt_qat[train,track,docs]" in extras["dev"]
     assert "trt_qat[openvino,onnxruntime]" in extras["train"]
     assert not {"torch", "ultralytics", "matplotlib"} & {Requirement(text).name for text in _project()["dependencies"]}
+
+
+def test_every_package_that_make_installs_is_pinned() -> None:
+    """So that `make install` in a fresh clone gives what was tested."""
+    pins = (ROOT / "scripts" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    extras = _project()["optional-dependencies"]
+    wanted = [
+        *_project()["dependencies"],
+        *(text for extra in extras.keys() - {"gpu", "ray"} for text in extras[extra]),
+    ]
+    named = {canonicalize_name(Requirement(text).name) for text in wanted} - {"trt-qat"}
+    assert named - {canonicalize_name(Requirement(pin).name) for pin in pins} == set()
 
 
 def test_a_module_is_found_by_its_dotted_name() -> None:
