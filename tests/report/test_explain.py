@@ -426,10 +426,13 @@ def parsed(line: str) -> click.Context:
 
 def test_every_printed_command_can_be_typed() -> None:
     commands = {entry.command for entry in all_advice() if entry.command is not None}
+    compare = explain(layer(RECORD), RUN).compare
+    assert compare == "trt-qat compare runs/demo/result result-tried"
+    commands.add(compare)
     assert len(commands) > 8
     for command in commands | {overview(RECORD, RUN).command}:
         parameters = parsed(command).params
-        Config.load((), parameters["overrides"])
+        Config.load((), parameters["overrides"])  # unknown keys and bad values are refused
         assert f"--out {RUN.name} " not in f"{command} ", "the run itself is left as it is"
 
 
@@ -459,7 +462,7 @@ def test_the_whole_answer() -> None:
     ):
         assert expected in text
     assert list(explanation.as_dict()) == [
-        "layer", "what", "range", "sqnr", "sensitivity", "shares_scale", "lint", "compiler", "try",
+        "layer", "what", "range", "sqnr", "sensitivity", "shares_scale", "lint", "compiler", "try", "compare",
     ]  # fmt: skip
     figures = json.loads(json.dumps(explanation.as_dict()))
     assert figures["range"]["ranges"] == pytest.approx({"ptq": 7.5 / 1.6, "qat": 7.1 / 1.6})

@@ -12,7 +12,7 @@ from typing import Any, Final
 from trt_qat.report import numbers
 from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, weakest
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
-from trt_qat.report.remedies import Remedy, remedies
+from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
 
 HEADER: Final = ("layer", "SQNR, dB", "share of output error", "why it is listed")
@@ -40,22 +40,29 @@ class Section:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything about one layer."""
+    """Everything about one layer.
+
+    Args:
+        compare: what to type when a remedy was run; None if none runs.
+    """
 
     layer: str
     sections: tuple[Section, ...]
     remedies: tuple[Remedy, ...]
+    compare: str | None
 
     def as_text(self) -> str:
         """For a terminal."""
         blocks = ["\n".join([section.title, *_indented(section.lines)]) for section in self.sections]
         tried = [line for number, remedy in enumerate(self.remedies, 1) for line in _remedy_lines(number, remedy)]
-        return "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried])])
+        compare = [f"One at a time; then: {self.compare}"] if self.compare else []
+        return "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried]), *compare])
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object: a key per section, and ``try``."""
         parts = {section.key: section.figures for section in self.sections}
-        return {"layer": self.layer, **parts, "try": [remedy.as_dict() for remedy in self.remedies]}
+        tried = [remedy.as_dict() for remedy in self.remedies]
+        return {"layer": self.layer, **parts, "try": tried, "compare": self.compare}
 
 
 def explain(layer: Layer, run: Path) -> Explanation:
@@ -66,7 +73,10 @@ def explain(layer: Layer, run: Path) -> Explanation:
     """
     parts = (_what, _range, _noise, _sensitivity, _shared, _lint, _compiler)
     sections = tuple(section for part in parts if (section := part(layer)) is not None)
-    return Explanation(layer.name, sections, remedies(layer, run))
+    found = remedies(layer, run)
+    runs = any(remedy.command and remedy.command.startswith("trt-qat run ") for remedy in found)
+    compare = f"trt-qat compare {shlex.quote(str(run))} {shlex.quote(tried_folder(layer.network))}"
+    return Explanation(layer.name, sections, found, compare if runs else None)
 
 
 @dataclass(frozen=True)

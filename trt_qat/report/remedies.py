@@ -330,8 +330,7 @@ def _moves_more(layer: Layer, run: Path) -> Said | None:
     moved, half = _bytes(ours), _bytes(theirs) // 2
     if moved <= MORE_MOVED * half:
         return None
-    (_, out) = _given(network, "--out")
-    advice = out.rstrip("/") + ADVICE
+    advice = _beside(network, ADVICE)
     return (
         f"In INT8 TensorRT-RTX moves {numbers.megabytes(moved)} MB for it in {len(ours)} kernels; "
         f"in FP16 that would be about {numbers.megabytes(half)} MB, half of FP32's, in {len(theirs)}.",
@@ -421,11 +420,21 @@ def _again(network: Network, changed: dict[str, Any]) -> str:
         if kept and kept[-1] == "--set" and word.partition("=")[0] in changed:
             kept.pop()
         elif kept and kept[-1] == "--out":
-            kept.append(word.rstrip("/") + TRIED)
+            kept.append(tried_folder(network))
         else:
             kept.append(word)
     settings = [text for key, value in changed.items() for text in ("--set", f"{key}={_yaml(value)}")]
     return shlex.join([*kept, *settings])
+
+
+def tried_folder(network: Network) -> str:
+    """Where the commands write; the run itself stays as it is."""
+    return _beside(network, TRIED)
+
+
+def _beside(network: Network, ending: str) -> str:
+    _, out = _given(network, "--out")
+    return out.rstrip("/") + ending
 
 
 def _given(network: Network, *options: str) -> list[str]:
