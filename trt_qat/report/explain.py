@@ -111,7 +111,8 @@ def overview(record: RunRecord, run: Path, among: Sequence[Layer] | None = None)
     Args:
         among: which; None for those of the network that stand out.
     """
-    rows = standing_out(Network(record), among)
+    network = Network(record)
+    rows = standing_out(network, among) or standing_out(network, network.layers)
     command = f"trt-qat explain {shlex.quote(str(run))} --layer {shlex.quote(rows[0].layer.name)}"
     return Overview(rows, command)
 
