@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trt_qat.report.layers import anchors, error_shade, sqnr, sqnr_shade
-from trt_qat.report.numbers import decibels, short
+from trt_qat.report.numbers import coordinate, decibels, short
 from trt_qat.report.record import Box, Edge, GroupRecord, RunRecord
 
 
@@ -69,7 +69,7 @@ def _drawn(box: Box, read_by: dict[str, GroupRecord], rows: dict[str, str], larg
 
 def _path(edge: Edge) -> str:
     """``M x,y C x,y x,y x,y ...``; points that make no whole piece are left away."""
-    points = [f"{x:.1f},{y:.1f}" for x, y in edge.points]
+    points = [f"{coordinate(x)},{coordinate(y)}" for x, y in edge.points]
     if not points:
         return ""
     pieces = [" ".join(points[start : start + 3]) for start in range(1, len(points) - 2, 3)]

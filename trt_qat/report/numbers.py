@@ -73,3 +73,8 @@ def seconds(value: float | None) -> str:
 def target_name(target: str) -> str:
     """As its makers write it."""
     return _TARGETS.get(target, target)
+
+
+def coordinate(value: float) -> str:
+    """For SVG, which knows no exponents that large."""
+    return f"{min(max(value, -1e6), 1e6):.1f}"

@@ -76,7 +76,15 @@ def _environment() -> Environment:
     environment.filters |= {
         function.__name__: function
         for function in (
-            *(numbers.fraction, numbers.megabytes, numbers.number, numbers.seconds, numbers.short, numbers.signed),
+            *(
+                numbers.coordinate,
+                numbers.fraction,
+                numbers.megabytes,
+                numbers.number,
+                numbers.seconds,
+                numbers.short,
+                numbers.signed,
+            ),
             *(numbers.target_name, numbers.thousands, file_label, layer_label, sqnr),
         )
     }
@@ -97,6 +105,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "record": record,
         "answer": answer(record),
         "rows": rows,
+        "markers": charts.markers(rows),
         "scatter": charts.accuracy_against_latency(rows),
         **_accuracy(record),
         "network": drawn_network(record),
@@ -106,8 +115,9 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "best_sqnr": max((found for group in groups if (found := sqnr(group)) is not None), default=0.0),
         "largest_error": max((group.error or 0.0 for group in groups), default=0.0),
         "has_drops": any(group.map50_95_drop is not None for group in groups),
-        "histograms": [chart for group in groups if (chart := charts.activation_histogram(group)) is not None][
-            :_HISTOGRAMS
+        "histograms": [
+            charts.activation_histogram(group, histogram)
+            for group, histogram in [(g, g.histogram) for g in groups if g.histogram is not None][:_HISTOGRAMS]
         ],
         "training_charts": charts.training_charts(record.training),
         "compiled": compiled,
