@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import HEADER as PARITY_HEADER
@@ -60,7 +59,7 @@ def write_report(record: RunRecord, out: Path) -> Path:
 def html_page(record: RunRecord) -> str:
     """The page as text; the same record gives the same text."""
     environment = _environment()
-    style = Markup(environment.loader.get_source(environment, "report.css")[0])  # type: ignore[union-attr]
+    style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
     return environment.get_template("report.html.j2").render(style=style, **_values(record))
 
 
