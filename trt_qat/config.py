@@ -28,7 +28,7 @@ from pydantic import (
 
 from trt_qat.errors import ConfigError
 from trt_qat.reading import explain, parse_yaml, read_yaml, shortened, shown_name
-from trt_qat.registry import CALIBRATORS, RUNTIMES, TARGETS, Table, suggestion
+from trt_qat.registry import CALIBRATORS, FEATURES, RUNTIMES, TARGETS, Table, suggestion
 
 Precision = Literal["int8+fp32", "int8+fp16", "fp32", "fp16"]
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
@@ -224,7 +224,18 @@ class QatSection(Section):
     monitor: bool = True
     collapse: float = Field(default=0.5, ge=0, lt=1)
     max_drop: float | None = Field(default=None, ge=0)
+    features: tuple[str, ...] = ()
     seed: int = 0
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _one_feature(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("features")
+    @classmethod
+    def _known_features(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_known(FEATURES, name) for name in value))
 
 
 class ExportSection(Section):

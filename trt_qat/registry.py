@@ -1,6 +1,8 @@
 """What can be chosen by name: a new calibrator, runtime or target is one file and one row here.
 
-The rows are names, so that reading a configuration or ``--help`` loads none of what stands behind them.
+The rows are names, so that reading a configuration or ``--help`` loads none of what stands behind them. Another package
+adds rows without a change here: its entry points of the group ``trt_qat.KIND`` (see :data:`KINDS`) are rows too, in
+every process, those that torchrun or Ray starts included.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import difflib
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from trt_qat.errors import ConfigError
@@ -40,16 +43,27 @@ class Table:
         """What stands behind a name; its module is imported now.
 
         Raises:
-            ConfigError: see :meth:`check`.
+            ConfigError: see :meth:`check`; or the row is another package's, and nothing is there.
             MissingDependency: a package that it needs is not installed.
         """
-        module, _, attribute = self.rows[self.check(name)].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        where = self.rows[self.check(name)]
+        module, _, attribute = where.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as exc:
+            if module.partition(".")[0] == __package__:
+                raise
+            raise ConfigError(
+                f"The {self.what} '{name}' is '{where}' of another package, which cannot be loaded: {exc}. "
+                "Repair or uninstall that package."
+            ) from exc
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What to try instead of a name that is not known."""
     known = sorted(known)
+    if not known:
+        return "None is installed."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
 
@@ -90,3 +104,33 @@ DEPLOYMENTS = Table(
         "jetson": "trt_qat.deploy.jetson:DEPLOYMENT",
     },
 )
+FEATURES = Table("QAT feature", {})
+"""Those of other packages, chosen by ``qat.features``; our own are in ``training/features/choose.py``."""
+
+KINDS = {
+    "calibrators": CALIBRATORS,
+    "runtimes": RUNTIMES,
+    "targets": TARGETS,
+    "deployments": DEPLOYMENTS,
+    "features": FEATURES,
+}
+"""The tables by the names that groups of entry points have behind ``trt_qat.``."""
+
+
+def add_rows_of_others_() -> None:
+    """Add the rows of the packages that are installed now to the tables; nothing takes the place of a row of ours."""
+    for kind, table in KINDS.items():
+        for point in _entry_points(kind):
+            table.rows.setdefault(point.name, point.value)
+
+
+def packages_of_others() -> list[str]:
+    """The installed packages that add rows: what they compute decides results, so their versions are recorded."""
+    return sorted({point.dist.name for kind in KINDS for point in _entry_points(kind) if point.dist})
+
+
+def _entry_points(kind: str) -> metadata.EntryPoints:
+    return metadata.entry_points(group=f"{__package__}.{kind}")
+
+
+add_rows_of_others_()

@@ -22,8 +22,8 @@ from trt_qat.evaluation.parity_report import (
     ParityReport,
     ParitySide,
 )
+from trt_qat.linter.layout import Box, Drawing, Edge
 from trt_qat.report.record import (
-    Box,
     Budget,
     CalibrationRecord,
     CalibratorTried,
@@ -31,8 +31,6 @@ from trt_qat.report.record import (
     ConvRecord,
     Disagreement,
     Disagreements,
-    Drawing,
-    Edge,
     EngineRecord,
     Epoch,
     ExportedRecord,
@@ -95,9 +93,9 @@ def example_record(
         versions={"python": "3.11.7", "trt_qat": "0.2.0", "torch": "2.15.0", "onnx": "1.19.1", "openvino": "2026.4.1"},
         machine=Machine(cpu="AMD EPYC 9B14", cores=2, gpus=()),
         stages=(
-            StageRecord(name="the calibration", seconds=None, reused=True),
-            StageRecord(name="the fine-tuning", seconds=412.5, reused=False),
-            StageRecord(name="the evaluation", seconds=63.2, reused=False),
+            StageRecord(name="the calibration", seconds=None),
+            StageRecord(name="the fine-tuning", seconds=412.5),
+            StageRecord(name="the evaluation", seconds=63.2),
         ),
         calibration=CalibrationRecord(
             calibrator="percentile 99.99",
@@ -436,7 +434,8 @@ def _drawing(groups: int) -> Drawing:
     step, x, width = 62.0, 120.0, 130.0
 
     def box(key: str, module: str, label: str, kind: str, row: int) -> Box:
-        fields = {"key": key, "module": module, "label": label, "kind": kind}
+        group = row if kind in ("input", "int8") else None
+        fields = {"key": key, "module": module, "label": label, "kind": kind, "group": group}
         return Box.model_validate({**fields, "x": x, "y": 20 + step * row, "width": width, "height": 36.0})
 
     boxes = [box("images", "", "images\n1x3x320x320", "input", 0)]

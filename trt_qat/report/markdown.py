@@ -211,7 +211,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     gpus = ", ".join(machine.gpus) or "no GPU"
     yield "machine", _text(f"{machine.cpu}, {machine.cores} cores; {gpus}")
     yield "versions", _text(", ".join(f"{name} {version}" for name, version in record.versions.items()))
-    yield "stages", _text("; ".join(f"{s.name} {'reused' if s.reused else seconds(s.seconds)}" for s in record.stages))
+    yield "stages", _text("; ".join(f"{s.name} {seconds(s.seconds)}" for s in record.stages))
     yield "made", _text(record.created)
 
 

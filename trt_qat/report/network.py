@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trt_qat.linter.layout import Box, Edge
 from trt_qat.report.layers import anchors, error_shade, sqnr, sqnr_shade
 from trt_qat.report.numbers import coordinate, decibels, short
-from trt_qat.report.record import Box, Edge, GroupRecord, RunRecord
+from trt_qat.report.record import GroupRecord, RunRecord
 
 
 @dataclass(frozen=True)

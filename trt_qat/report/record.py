@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import ParityReport
+from trt_qat.linter.layout import Drawing
 from trt_qat.reading import FileModel, checked, read_json
 from trt_qat.results import Fraction, Milliseconds, ResultRow, Text
 
@@ -136,12 +137,14 @@ class ConvRecord(FileModel):
     Args:
         weights: its weight's quantizer at each step.
         macs: multiply-accumulates per image.
+        input_max: largest magnitude that it itself reads; other members of the group may reach further.
         input_channels: per group of the convolution.
     """
 
     name: Text
     weights: tuple[QuantizerRecord, ...]
     macs: Count
+    input_max: Size | None = None
     input_channels: Count
     output_channels: Count
     kernel: tuple[int, int]
@@ -334,47 +337,6 @@ class EngineRecord(FileModel):
     run: bool
 
 
-class Box(FileModel):
-    """A box of the network's drawing; lengths in points, y downwards from the top left corner.
-
-    Args:
-        module: the PyTorch module; empty for inputs and outputs.
-        kind: "int8" and "float" are convolutions.
-        group: index of the scale group that it writes in the drawing, None for float.
-    """
-
-    key: Text
-    module: str
-    label: str
-    kind: Literal["int8", "float", "copy", "plain", "input", "output"]
-    x: float
-    y: float
-    width: Size
-    height: Size
-
-
-class Edge(FileModel):
-    """A line of the drawing, a cubic Bezier path: first a start, then three points for each piece.
-
-    Args:
-        group: index of the scale group, None for float.
-    """
-
-    start: str
-    end: str
-    group: int | None
-    points: tuple[tuple[float, float], ...]
-
-
-class Drawing(FileModel):
-    """The exported network with its layout."""
-
-    width: Size
-    height: Size
-    boxes: tuple[Box, ...]
-    edges: tuple[Edge, ...]
-
-
 class ShownBox(FileModel):
     """A detection in an image.
 
@@ -430,11 +392,10 @@ class Disagreements(FileModel):
 
 
 class StageRecord(FileModel):
-    """A stage of the run; ``reused``: it was finished before."""
+    """A stage of the run and how long it took when it was done."""
 
     name: Text
     seconds: Size | None
-    reused: bool
 
 
 class RunRecord(FileModel):

@@ -1,7 +1,11 @@
-"""Which features a ``qat`` section asks for. A new one is a file beside this one and a row here."""
+"""Which features a ``qat`` section asks for. A new one is a file beside this one and a row here.
+
+Those of other packages are rows of ``trt_qat.registry.FEATURES``, and take part where ``qat.features`` names them.
+"""
 
 from __future__ import annotations
 
+from trt_qat import registry
 from trt_qat.checkpoint import Model
 from trt_qat.config import QatSection
 from trt_qat.training.features.base import Feature, Start
@@ -28,7 +32,7 @@ FEATURES: tuple[type[Feature], ...] = (
 
 def features_from_section(section: QatSection, start: Start) -> list[Feature]:
     """The features that are switched on, made for one run."""
-    made = [kind.configured(section, start) for kind in FEATURES]
+    made = [kind.configured(section, start) for kind in _kinds(section)]
     return [feature for feature in made if feature is not None]
 
 
@@ -40,6 +44,12 @@ def check_features(section: QatSection, model: Model) -> None:
 
     Raises:
         ArtifactError: ``qat.bn=freeze`` of folded weights.
+        ConfigError: a feature of another package cannot be loaded.
     """
-    for kind in FEATURES:
+    for kind in _kinds(section):
         kind.check(section, model)
+
+
+def _kinds(section: QatSection) -> list[type[Feature]]:
+    others: list[type[Feature]] = [registry.FEATURES.load(name) for name in section.features]
+    return [*FEATURES[:-1], *others, FEATURES[-1]]  # the monitor sees what they made
