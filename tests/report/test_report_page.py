@@ -28,7 +28,7 @@ TAGS = (
 )
 # One change of the record each: where, to what, and what the page then says.
 CHANGES = (
-    ("created", "2031-01-02T03:04:05Z", "2031-01-02T03:04:05Z"),
+    ("created", "2031-01-02T03:04:05Z", "2 January 2031, 03:04 UTC"),
     ("command", "trt-qat run --out elsewhere", "trt-qat run --out elsewhere"),
     ("inputs.weights.path", "changed.pt", "INT8 for changed.pt"),
     ("inputs.weights.sha256", "ab" * 32, "ab" * 32),
@@ -45,7 +45,7 @@ CHANGES = (
     ("placement.groups.0.activation.1.sqnr_db", 12.9, "SQNR 12.9 dB; range"),
     ("placement.groups.0.activation.1.amax", 8.88, "QAT \u00b18.88"),
     ("placement.groups.1.convs.0.weights.1.sqnr_db", 55.5, ">55.5<"),
-    ("placement.groups.2.error", 0.0777, ">0.0777<"),
+    ("placement.groups.2.error", 0.0777, ">79 %<"),
     ("placement.groups.2.map50_95_drop", 0.0313, ">\u22123.13<"),
     ("placement.groups.0.histogram.clipped", 0.0345, "3.5 % of the values are clipped"),
     ("placement.groups.0.histogram.below_one_step", 0.61, "61 % round to zero"),

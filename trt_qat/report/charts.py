@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trt_qat.report.answer import FileRow, file_label
-from trt_qat.report.layers import group_label, last_step, sqnr
+from trt_qat.report.layer_facts import Layer
+from trt_qat.report.layers import short_label
 from trt_qat.report.numbers import decibels, fraction, number, share, short, signed
-from trt_qat.report.record import ExportedRecord, GroupRecord, Histogram, Training
+from trt_qat.report.record import ExportedRecord, Histogram, Training
 from trt_qat.results import AccuracyDetails
 
 # colour in matplotlib's file -> variable of the page
@@ -191,10 +192,10 @@ def curves(fp32: ExportedRecord, int8: ExportedRecord) -> tuple[Chart, ...]:
     return tuple(_curve(title, field, (x, y), (fp32, one), (int8, other)) for title, field, x, y in kinds)
 
 
-def activation_histogram(group: GroupRecord, histogram: Histogram) -> Chart:
-    """Values that a group's quantizer reads, on a logarithmic scale, with the ranges of PTQ and QAT."""
-    steps = [(step, entry.amax) for step in ("ptq", "qat") if (entry := group.at(step)) is not None]
-    amax = dict(steps).get(last_step(group), _LARGEST)
+def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
+    """Values that a layer's quantizer reads, on a logarithmic scale, with the ranges of PTQ and QAT."""
+    steps = [] if layer.group is None else [(entry.step, entry.amax) for entry in layer.group.activation]
+    amax = _LARGEST if layer.activation is None else layer.activation.amax
     edges, counts = _bins(histogram)
 
     def draw(axes: Axes) -> None:
@@ -218,10 +219,10 @@ def activation_histogram(group: GroupRecord, histogram: Histogram) -> Chart:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.24), ncols=2, columnspacing=1.2)
 
     ranges = " and ".join(f"{step.upper()} \u00b1{short(end)}" for step, end in steps)
-    noise = "no value differs" if sqnr(group) is None else f"SQNR {decibels(sqnr(group))} dB"
+    noise = "no value differs" if layer.sqnr_db is None else f"SQNR {decibels(layer.sqnr_db)} dB"
     lost = f"{share(histogram.clipped)} of the values are clipped, {share(histogram.below_one_step)} round to zero"
     said = f"{noise[0].upper()}{noise[1:]}; range {ranges}; {lost}."
-    return _chart(group_label(group), said, draw, (3.7, 2.3), above=24)
+    return _chart(short_label(layer), said, draw, (3.7, 2.3), above=24)
 
 
 def training_charts(training: Training) -> tuple[Chart, ...]:
@@ -294,10 +295,10 @@ def _learning_rate(training: Training) -> Chart | None:
 
 
 def _noise(training: Training) -> Chart | None:
-    kinds = {}
+    epochs, kinds = [epoch.epoch for epoch in training.epochs], {}
     for kind in ("activation", "weight"):
         rows = [row.sqnr_db for row in training.noise if row.kind == kind]
-        length = min((len(row) for row in rows), default=0)
+        length = min((len(row) for row in (*rows, epochs)), default=0) if rows else 0
         columns = [[_bounded(value) for row in rows if (value := row[at]) is not None] for at in range(length)]
         if columns and all(columns):
             kinds[kind] = [(float(np.median(column)), float(np.min(column))) for column in columns]
@@ -309,7 +310,7 @@ def _noise(training: Training) -> Chart | None:
             for which, dash in ((0, "-"), (1, "--")):
                 label = f"{kind}s, {'lowest' if which else 'median'}"
                 ys = [value[which] for value in values]
-                axes.plot(range(1, 1 + len(ys)), ys, dash, color=colour, marker="os"[which], markersize=4, label=label)
+                axes.plot(epochs[-len(ys) :], ys, dash, color=colour, marker="os"[which], markersize=4, label=label)
         axes.set(xlabel="epoch", ylabel="SQNR, dB")
         axes.legend(loc="best")
         _whole_epochs(axes)
