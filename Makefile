@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_BASE := trt_qat/demo/detector.safetensors
+DEMO_SETTINGS := trt_qat/demo/settings.yaml
 DEMO_DATA := runs/demo/data/data.yaml
 
 # Without WEIGHTS and DATA the stages work on the demo: its shipped detector and its generated data.
@@ -14,7 +15,7 @@ OUT ?= runs/$(NAME)
 ARGS ?=
 FUZZ_SECONDS ?= 600
 TRAIN_FROM := $(if $(filter $(DEMO_BASE),$(WEIGHTS)),yolov8n.yaml,$(WEIGHTS))
-FLAGS := $(if $(filter $(DEMO_BASE),$(WEIGHTS)),--config scripts/demo.yaml) $(ARGS)
+FLAGS := $(if $(filter $(DEMO_BASE),$(WEIGHTS)),--config $(DEMO_SETTINGS)) $(ARGS)
 
 PTQ := calib/$(NAME)_ptq.safetensors
 QAT := $(OUT)/qat/best.safetensors
@@ -27,7 +28,7 @@ CALIBRATE = $(BIN)/trt-qat calibrate --weights $(WEIGHTS) --data $(DATA) --out $
 EXPORT = $(BIN)/trt-qat export $(BEST) --out $(ONNX) $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check slim-check lint types train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
+.PHONY: help install demo test test-slow hostile fuzz killed starved gpu-check slim-check release lint types docs docs-serve train calibrate sensitivity qat export engine polygraphy evaluate parity run clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -42,8 +43,7 @@ $(READY): pyproject.toml scripts/constraints.txt
 install: $(READY) ## Create .venv with everything but a GPU driver
 
 demo: $(READY) ## The main job on generated data: FP32 / PTQ INT8 / QAT INT8 on the exported models
-	$(BIN)/trt-qat data demo --out runs/demo/data
-	$(BIN)/trt-qat run --weights $(DEMO_BASE) --data $(DEMO_DATA) --out runs/demo/result --config scripts/demo.yaml $(ARGS)
+	$(BIN)/trt-qat demo --out runs/demo $(ARGS)
 
 test: lint types ## Lint, types and tests (no GPU, no network after installation)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
@@ -69,6 +69,9 @@ gpu-check: $(READY) ## On a machine with CUDA: all that only a GPU shows, in one
 slim-check: $(READY) ## Install without torch into a fresh environment: size, time, a picture annotated there
 	scripts/slim_check.sh $(BIN) $(PYTHON)
 
+release: $(READY) ## Wheel and source archive into dist/, and the demo from each in a fresh environment
+	scripts/release.sh $(BIN) $(PYTHON)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +79,13 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The theme's own announcement is no warning about these pages.
+docs: $(READY) ## The documentation to site/, with its reference made of the code; exit 1 on a warning
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY) ## The documentation at a local address, made anew whenever a page is saved
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # What a stage needs and is not there is made first, and said. Order-only: an old environment remakes no model.
 $(DEMO_DATA): | $(READY)
@@ -97,7 +107,7 @@ $(PLAN): $(ONNX)
 ifdef DEMO
 train: $(READY) ## FP32 training; DEMO=1 trains the shipped demo detector anew
 	$(BIN)/trt-qat data demo --train 1200 --val 150 --out runs/demo_base/data
-	$(BIN)/trt-qat train --weights yolov8n.yaml --data runs/demo_base/data/data.yaml --out runs/demo_base --config scripts/demo.yaml $(ARGS)
+	$(BIN)/trt-qat train --weights yolov8n.yaml --data runs/demo_base/data/data.yaml --out runs/demo_base --config $(DEMO_SETTINGS) $(ARGS)
 else
 train: $(READY) $(DATA_FILE)
 	$(BIN)/trt-qat train --weights $(TRAIN_FROM) --data $(DATA) --out $(OUT) $(FLAGS)
@@ -130,6 +140,6 @@ parity: $(ONNX) $(DATA_FILE) ## The best checkpoint so far against engines/NAME_
 run: $(READY) $(DATA_FILE) ## All stages on WEIGHTS and DATA
 	$(BIN)/trt-qat run --weights $(WEIGHTS) --data $(DATA) --out $(OUT) $(FLAGS)
 
-clean: ## Remove runs/, calibration caches and engines; keeps .venv
-	rm -rf runs
+clean: ## Remove runs/, site/, calibration caches and engines; keeps .venv
+	rm -rf runs site
 	find calib engines -type f ! -name .gitkeep -delete

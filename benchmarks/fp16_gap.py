@@ -16,21 +16,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trt_qat.api import export
+from trt_qat.api import evaluate, export
 from trt_qat.checkpoint import load
-from trt_qat.config import EvaluationSection
-from trt_qat.data.dataset import Dataset, load_dataset
-from trt_qat.evaluation.accuracy import MatchedImage, match_images, mean_average_precision
-from trt_qat.evaluation.bootstrap import map_difference
-from trt_qat.runtime.openvino import OpenVinoRunner
+from trt_qat.data.dataset import load_dataset
+from trt_qat.report.compare import map_difference
 
 FP16_STEP = 2.0**-11  # half of the distance of two FP16 numbers, relative to them, at most
-
-
-def per_image(file: Path, dataset: Dataset) -> list[MatchedImage]:
-    """What decides mAP, for each image."""
-    with OpenVinoRunner(file) as runner:
-        return match_images(runner, dataset, EvaluationSection())[0]
 
 
 def shifted(source: Path, out: Path, seed: int) -> Path:
@@ -48,10 +39,9 @@ def shifted(source: Path, out: Path, seed: int) -> Path:
 @click.command()
 @click.option("--weights", type=click.Path(path_type=Path), required=True, help="Calibrated *.safetensors.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="data.yaml; its val images are used.")
-@click.option("--resamples", default=1000, show_default=True, help="Of the bootstrap.")
 @click.option("--shifts", default=6, show_default=True, help="Files with shifted scales.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
-def main(weights: Path, data: Path, resamples: int, shifts: int, out: Path) -> None:
+def main(weights: Path, data: Path, shifts: int, out: Path) -> None:
     """Print mAP50-95 in points."""
     model = load(weights)
     dataset = load_dataset(data, model.names)
@@ -59,16 +49,14 @@ def main(weights: Path, data: Path, resamples: int, shifts: int, out: Path) -> N
         precision: export(model, out / f"{precision}.onnx", target="openvino", precision=precision).path
         for precision in ("int8+fp32", "int8+fp16")
     }
-    measured = {name: per_image(file, dataset) for name, file in files.items()}
-    whole = {name: 100 * mean_average_precision(images)[0] for name, images in measured.items()}
-    images = len(measured["int8+fp32"])
-    click.echo(f"{images} images: " + ", ".join(f"{name} {value:.2f}" for name, value in whole.items()))
-    click.echo(f"fp16 - fp32: {map_difference(measured['int8+fp32'], measured['int8+fp16'], resamples)}")
-    others = [
-        100
-        * mean_average_precision(per_image(shifted(files["int8+fp32"], out / f"shifted{seed}.onnx", seed), dataset))[0]
-        for seed in range(shifts)
-    ]
+    made = [shifted(files["int8+fp32"], out / f"shifted{seed}.onnx", seed) for seed in range(shifts)]
+    rows = evaluate([*files.values(), *made], dataset, details=True, latency_iterations=3)
+    fp32, fp16 = rows[:2]
+    others = [100 * row.map50_95 for row in rows[2:]]
+    click.echo(
+        f"{fp32.images} images: " + ", ".join(f"{row.precision} {100 * row.map50_95:.2f}" for row in (fp32, fp16))
+    )
+    click.echo(f"fp16 - fp32: {map_difference(fp32, fp16)}")
     click.echo("scales shifted: " + ", ".join(f"{value:.2f}" for value in others) + f"; spread {np.ptp(others):.2f}")
 
 

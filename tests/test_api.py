@@ -129,7 +129,7 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert said.splitlines()[0].endswith((".", ":")), said
     if inspect.isfunction(public):
         assert "Raises:" in said
-        assert "Example:" in said or name not in DOCUMENTED
+        assert "Examples:" in said or name not in DOCUMENTED
         annotations = inspect.signature(public)
         assert annotations.return_annotation is not inspect.Signature.empty
         assert all(p.annotation is not inspect.Parameter.empty for p in annotations.parameters.values())

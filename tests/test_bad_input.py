@@ -236,7 +236,8 @@ CASES = {
     "engine below a file": ("engine tiny.onnx --out blocker/a.plan", "Cannot write"),
     "run below a file": (f"run {GOOD} --out blocker/a", "Cannot write to folder 'blocker/a'"),
     "picture below a file": ("lint tiny.onnx --svg blocker/a.svg", "Cannot write 'blocker/a.svg'"),
-    "demo below a file": ("data demo --train 1 --val 1 --out blocker/a", "Cannot write"),
+    "demo below a file": ("demo --out blocker/a", "Cannot write"),
+    "demo set below a file": ("data demo --train 1 --val 1 --out blocker/a", "Cannot write"),
     "convert below a file": (
         "data convert --from coco --annotations good.coco.json --images good/images/val --out blocker/a",
         "Cannot write",

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from tiny_onnx import colour_image, write_tiny_detector
 
 import trt_qat
+from trt_qat import checkpoint
 from trt_qat.cli import cli
 from trt_qat.engine.flavor import import_tensorrt
 from trt_qat.errors import MissingDependency
@@ -143,8 +144,8 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
-        "advise", "calibrate", "data", "deploy", "engine", "evaluate", "export", "infer", "inspect", "lint", "parity",
-        "qat", "run", "sensitivity", "targets", "train",
+        "advise", "calibrate", "data", "demo", "deploy", "engine", "evaluate", "export", "infer", "inspect", "lint",
+        "parity", "qat", "run", "sensitivity", "targets", "train",
     }  # fmt: skip
     assert {words[1] for words in COMMANDS if words[0] == "data"} == {
         "validate",
@@ -424,15 +425,30 @@ def test_run_does_all_stages(place: Path) -> None:
     fp32, ptq = load_file("all/fp32.safetensors"), load_file("all/ptq.safetensors")
     assert all(np.array_equal(fp32[name], ptq[name]) for name in fp32)  # the rows compare the same weights
     named = [Path(line.split(": ")[-1]) for line in said.splitlines() if ": all/" in line]
-    assert len(named) == 13
+    assert len(named) == 14
+    assert said.splitlines()[-1] == "report: all/report.html"
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
     _check_run_again(("run", *arguments, "--out", "all"), said, named)
 
 
+@pytest.mark.slow  # `run` above does the same on fewer images
+@pytest.mark.usefixtures("rtx")
+def test_the_demo_runs_on_what_the_package_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = _succeed("demo", "--out", "here", "--set", "qat.epochs=1", "--set", "evaluation.latency_iterations=3")
+    assert said.startswith("Generated: here/data/data.yaml\n")
+    rows = _json("here/result/result.json")
+    assert [row["images"] for row in rows] == [64] * 5
+    assert all(0.75 < row["map50_95"] < row["map50"] for row in rows)
+    settings = checkpoint.load(Path("here/result/qat/best.safetensors")).provenance["config"]
+    assert (settings["model"]["imgsz"], settings["qat"]["epochs"]) == ([320, 320], 1)  # the demo's, and what was given
+
+
 STAGES = {
     "the float checkpoint: fp32.safetensors",
     "the calibration: ptq.safetensors",
+    "the sensitivity: sensitivity.json",
     "the fine-tuning: best.safetensors, last.safetensors",
     "the FP32 file: fp32.onnx",
     "the PTQ file: ptq.onnx",
@@ -441,8 +457,10 @@ STAGES = {
     "the QAT file for tensorrt-rtx: qat_tensorrt-rtx.onnx",
     "the engine: qat.plan, qat.json",
     "the evaluation: result.json",
-    "the report: report.md, picture.jpg",
+    "the picture: picture.jpg",
     "the parity: parity.json",
+    "the record: run.json",
+    "the report: report.html, report.md",
 }
 
 
@@ -456,9 +474,9 @@ def _check_run_again(command: tuple[str, ...], said: str, files: list[Path]) -> 
 
     Path("all/qat.onnx").write_bytes(Path("all/qat.onnx").read_bytes()[:-1])
     changed = _succeed(*command, "--set", "infer.conf=0.3")
-    anew = {"the QAT file: qat.onnx", "the report: report.md, picture.jpg", "the parity: parity.json"}
-    assert _reused(changed) == STAGES - anew
-    depends = (".jpg", "parity.json")  # on infer.conf
+    anew = {"the QAT file: qat.onnx", "the picture: picture.jpg", "the parity: parity.json", "the record: run.json"}
+    assert _reused(changed) == STAGES - anew - {"the report: report.html, report.md"}
+    depends = (".jpg", "parity.json", "run.json", ".html")  # on infer.conf
     assert {file: file.read_bytes() for file in files if not file.name.endswith(depends)} == {
         file: content for file, content in before.items() if not file.name.endswith(depends)
     }
@@ -497,7 +515,7 @@ def test_run_goes_on_after_a_missed_budget_and_exits_with_3(place: Path) -> None
     assert rows[1]["map50_95"] < 0.1 < 0.3 < rows[0]["map50_95"]
     kept = _json("missed/qat/mixed_precision.json")["chosen"]
     assert rows[2]["map50_95"] == pytest.approx(kept["map50_95"], abs=0.005)  # the mix is what was exported
-    for file in ("report.md", "picture.jpg", "qat.plan"):
+    for file in ("run.json", "report.html", "report.md", "picture.jpg", "qat.plan"):
         assert Path("missed", file).is_file()
 
 

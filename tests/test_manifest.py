@@ -10,6 +10,7 @@ import pytest
 from recording import Recording
 
 from trt_qat.manifest import FILE, Manifest
+from trt_qat.progress import Noting
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def make(tmp_path: Path) -> Callable[[], int]:
 def _done(folder: Path, make: Callable[[], int], **inputs: str) -> list[str]:
     """The notes of one run of one stage."""
     progress = Recording()
-    Manifest(folder, progress).stage("the stage", {"x": "1", **inputs}, [folder / "a.txt"], make)
+    Manifest(folder, Noting(progress)).stage("the stage", {"x": "1", **inputs}, [folder / "a.txt"], make)
     return progress.notes
 
 

@@ -39,6 +39,7 @@ from trt_qat.engine.build import build_engine
 from trt_qat.errors import ArtifactError, ConfigError, DatasetError, RunnerError
 from trt_qat.evaluation.accuracy import Accuracy, measure_accuracy
 from trt_qat.evaluation.bisect import bisect_layers
+from trt_qat.evaluation.details import measure_details
 from trt_qat.evaluation.latency import gpu_latencies, measure_latency
 from trt_qat.evaluation.parity import Side, compare
 from trt_qat.evaluation.parity_report import ParityReport
@@ -56,7 +57,7 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
-from trt_qat.results import ResultRow
+from trt_qat.results import AccuracyDetails, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target
@@ -93,7 +94,7 @@ def train(
         DatasetError: the dataset cannot be trained on.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> random = trt_qat.load("yolov8n.yaml", imgsz=160)
         >>> trt_qat.train(random, "data.yaml", out="runs/fp32", epochs=1).source.name
         'best.pt'
@@ -136,7 +137,7 @@ def quantize(
         QuantizationError: the network cannot be traced, or nothing is left to quantize.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> model = trt_qat.load("best.pt")
         >>> int8 = trt_qat.quantize(model, "data.yaml", calibrator="mse", images=64)
         >>> int8.stage, int8.provenance["calibration"]["calibrator"]
@@ -179,7 +180,7 @@ def sensitivity(
         DatasetError: no usable image.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> rows = trt_qat.sensitivity(int8, "data.yaml", images=4).rows
         >>> rows[0].error > rows[-1].error  # the most costly first; rows[0].convs says which layers
         True
@@ -232,7 +233,7 @@ def finetune(
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
         ConfigError: no such ``device`` here, or ``qat.amp`` of a type that it does not compute in.
 
-    Example:
+    Examples:
         >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
         >>> tuned.stage, tuned.source.name
         ('qat', 'best.safetensors')
@@ -279,7 +280,7 @@ def keep_budget(
     Raises:
         ConfigError: the runtime does not run ONNX files.
 
-    Example:
+    Examples:
         >>> budget = trt_qat.keep_budget(int8, tuned, "data.yaml", max_drop=5)
         >>> budget.met, budget.model.stage
         (True, 'qat')
@@ -328,7 +329,7 @@ def advise(
         ConfigError: no such GPU, one whose compiler needs the GPU itself, or scales per tensor.
         MissingDependency: tensorrt-rtx is not installed.
 
-    Example:
+    Examples:
         >>> advice = trt_qat.advise(int8, "data.yaml", "advice", gpu="rtx4060", mixes=3)
         >>> advice.recommended.estimate.total_ms <= advice.fp16.estimate.total_ms
         True
@@ -380,7 +381,7 @@ def export(
         ExportError: INT8 was asked of a float model, the graph fails ONNX's checks, or the client computes it wrongly.
         ArtifactError: ``out`` cannot be written.
 
-    Example:
+    Examples:
         >>> trt_qat.export(int8, "best_int8.onnx", target="tensorrt").precision
         'int8+fp16'
     """
@@ -408,7 +409,7 @@ def build(
         ArtifactError, ConfigError, MissingDependency, EngineError: see
             :func:`~trt_qat.engine.build.build_engine`.
 
-    Example:
+    Examples:
         >>> trt_qat.build("best_int8.onnx", "best_int8.plan", flavor="tensorrt-rtx").flavor
         'tensorrt-rtx'
     """
@@ -422,6 +423,7 @@ def evaluate(
     *,
     runtime: str | None = None,
     device: str = "auto",
+    details: bool = False,
     progress: Progress = SILENT,
     **settings: Any,
 ) -> list[ResultRow]:
@@ -431,6 +433,7 @@ def evaluate(
         models: ``*.onnx``, ``*.plan``, OpenVINO folders, checkpoints, or models in memory.
         runtime: None lets the file decide: ``*.plan`` TensorRT, checkpoints PyTorch, others ``evaluation.runtime``.
         device: of models that run on PyTorch.
+        details: also what stands behind each mAP; that takes seconds more.
         settings: keys of the ``evaluation`` section, e.g. ``threads=1``.
 
     Raises:
@@ -438,7 +441,7 @@ def evaluate(
         ArtifactError, RunnerError, MissingDependency: a model cannot be read or run.
         ConfigError: no such ``device`` here.
 
-    Example:
+    Examples:
         >>> rows = trt_qat.evaluate(["best.pt", "best_int8.onnx"], "data.yaml")
         >>> [(row.precision, row.runtime) for row in rows]
         [('fp32', 'torch'), ('int8+fp16', 'openvino')]
@@ -447,14 +450,14 @@ def evaluate(
     with ExitStack() as stack:
         runners = [stack.enter_context(_open(model, section, runtime, device)) for model in models]
         labels = [str(model.source if isinstance(model, Model) else model) for model in models]
-        accuracies: list[Accuracy] = []
+        accuracies: list[tuple[Accuracy, AccuracyDetails | None]] = []
         for label, runner in zip(labels, runners, strict=True):
             dataset = _loaded(data, class_names(runner.metadata) or None)
             if not accuracies:
                 note_leaks(dataset, progress)
-            measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name)
+            measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name, details)
             accuracies.append(halving(measured, section.batch, "evaluation.batch", progress))
-        for left_out in dict.fromkeys(accuracy.left_out for accuracy in accuracies if accuracy.left_out):
+        for left_out in dict.fromkeys(accuracy.left_out for accuracy, _ in accuracies if accuracy.left_out):
             progress.note(f"val: {left_out}")
         latencies = measure_latency(runners, section, progress)
         on_gpu = gpu_latencies(runners, section, progress)
@@ -470,8 +473,9 @@ def evaluate(
             latency_ms=latency,
             left_out=accuracy.left_out,
             gpu_latency=gpu_latency,
+            details=behind,
         )
-        for label, runner, accuracy, latency, gpu_latency in zip(
+        for label, runner, (accuracy, behind), latency, gpu_latency in zip(
             labels, runners, accuracies, latencies, on_gpu, strict=True
         )
     ]
@@ -514,7 +518,7 @@ def parity(
         ArtifactError, RunnerError, MissingDependency: a side cannot be read or run; one file on one runtime twice.
         DatasetError: no usable image, or another number of classes.
 
-    Example:
+    Examples:
         >>> report = trt_qat.parity("best_int8.onnx", "best_int8.onnx", "data.yaml", runtimes=("onnxruntime", None))
         >>> report.broken, report.second.runtime
         ((), 'openvino')
@@ -556,9 +560,18 @@ def _check_two(first: str | Path | Model, second: str | Path | Model, runtimes: 
 
 
 def _accuracy(
-    runner: Runner, dataset: Dataset, section: EvaluationSection, progress: Progress, label: str, batch: int
-) -> Accuracy:
-    return measure_accuracy(runner, dataset, section.replace(batch=batch), progress, label)
+    runner: Runner,
+    dataset: Dataset,
+    section: EvaluationSection,
+    progress: Progress,
+    label: str,
+    details: bool,
+    batch: int,
+) -> tuple[Accuracy, AccuracyDetails | None]:
+    section = section.replace(batch=batch)
+    if details:
+        return measure_details(runner, dataset, section, progress, label)
+    return measure_accuracy(runner, dataset, section, progress, label), None
 
 
 def dataset_for(model: Model, data: Data) -> Dataset:

@@ -99,7 +99,7 @@ class Model:
         provenance: what it was made from, JSON values.
         with_batchnorm: see :meth:`unfolded`; None where the file holds folded weights.
 
-    Example:
+    Examples:
         >>> model = trt_qat.load("best.pt")
         >>> model.task, model.stage, model.quantized is None
         ('detect', 'fp32', True)
@@ -174,7 +174,7 @@ def load(
         ArtifactError: missing, unreadable, not a detector, or rebuilding or folding changed its output.
         ConfigError: ``imgsz`` is none that a detector takes.
 
-    Example:
+    Examples:
         >>> trt_qat.load("best.pt").stage
         'fp32'
         >>> model = trt_qat.load("yolov8n.yaml")  # random weights
@@ -220,7 +220,7 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
     Raises:
         ArtifactError: it has another name, cannot be written, or :func:`load` would refuse it.
 
-    Example:
+    Examples:
         >>> trt_qat.save("ptq.safetensors", int8).path.name
         'ptq.safetensors'
         >>> trt_qat.load("ptq.safetensors").stage

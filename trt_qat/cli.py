@@ -1,8 +1,8 @@
 """The ``trt-qat`` command: one short function per verb; the only place that prints or exits.
 
-Exit codes: 0 done, 1 an expected failure (one line on stderr), lint errors or broken parity, 2 wrong usage, 3
-everything is written but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug and keeps its
-traceback.
+Exit codes: 0 done, 1 an expected failure (one line on stderr), lint errors, broken parity or a worse model, 2 wrong
+usage, 3 everything is written but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from trt_qat.config import (
     SensitivityMetric,
     choices,
 )
+from trt_qat.demo.shipped import DETECTOR, SETTINGS
 from trt_qat.errors import ArtifactError, ConfigError, TrtQatError
 from trt_qat.extras import extras_named
 from trt_qat.memory import MEMORY_RAN_OUT, is_out_of_memory
@@ -114,8 +115,12 @@ def _bars(on_stderr: bool = False) -> Iterator[Progress]:
         yield Bars(bar, on_stderr)
 
 
-def _command(function: Command) -> Command:
-    """Options and error handling that every verb shares. The function gets a Config and returns its JSON result."""
+def _command(function: Command, beneath: Sequence[Path] = ()) -> Command:
+    """Options and error handling that every verb shares. The function gets a Config and returns its JSON result.
+
+    Args:
+        beneath: YAML files that a verb brings itself; --config and --set win over them.
+    """
 
     @click.option(
         "--config", "files", multiple=True, type=FILE, help="YAML file as in configs/; repeatable, the last wins."
@@ -134,7 +139,7 @@ def _command(function: Command) -> Command:
             if json_file is not None:
                 _check_json_path(json_file)
             _check_inputs_stay(json_file, arguments)
-            result = function(config=Config.load(files, overrides), **arguments)
+            result = function(config=Config.load((*beneath, *files), overrides), **arguments)
             if json_file is not None and distributed.is_main():
                 write_json(json_file, result)
 
@@ -225,7 +230,8 @@ def _data(function: Command) -> Command:
 def cli() -> None:
     """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file.
 
-    Exit codes: 0 done, 1 an error, lint errors or broken parity, 2 wrong usage, 3 done but qat.max_drop is not met.
+    Exit codes: 0 done, 1 an error, lint errors, broken parity or a worse model, 2 wrong usage, 3 done but qat.max_drop
+    is not met.
     """
 
 
@@ -507,8 +513,11 @@ def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -
     type=click.Choice([*RUNTIMES.rows, "torch"]),
     help="Default by file: *.onnx OpenVINO, *.plan TensorRT, else torch.",
 )
+@click.option("--details", is_flag=True, help="Also what stands behind each mAP, into --json: compare needs it.")
 @_command
-def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: str | None) -> list[dict[str, Any]]:
+def evaluate(
+    config: Config, models: tuple[Path, ...], data: Path, runtime: str | None, details: bool
+) -> list[dict[str, Any]]:
     """Measure mAP, latency and size of MODELS.
 
     MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data.
@@ -517,9 +526,60 @@ def evaluate(config: Config, models: tuple[Path, ...], data: Path, runtime: str 
         from trt_qat import api  # seconds: torch and its friends
 
         device = config.model.device
-        rows = api.evaluate(models, data, config.evaluation, runtime=runtime, device=device, progress=bars)
+        rows = api.evaluate(
+            models, data, config.evaluation, runtime=runtime, device=device, details=details, progress=bars
+        )
     _print_rows(rows)
     return [row.as_dict() for row in rows]
+
+
+@cli.command()
+@click.argument("first", metavar="A", type=FILE)
+@click.argument("second", metavar="B", type=FILE)
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME[=NAME]", help="Of A, and of B if it is another; repeatable."
+)
+@click.option(
+    "--max-map-drop",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    help="How much worse B may be, points of mAP50-95.",
+)
+@click.option(
+    "--max-latency-ratio",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How much slower B may be, e.g. 1.1 [default: any].",
+)
+@_command
+def compare(
+    config: Config,
+    first: Path,
+    second: Path,
+    models: tuple[str, ...],
+    max_map_drop: float,
+    max_latency_ratio: float | None,
+) -> dict[str, Any]:
+    """Is B worse than A, and by more than chance?
+
+    A and B are folders of `trt-qat run`, their run.json, or files of `trt-qat evaluate --details --json`. The exit code
+    is 1 if the mAP of a model in B is lower than in A by more than --max-map-drop, chance or not, or its latency above
+    --max-latency-ratio.
+    """
+    from trt_qat.report.compare import Tolerance
+    from trt_qat.report.compare import compare as compare_files
+
+    found = compare_files(first, second, Tolerance(max_map_drop, max_latency_ratio), models)
+    for pair in found.pairs:
+        name = pair.name if pair.name == pair.second_name else f"{pair.name} -> {pair.second_name}"
+        before, after = pair.map50_95
+        click.echo(f"{name}: mAP50-95 {before:.4f} to {after:.4f}: {pair.verdict}.")
+    for note in found.notes:
+        click.echo(note)
+    if found.worse:
+        _say_error(f"B is worse than the tolerance: {', '.join(pair.name for pair in found.worse)}.")
+        _exit_at_end(1)
+    return found.as_dict()
 
 
 @cli.command()
@@ -585,6 +645,10 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
     Run again, it reuses every stage in OUT whose inputs have not changed (OUT/manifest.json) and goes on inside the
     fine-tuning where it was interrupted.
     """
+    return _all_stages(config, weights, data, out, anew)
+
+
+def _all_stages(config: Config, weights: Path, data: Path, out: Path, anew: bool = False) -> list[dict[str, Any]]:
     with _bars() as bars:
         from trt_qat.run import run as run_all  # seconds: torch and its friends
 
@@ -595,9 +659,9 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
         **{f"ONNX {name}": file for name, file in result.exported.items()},
         f"engine ({result.engine.flavor}, built here, not run)": result.engine.path,
         "result": result.result_json,
-        "report": result.report,
         "picture": result.picture,
         "parity": result.parity_json,
+        "record": result.record,
     }.items():
         click.echo(f"{what}: {path}")
     for report in result.parity:
@@ -608,7 +672,22 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
         _exit_at_end(1)
     if result.budget is not None:
         _print_budget(result.budget, out / "qat")
+    click.echo(f"report: {result.report}")
     return [row.as_dict() for row in result.rows]
+
+
+@cli.command()
+@click.option(
+    "--out", type=FILE, default=Path("runs/demo"), show_default=True, help="Folder: data/ is the images, result/ a run."
+)
+@functools.partial(_command, beneath=(SETTINGS,))
+def demo(config: Config, out: Path) -> list[dict[str, Any]]:
+    """`run` on what the package brings; no download.
+
+    Generates images of Vietnamese traffic signs (as `data demo` does) and takes the shipped detector of such signs
+    through all stages of `run`, with small images and few epochs: minutes on two cores.
+    """
+    return _all_stages(config, DETECTOR, _demo_set(out / "data"), out / "result")
 
 
 @cli.command(context_settings=HELP)  # it is also called by itself: python -m trt_qat.infer
@@ -796,6 +875,57 @@ def inspect(
     return [entry.as_dict() for entry in inspected]
 
 
+@cli.command()
+@click.argument("run", type=FILE)
+@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
+@click.option("--out", type=FILE, help="File to write [default: RUN/report.html or RUN/report.md].")
+@_command
+def report(config: Config, run: Path, form: str, out: Path | None) -> dict[str, str]:
+    """Show what a run found.
+
+    RUN is the folder of `trt-qat run`, or its run.json, which is all that is read. The page is one file that loads
+    nothing; `run` writes it as its last step.
+    """
+    del config
+    from trt_qat.report.markdown import write_markdown
+    from trt_qat.report.page import write_report
+    from trt_qat.report.record import read_record, record_file
+
+    write, suffix = (write_report, ".html") if form == "html" else (write_markdown, ".md")
+    file = writable_file(out or record_file(run).with_name(f"report{suffix}"), suffix)
+    write(read_record(run), file)
+    click.echo(f"Report: {file}")
+    return {"report": str(file)}
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=FILE)
+@click.option("--layer", metavar="NAME", help="A convolution, a scale group, or the beginning or ending of a name.")
+@_command
+def explain(config: Config, run_folder: Path, layer: str | None) -> dict[str, Any]:
+    """What about this layer, and what to try?
+
+    RUN is the folder of `trt-qat run`; only its run.json is read. Without --layer the layers that matter are listed,
+    worst first. With it: range, histogram, SQNR, sensitivity, what shares its scale, what lint and compiler say, and
+    what to try, each with its figures and the command. A name that means several layers lists them.
+    """
+    del config
+    from trt_qat.report import explain as explaining
+    from trt_qat.report.layer_facts import Network
+    from trt_qat.report.record import read_record
+
+    record = read_record(run_folder)
+    found = None if layer is None else Network(record).find(layer)
+    if found is not None and len(found) == 1:
+        explanation = explaining.explain(found[0], run_folder)
+        click.echo(explanation.as_text())
+        return explanation.as_dict()
+    listed = explaining.overview(record, run_folder, found)
+    _print_table(explaining.HEADER, listed.cells())
+    click.echo(f"Next: {listed.command}")
+    return listed.as_dict()
+
+
 @cli.group()
 def data() -> None:
     """Check, convert and generate datasets."""
@@ -875,24 +1005,19 @@ def demo_model(config: Config, out: Path) -> dict[str, str]:
     return {"onnx": str(artifact.path)}
 
 
-@data.command()
+@data.command("demo")
 @click.option("--train", "train_count", type=click.IntRange(min=1), default=256, show_default=True, help="Images.")
 @click.option("--val", "val_count", type=click.IntRange(min=1), default=64, show_default=True, help="Images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same images.")
 @click.option("--out", type=FILE, required=True, help="Folder for the generated dataset.")
 @_command
-def demo(config: Config, train_count: int, val_count: int, seed: int, out: Path) -> dict[str, str]:
+def demo_set(config: Config, train_count: int, val_count: int, seed: int, out: Path) -> dict[str, str]:
     """Generate images of Vietnamese traffic signs.
 
     Drawn, warped, on varied backgrounds: for trying everything without a download.
     """
     del config
-    from trt_qat.demo.generate import generate_demo_set
-
-    with _bars() as bars:
-        yaml_file = generate_demo_set(out, train_count, val_count, seed, progress=bars)
-    click.echo(f"Generated: {yaml_file}")
-    return {"data": str(yaml_file)}
+    return {"data": str(_demo_set(out, (train_count, val_count), seed))}
 
 
 @data.command("demo-clip")
@@ -933,6 +1058,16 @@ def _infer_on_ray(
         _say_error(f"{done.failed} of {done.files} files left out; the first: {done.first_error}")
         _exit_at_end(1)
     return done.as_dict()
+
+
+def _demo_set(out: Path, counts: tuple[int, int] = (256, 64), seed: int = 0) -> Path:
+    """Draw the demo's images, so many for training and for validation, into a folder; its ``data.yaml``."""
+    from trt_qat.demo.generate import generate_demo_set
+
+    with _bars() as bars:
+        yaml_file = generate_demo_set(out, *counts, seed, progress=bars)
+    click.echo(f"Generated: {yaml_file}")
+    return yaml_file
 
 
 def _demo_model() -> Path:

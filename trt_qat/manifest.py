@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
 from trt_qat.artifacts import file_sha256, write_json
 from trt_qat.errors import ArtifactError
-from trt_qat.progress import SILENT, Progress
+from trt_qat.progress import SILENT, Noting
 from trt_qat.reading import FileModel, checked, read_json
 
 FILE = "manifest.json"
@@ -23,10 +24,14 @@ class Stage(FileModel):
     Args:
         inputs: everything that decides its files: hashes of files, settings, versions.
         files: what it wrote, relative to the run's folder, and the hash of each.
+        seconds: how long it took.
+        notes: what the user was told while it was done.
     """
 
     inputs: dict[str, JsonValue]
     files: dict[str, str]
+    seconds: Annotated[float, Field(ge=0)] | None = None  # files up to 0.1 do not say it
+    notes: tuple[str, ...] = ()
 
 
 class ManifestFile(FileModel):
@@ -41,12 +46,13 @@ class Manifest:
 
     Args:
         folder: of the run; the caller holds its lock.
+        progress: told which stage is reused; what it is told while a stage is done is kept with that stage.
         anew: forget what is there.
     """
 
-    def __init__(self, folder: Path, progress: Progress = SILENT, *, anew: bool = False) -> None:
+    def __init__(self, folder: Path, progress: Noting | None = None, *, anew: bool = False) -> None:
         self._folder = folder
-        self._progress = progress
+        self._progress = progress or Noting(SILENT)
         self._file = ManifestFile() if anew else self._read()
 
     def stage(
@@ -61,12 +67,22 @@ class Manifest:
         wanted = dict(inputs)
         found = self._file.stages.get(name)
         if found is not None and found.inputs == wanted and found.files == self._hashes(files):
-            self._progress.note(f"Reusing {name}: {', '.join(file.name for file in files)}.")
+            self._progress.shown.note(f"Reusing {name}: {', '.join(file.name for file in files)}.")
             return
+        start, told = time.monotonic(), len(self._progress.lines)
         make()
-        stages = {**self._file.stages, name: Stage(inputs=wanted, files=self._hashes(files))}
+        seconds, notes = round(time.monotonic() - start, 1), tuple(self._progress.lines[told:])
+        stages = {
+            **self._file.stages,
+            name: Stage(inputs=wanted, files=self._hashes(files), seconds=seconds, notes=notes),
+        }
         self._file = ManifestFile(stages=stages)
         write_json(self._folder / FILE, self._file.model_dump(mode="json"))
+
+    @property
+    def stages(self) -> Mapping[str, Stage]:
+        """The finished stages by name, in the order in which they were first done."""
+        return self._file.stages
 
     def _hashes(self, files: Sequence[Path]) -> dict[str, str]:
         """The hash of each file, ``""`` where it is not there."""

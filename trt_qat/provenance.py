@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,23 @@ def data_fingerprint(dataset: Dataset) -> str:
     """
     digest = hashlib.sha256(json.dumps([dataset.names[index] for index in sorted(dataset.names)]).encode())
     for split in (dataset.train, dataset.val):
-        digest.update(f"{len(split)};".encode())
-        for image in split:
-            for file, last in ((image, _ENDING), (label_path(image), None)):
-                content = _content(file, last)
-                digest.update(os.fsencode(file.name) + f":{len(content)}:".encode() + content)
+        _add_labelled(digest, split)
     return digest.hexdigest()
+
+
+def labelled_sha256(images: Sequence[Path]) -> str:
+    """The same of some images and their label files, in their order; class names are not in it."""
+    digest = hashlib.sha256()
+    _add_labelled(digest, images)
+    return digest.hexdigest()
+
+
+def _add_labelled(digest: hashlib._Hash, images: Sequence[Path]) -> None:
+    digest.update(f"{len(images)};".encode())
+    for image in images:
+        for file, last in ((image, _ENDING), (label_path(image), None)):
+            content = _content(file, last)
+            digest.update(os.fsencode(file.name) + f":{len(content)}:".encode() + content)
 
 
 def _content(file: Path, last: int | None) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from trt_qat import api, pipeline
-from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder, write_text
+from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config, Flavor
 from trt_qat.data.dataset import Dataset, calibration_images
@@ -22,23 +22,30 @@ from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_parity
 from trt_qat.evaluation.picture import comparison_picture
-from trt_qat.evaluation.report import markdown_report
+from trt_qat.evaluation.sensitivity import SensitivityFile, ranking_of, sensitivity_key
 from trt_qat.lock import locked
 from trt_qat.manifest import Manifest
-from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget
+from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget, read_budget
 from trt_qat.mixed_precision.mixes import Budget
-from trt_qat.progress import SILENT, Progress
+from trt_qat.progress import SILENT, Noting, Progress
 from trt_qat.provenance import data_fingerprint, machine, package_versions, provenance_of
+from trt_qat.report.collect import ExportedFile, FinishedRun, collect
+from trt_qat.report.markdown import write_markdown
+from trt_qat.report.page import write_report
+from trt_qat.report.record import FILE as RECORD
+from trt_qat.report.record import Step, read_record, write_record
 from trt_qat.results import ResultRow, read_rows, write_rows
 from trt_qat.runtime.selection import open_runner
 from trt_qat.targets.export import fitting
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
+_AFTER_ALL = ("the record", "the report")  # stages that the record does not tell of
+
 
 @dataclass(frozen=True)
 class RunResult:
-    """What ``run`` leaves behind. ``budget``: what ``qat.max_drop`` led to, where it is set.
+    """What ``run`` leaves behind. ``budget``: what ``qat.max_drop`` led to, where it is set; ``report``: the page.
 
     ``parity``: the fine-tuned network against its files; a threshold that is not met stands in ``broken``.
     """
@@ -48,11 +55,12 @@ class RunResult:
     exported: dict[str, Path]
     engine: EngineArtifact
     result_json: Path
-    report: Path
     picture: Path
     budget: Budget | None
     parity: tuple[ParityReport, ...]
     parity_json: Path
+    record: Path
+    report: Path
 
 
 def run(
@@ -72,12 +80,13 @@ def run(
             "export OUT/qat/best.safetensors with --nms afterwards."
         )
     pipeline.check_qat_settings(config)
-    with locked(out):
+    noting = Noting(progress)
+    with locked(out), noting.with_warnings():
         model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)
-        dataset = api.trainable_dataset(model, data, progress)
-        model = pipeline.sized(model, dataset, config, progress)
-        return _Run(model, weights, dataset, out, config, Manifest(out, progress, anew=anew), progress, anew).result()
+        dataset = api.trainable_dataset(model, data, noting)
+        model = pipeline.sized(model, dataset, config, noting)
+        return _Run(model, weights, dataset, out, config, Manifest(out, noting, anew=anew), noting, anew).result()
 
 
 @dataclass(frozen=True)
@@ -90,29 +99,34 @@ class _Run:
     out: Path
     config: Config
     manifest: Manifest
-    progress: Progress
+    progress: Noting
     anew: bool
 
     def result(self) -> RunResult:
         """Do every stage that is not done."""
+        told = tuple(self.progress.lines)
         int8 = self.calibrated(self.float_checkpoint())
+        ranking = self.sensitivity(int8)
         tuned, budget = self.fine_tuned(int8)
         exported = self.exported({"fp32": self.model, "ptq": int8, "qat": tuned})
-        engine = self.engine(exported[f"qat_{self.flavor}"])
+        files = {entry.name: entry.file for entry in exported}
+        engine = self.engine(files[f"qat_{self.flavor}"])
         result = self.evaluated(exported)
-        report, picture = self.report(result, exported)
-        parity = self.parity(exported[f"qat_{self.flavor}"])
+        picture = self.picture(files)
+        parity = self.parity(files[f"qat_{self.flavor}"])
+        record = self.record(int8, tuned, ranking, exported, engine, result, parity, told)
         return RunResult(
             rows=list(read_rows(result)),
             checkpoints=self.checkpoints,
-            exported=exported,
+            exported=files,
             engine=engine,
             result_json=result,
-            report=report,
             picture=picture,
             budget=budget,
             parity=read_parity(parity),
             parity_json=parity,
+            record=record,
+            report=self.report(record),
         )
 
     @property
@@ -173,6 +187,31 @@ class _Run:
         # a checkpoint holds folded weights; qat.bn=freeze wants those of the file that was given
         return replace(load(file), with_batchnorm=self.model.with_batchnorm)
 
+    def sensitivity(self, int8: Model) -> Path:
+        """What INT8 costs per scale group of the calibrated network."""
+        path, config = self.out / "sensitivity.json", self.config
+        section, evaluation = config.sensitivity, config.evaluation
+        key = sensitivity_key(int8, self.dataset, section, evaluation)
+        file = SensitivityFile(path, key, len(int8.require_quantized().placement.groups))
+        self.stage(
+            "the sensitivity",
+            {"key": key},
+            (path,),
+            lambda: file.write(
+                api.sensitivity(
+                    int8,
+                    self.dataset,
+                    section,
+                    evaluation=evaluation,
+                    done=file.read()[0],
+                    keep=file.write,
+                    device=config.model.device,
+                    progress=self.progress,
+                )
+            ),
+        )
+        return path
+
     def fine_tuned(self, int8: Model) -> tuple[Model, Budget | None]:
         """Quantization-aware fine-tuning, to the budget where there is one."""
         config, folder = self.config, self.out / "qat"
@@ -205,16 +244,22 @@ class _Run:
             return False
         return True
 
-    def exported(self, models: Mapping[str, Model]) -> dict[str, Path]:
+    def exported(self, models: Mapping[Step, Model]) -> list[ExportedFile]:
         """What is measured here, each for OpenVINO; the fine-tuned model also for TensorRT, for what builds the engine
         here, and for the configured target.
         """
         deployed = dict.fromkeys(("tensorrt", self.flavor, self.config.export.target))
-        files = [(step, step, "openvino") for step in models]
-        files += [(f"qat_{target}", "qat", target) for target in deployed if target != "openvino"]
-        return {name: self.export(name, step, models[step], target) for name, step, target in files}
+        wanted: list[tuple[str, Step, str]] = [(step, step, "openvino") for step in models]
+        wanted += [(f"qat_{target}", "qat", target) for target in deployed if target != "openvino"]
+        return [self.export(name, step, models[step], target) for name, step, target in wanted]
 
-    def export(self, name: str, step: str, model: Model, target: str) -> Path:
+    @property
+    def deployed(self) -> str:
+        """The name of the exported file that the run is for."""
+        target = self.config.export.target
+        return "qat" if target == "openvino" else f"qat_{target}"
+
+    def export(self, name: str, step: Step, model: Model, target: str) -> ExportedFile:
         """The ONNX file of one of them for one target."""
         file = self.out / f"{name}.onnx"
         section = fitting(self.config.export.replace(target=target, format="onnx"), model)
@@ -224,7 +269,7 @@ class _Run:
             (file,),
             lambda: api.export(model, file, section, progress=self.progress),
         )
-        return file
+        return ExportedFile(name, step, target, file)
 
     def engine(self, onnx: Path) -> EngineArtifact:
         """The TensorRT engine of the fine-tuned model."""
@@ -243,50 +288,116 @@ class _Run:
         )
         return EngineArtifact(plan, sidecar, read_sidecar(plan).flavor)
 
-    def evaluated(self, exported: Mapping[str, Path]) -> Path:
+    def evaluated(self, exported: Sequence[ExportedFile]) -> Path:
         """mAP, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
         file, section = self.out / "result.json", self.config.evaluation
+        files = [entry.file for entry in exported]
 
         def measure() -> None:
-            rows = api.evaluate(list(exported.values()), self.dataset, section, progress=self.progress)
-            write_rows(file, rows)
+            write_rows(file, api.evaluate(files, self.dataset, section, details=True, progress=self.progress))
 
         self.stage(
             "the evaluation",
             {
-                "files": {path.name: file_sha256(path) for path in exported.values()},
+                "files": {path.name: file_sha256(path) for path in files},
                 "data": self.data,
                 "settings": section.model_dump(mode="json"),
                 "machine": machine(),
+                "details": True,
             },
             (file,),
             measure,
         )
         return file
 
-    def report(self, result: Path, exported: Mapping[str, Path]) -> tuple[Path, Path]:
-        """The table as a page, and a picture of what it means."""
-        page, picture = self.out / "report.md", self.out / "picture.jpg"
-        provenance = load(self.checkpoints["fp32"]).provenance
+    def picture(self, files: Mapping[str, Path]) -> Path:
+        """A picture of what the figures mean."""
+        picture = self.out / "picture.jpg"
 
-        def write() -> None:
-            write_text(page, markdown_report(read_rows(result), provenance))
-            with open_runner(exported["fp32"], "openvino") as fp32, open_runner(exported["qat"], "openvino") as qat:
+        def draw() -> None:
+            with open_runner(files["fp32"], "openvino") as fp32, open_runner(files["qat"], "openvino") as qat:
                 runners = [("FP32", fp32), ("QAT INT8", qat)]
                 comparison_picture(runners, self.dataset.val, self.config.infer, picture)
 
         self.stage(
-            "the report",
+            "the picture",
             {
-                "result": file_sha256(result),
-                "files": [file_sha256(exported[name]) for name in ("fp32", "qat")],
+                "files": [file_sha256(files[name]) for name in ("fp32", "qat")],
                 "data": self.data,
                 "settings": self.config.infer.model_dump(mode="json"),
             },
-            (page, picture),
+            (picture,),
+            draw,
+        )
+        return picture
+
+    def record(
+        self,
+        int8: Model,
+        tuned: Model,
+        sensitivity: Path,
+        exported: Sequence[ExportedFile],
+        engine: EngineArtifact,
+        result: Path,
+        parity: Path,
+        told: Sequence[str],
+    ) -> Path:
+        """Everything that was found, in one file.
+
+        Args:
+            told: what the user was told before the first stage.
+        """
+        file, budget = self.out / RECORD, self.out / "qat" / REPORT
+
+        def write() -> None:
+            rows = read_rows(result)
+            stages = {name: stage for name, stage in self.manifest.stages.items() if name not in _AFTER_ALL}
+            finished = FinishedRun(
+                folder=self.out,
+                weights=self.weights,
+                dataset=self.dataset,
+                config=self.config,
+                data_sha256=self.data,
+                calibrated=int8,
+                tuned=tuned,
+                ranking=ranking_of(sensitivity),
+                exported=[(entry, row) for entry, row in zip(exported, rows, strict=True)],
+                deployed=self.deployed,
+                engine=engine,
+                built_from=f"qat_{self.flavor}",
+                budget=None if self.config.qat.max_drop is None else read_budget(budget),
+                parity=read_parity(parity),
+                stages={name: stage.seconds for name, stage in stages.items()},
+                warnings=[*told, *(line for stage in stages.values() for line in stage.notes)],
+            )
+            write_record(self.out, collect(finished, self.progress))
+
+        read = [self.checkpoints["ptq"], self.checkpoints["qat"], sensitivity, result, parity, engine.path]
+        self.stage(
+            _AFTER_ALL[0],
+            {
+                "files": {path.name: file_sha256(path) for path in (*read, *(entry.file for entry in exported))},
+                "data": self.data,
+                "settings": self.config.model_dump(mode="json"),
+                "machine": machine(),
+                "told": list(told),
+            },
+            (file,),
             write,
         )
-        return page, picture
+        return file
+
+    def report(self, record: Path) -> Path:
+        """The record as a page, and as Markdown."""
+        page, text = self.out / "report.html", self.out / "report.md"
+
+        def write() -> None:
+            content = read_record(record)
+            write_report(content, page)
+            write_markdown(content, text)
+
+        self.stage(_AFTER_ALL[1], {"record": file_sha256(record)}, (page, text), write)
+        return page
 
     def parity(self, onnx: Path) -> Path:
         """The file that the engine is built from against the network it is of, and on two runtimes."""

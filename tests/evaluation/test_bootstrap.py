@@ -1,33 +1,51 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from matched_images import matched_image, street
 
-from trt_qat.evaluation.accuracy import MatchedImage
-from trt_qat.evaluation.bootstrap import map_difference
-
-
-def image(right: bool) -> MatchedImage:
-    """One labelled object of class 0, found at every overlap or at none."""
-    ids = np.zeros(1, np.int64)
-    return MatchedImage(np.full((1, 10), right), np.full(1, 0.9, np.float32), ids, ids)
+from trt_qat.evaluation import bootstrap
+from trt_qat.evaluation.accuracy import mean_average_precision
+from trt_qat.evaluation.bootstrap import draws, weighted_map
 
 
-def test_equal_files_do_not_differ() -> None:
-    images = [image(index % 3 > 0) for index in range(12)]
-    found = map_difference(images, images, 20)
-    assert (found.points, found.low, found.high) == (0, 0, 0)
+def test_every_image_once_is_what_ultralytics_counts() -> None:
+    for moved in (0, 3, 30):
+        images = street(30, moved)
+        expected = mean_average_precision(images)[0]
+        assert weighted_map(images, np.ones((1, 30), np.int32)) == pytest.approx([expected], abs=1e-9)
 
 
-def test_one_that_finds_everything_beats_one_that_finds_half() -> None:
-    found = map_difference([image(index % 2 == 0) for index in range(40)], [image(True)] * 40, 200)
-    assert 20 < found.low < found.points < found.high < 90
-    assert found == map_difference([image(index % 2 == 0) for index in range(40)], [image(True)] * 40, 200)
-    assert str(found).startswith(f"+{found.points:.2f} points, 95 % of resamples +")
+@pytest.mark.parametrize("at_once", [1, 8_000_000])
+def test_a_draw_is_what_ultralytics_counts_on_its_images(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of an image have equal scores, but then they are right or wrong alike: their order does not matter."""
+    monkeypatch.setattr(bootstrap, "_MOST_AT_ONCE", at_once)
+    images = street(24, 4)
+    weights = draws(24, 12)
+    assert (weights[:, 0] == 0).any()  # the third class is in the first image alone
+    expected = [
+        mean_average_precision([image for image, times in zip(images, row, strict=True) for _ in range(times)])[0]
+        for row in weights
+    ]
+    assert weighted_map(images, weights) == pytest.approx(expected, abs=1e-9)
+    assert 0.1 < min(expected) < max(expected) < 0.9
 
 
-def test_one_image_each_way_is_chance() -> None:
-    """The first alone finds one, the second alone another: which of them is drawn more often decides."""
-    first = [image(index < 20) for index in range(40)]
-    second = [image(0 < index < 20 or index == 39) for index in range(40)]
-    found = map_difference(first, second, 100)
-    assert found.low < 0 < found.high
+def test_draws_depend_on_the_number_of_images_alone() -> None:
+    weights = draws(7, 50)
+    assert weights.shape == (50, 7)
+    assert set(weights.sum(1)) == {7}
+    assert (weights == draws(7, 50)).all()
+    chosen = np.random.default_rng(0)
+    for row in weights[:5]:  # one draw after the other gives the same
+        assert (row == np.bincount(chosen.integers(0, 7, 7), minlength=7)).all()
+
+
+def test_nothing_found_nothing_labelled_and_no_detection() -> None:
+    label = (0, 0.0, 0.0, 50.0, 50.0)
+    empty, missed = matched_image([], []), matched_image([label], [])
+    found, false = matched_image([label], [(0.9, label)]), matched_image([], [(0.8, label)])
+    assert weighted_map([empty, missed], np.array([[1, 1], [2, 0]], np.int32)).tolist() == [0, 0]
+    weights = np.array([[1, 1, 0], [0, 2, 1], [0, 3, 0]], np.int32)
+    # 0.995 is the highest that Ultralytics' interpolation gives
+    assert weighted_map([found, false, missed], weights) == pytest.approx([0.995, 0, 0])

@@ -23,6 +23,7 @@ from trt_qat.config import ExportSection, Precision, Residual
 from trt_qat.errors import ExportError
 from trt_qat.evaluation.parity import cosine
 from trt_qat.exporter.onnx_export import _raw_onnx, export_onnx
+from trt_qat.linter.picture import layout
 from trt_qat.linter.report import lint
 from trt_qat.model.loading import fold_batchnorm, raw_output
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
@@ -103,6 +104,19 @@ def test_one_scale_per_group_of_the_placement(exported: Exported, calibrated: Ca
     values = initializers(onnx.load(exported(residual=residual)))
     found = {float(value) for value in activation_scales(onnx.load(exported(residual=residual)), values).values()}
     assert sorted(found) == pytest.approx(sorted(scales), rel=1e-6)
+
+
+def test_the_drawing_knows_layers_by_the_placements_names(exported: Exported, calibrated: Calibrated) -> None:
+    """So that a page colours a box, and the lines into it, by what was measured of its layer."""
+    pytest.importorskip("pygraphviz")
+    drawing = layout(exported())
+    layers = {box.key: box.module for box in drawing.boxes if box.kind == "int8"}
+    groups = calibrated(residual="skip").placement.groups
+    assert sorted(layers.values()) == sorted(conv for group in groups for conv in group.convs)
+    read = {layers[edge.end]: edge.group for edge in drawing.edges if edge.end in layers}
+    assert all(len({read[conv] for conv in group.convs}) == 1 for group in groups)
+    assert len(set(read.values())) == len(groups)
+    assert len(drawing.model_dump_json()) < 100_000
 
 
 def activation_scales(model: onnx.ModelProto, values: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:

@@ -141,6 +141,7 @@ def _check_manifest(content: bytes, folder: Path) -> None:
 
     from trt_qat.artifacts import file_sha256
     from trt_qat.manifest import FILE, Manifest
+    from trt_qat.progress import Noting
 
     path, out = folder / FILE, folder / "calibration.txt"
     inputs = _manifest()["stages"]["calibration"]["inputs"]
@@ -149,7 +150,9 @@ def _check_manifest(content: bytes, folder: Path) -> None:
     made: list[int] = []
     progress = Recording()
     for _ in range(2):
-        Manifest(folder, progress).stage("calibration", inputs, [out], lambda: made.append(out.write_text("content")))
+        Manifest(folder, Noting(progress)).stage(
+            "calibration", inputs, [out], lambda: made.append(out.write_text("content"))
+        )
     assert len(made) <= 1, "made again although it was finished"
     for note in progress.notes:
         assert_one_line(note)

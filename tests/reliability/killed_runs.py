@@ -177,7 +177,7 @@ def _contents(folder: Path) -> dict[str, object]:
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or ".tfevents." in name:
             continue
-        if name in ("manifest.json", "report.md"):  # hashes of measured times, a table with them
+        if name in ("manifest.json", "run.json", "report.html", "report.md"):  # measured times, or made of them
             found[name] = _finished(folder) if name == "manifest.json" else _without_times(path.read_text())
         elif path.suffix == ".json":
             found[name] = _timeless(json.loads(path.read_text(encoding="utf-8")))

@@ -9,9 +9,9 @@ from trt_qat import api
 from trt_qat.artifacts import OnnxArtifact
 from trt_qat.checkpoint import load
 from trt_qat.demo.generate import generate_demo_set
+from trt_qat.demo.shipped import DETECTOR
 from trt_qat.progress import SILENT, Progress
 
-DETECTOR = Path(__file__).with_name("detector.safetensors")
 _IMAGES = 64
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ultralytics.utils.metrics import ap_per_class, box_iou
 
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, check_classes
-from trt_qat.data.labelled import LabelledImage, labelled_split
+from trt_qat.data.labelled import LabelledImage, LabelledSplit, labelled_split
 from trt_qat.data.labels import Labels
 from trt_qat.errors import ConsistencyError, DatasetError
 from trt_qat.progress import SILENT, Progress
@@ -32,8 +32,7 @@ from trt_qat.vision.postprocess import detections_from_output
 from trt_qat.vision.self_check import check_preprocessing
 from trt_qat.vision.size import ImageSize
 
-# All that match_predictions reads of a validator: COCO's ten thresholds. A whole one would want a folder and a loader.
-_VALIDATOR = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
+COCO_IOU: Final = torch.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,23 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class MatchedImage:
-    """What one image adds to mAP.
+    """What one image adds to mAP; boxes in pixels of the image.
 
     Args:
         right: bool, shape (n, 10): whether a detection is right at each IoU from 0.5 to 0.95.
-        scores: shape (n,).
+        scores: shape (n,), best first.
         class_ids: shape (n,), of the detections.
+        boxes_xyxy: shape (n, 4), of the detections.
         target_class_ids: shape (m,), of the labels.
+        target_boxes_xyxy: shape (m, 4), of the labels.
     """
 
     right: NDArray[np.bool_]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+    boxes_xyxy: NDArray[np.float32]
     target_class_ids: NDArray[np.int64]
+    target_boxes_xyxy: NDArray[np.float32]
 
 
 def measure_accuracy(
@@ -86,8 +89,8 @@ def measure_accuracy(
         RunnerError: the output is not raw YOLOv8 detection with these classes, or not finite.
         ConsistencyError: images are prepared otherwise than in training, or not each is counted.
     """
-    images, left_out = match_images(runner, dataset, section, progress, label)
-    return Accuracy(*mean_average_precision(images), len(images), left_out)
+    images, measured = match_images(runner, dataset, section, progress, label)
+    return Accuracy(*mean_average_precision(images), len(images), measured.left_out)
 
 
 def match_images(
@@ -96,8 +99,8 @@ def match_images(
     section: EvaluationSection,
     progress: Progress = SILENT,
     label: str = "",
-) -> tuple[list[MatchedImage], LeftOut | None]:
-    """What :func:`measure_accuracy` counts, image by image in the split's order, and what was left out; see there."""
+) -> tuple[list[MatchedImage], LabelledSplit]:
+    """What :func:`measure_accuracy` counts, image by image, and the split without what was left out; see there."""
     check_preprocessing(network_input)
     imgsz = image_size(runner.metadata, runner.input_shape)
     names = class_names(runner.metadata) or dict(dataset.names)
@@ -114,9 +117,9 @@ def match_images(
         output = infer_padded(runner, np.concatenate([item.pixels for item in inputs]))[0]
         check_raw_output(output, names, label or runner.name, len(inputs))
         matched += [match_image(raw, item, section) for raw, item in zip(output, inputs, strict=True)]
-    left_out = split.without(unreadable).left_out
-    _check_all_counted(len(matched), left_out, dataset)
-    return matched, left_out
+    measured = split.without(unreadable)
+    _check_all_counted(len(matched), measured.left_out, dataset)
+    return matched, measured
 
 
 def _check_all_counted(matched: int, left_out: LeftOut | None, dataset: Dataset) -> None:
@@ -135,13 +138,19 @@ def _check_all_counted(matched: int, left_out: LeftOut | None, dataset: Dataset)
 
 def mean_average_precision(images: Sequence[MatchedImage]) -> tuple[float, float]:
     """mAP50-95 and mAP50 over images, as fractions: the mean over the classes that have a label."""
-    per_class = ap_per_class(
+    per_class = counted(images)[5]
+    return float(per_class.mean()), float(per_class[:, 0].mean())
+
+
+def counted(images: Sequence[MatchedImage]) -> tuple[NDArray[Any], ...]:
+    """Everything that Ultralytics' ``ap_per_class`` returns, see there."""
+    found: tuple[NDArray[Any], ...] = ap_per_class(
         np.concatenate([image.right for image in images]),
         np.concatenate([image.scores for image in images]),
         np.concatenate([image.class_ids for image in images]),
         np.concatenate([image.target_class_ids for image in images]),
-    )[5]
-    return float(per_class.mean()), float(per_class[:, 0].mean())
+    )
+    return found
 
 
 @dataclass(frozen=True)
@@ -170,12 +179,30 @@ def match_image(output: NDArray[np.float32], item: PreparedImage, section: Evalu
     """
     found = detections_from_output(output, section.conf, section.iou, section.max_det, multi_label=True)
     labels = item.given.labels
-    boxes = torch.from_numpy(item.transform.boxes_to_image(found.boxes_xyxy))
-    iou = box_iou(torch.from_numpy(_pixels_xyxy(labels, item.transform.size_wh)), boxes)
+    boxes = item.transform.boxes_to_image(found.boxes_xyxy)
+    targets = _pixels_xyxy(labels, item.transform.size_wh)
+    right = right_at(COCO_IOU, (found.class_ids, boxes), (labels.class_ids, targets))
+    return MatchedImage(right, found.scores, found.class_ids, boxes, labels.class_ids, targets)
+
+
+Boxes = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Class ids, shape (n,), and boxes_xyxy, shape (n, 4)."""
+
+
+def right_at(thresholds: torch.Tensor, detections: Boxes, labels: Boxes) -> NDArray[np.bool_]:
+    """Ultralytics' matching: each detection, best first, takes the label of its class that it overlaps most and that
+    none has taken.
+
+    Returns:
+        bool, shape (detections, thresholds): whether it got one that it overlaps by at least each threshold.
+    """
+    # all that match_predictions reads of a validator; a whole one would want a folder and a loader
+    validator = SimpleNamespace(iouv=thresholds)
+    iou = box_iou(torch.from_numpy(labels[1]), torch.from_numpy(detections[1]))
     right = BaseValidator.match_predictions(
-        _VALIDATOR, torch.from_numpy(found.class_ids), torch.from_numpy(labels.class_ids), iou
+        validator, torch.from_numpy(detections[0]), torch.from_numpy(labels[0]), iou
     )
-    return MatchedImage(right.numpy(), found.scores, found.class_ids, labels.class_ids)
+    return np.asarray(right.numpy(), dtype=np.bool_)
 
 
 def _pixels_xyxy(labels: Labels, size_wh: tuple[int, int]) -> NDArray[np.float32]:

@@ -152,6 +152,15 @@ class SensitivityContent(FileModel):
         return self
 
 
+def ranking_of(path: Path) -> tuple[GroupSensitivity, ...]:
+    """The groups that a file ranks, the most costly first.
+
+    Raises:
+        ArtifactError: missing, not JSON, or something else.
+    """
+    return checked(SensitivityContent, read_json(path, "Sensitivity file"), path, "Remove it and run again.").layers
+
+
 @dataclass(frozen=True)
 class SensitivityFile:
     """The JSON file of a ranking, rewritten after each group so that an interrupted run can go on."""

@@ -1,4 +1,4 @@
-"""The network as an SVG: INT8 edges in the colour of their scale group, float edges grey and dashed.
+"""The network as an SVG: INT8 edges in the colour of their scale group, float edges grey and dashed; or as data.
 
 Graphviz draws: it is the established layout tool for such graphs, and pygraphviz 2 carries it inside its wheels
 (Linux, macOS, Windows; no ``dot`` on the machine). Constants, shape arithmetic and Q/DQ nodes are not drawn, since
@@ -22,6 +22,7 @@ from trt_qat.extras import install_hint
 from trt_qat.limits import PICTURE_BOXES
 from trt_qat.linter.finding import ERRORS, Finding
 from trt_qat.linter.graph import ACTIVATION_OPS, CONV_OPS, QdqGraph
+from trt_qat.linter.layout import Box, Drawing, Edge, Kind
 from trt_qat.linter.view import UNKNOWN_MODULE, Node
 from trt_qat.vision.quiet import NO_STDERR
 
@@ -33,6 +34,8 @@ _GROUP_COLOURS: Final = (
 _FILLS: Final = {"int8": "#cfeed6", "float": "#ffe2bd", "copy": "#e8f6ec", "plain": "#f3f3f3"}
 _FONT: Final = "Helvetica,Arial,sans-serif"
 _CLUSTER_STYLE: Final = {"style": "rounded", "color": "#bbbbbb", "fontcolor": "#555555", "labeljust": "l"}
+_DECODE: Final = "float decode"
+_POINTS_PER_INCH: Final = 72.0
 _FREE_OPS: Final = frozenset({"Cast", "Identity"})
 
 
@@ -44,6 +47,16 @@ class _Block:
     members: list[Node] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """One drawn edge; ``text`` says on which grid its values lie."""
+
+    start: str
+    end: str
+    group: int | None
+    text: str
+
+
 def draw(source: Path | QdqGraph, out: Path, findings: Iterable[Finding] = ()) -> None:
     """Draw a Q/DQ file as SVG into ``out``. Boxes named by error ``findings`` get a red border and a tooltip.
 
@@ -52,14 +65,80 @@ def draw(source: Path | QdqGraph, out: Path, findings: Iterable[Finding] = ()) -
         MissingDependency: pygraphviz is not installed.
     """
     graph = source if isinstance(source, QdqGraph) else QdqGraph.read(source)
-    drawing = _drawing(graph, tuple(findings))
+    blocks = _blocks(graph)
+    drawing = _drawing(graph, blocks, _lines(graph, blocks), tuple(findings))
+    _add_legend(drawing)
     with atomic_path(out) as temporary:
         with NO_STDERR:  # Fontconfig's remarks about this machine's files
             picture = drawing.draw(format="svg", prog="dot")
         temporary.write_bytes(picture)
 
 
-def _drawing(graph: QdqGraph, findings: tuple[Finding, ...]) -> Any:
+def layout(source: Path | QdqGraph) -> Drawing:
+    """Where :func:`draw` puts boxes and lines, without the legend.
+
+    Raises:
+        ArtifactError: the model cannot be read.
+        MissingDependency: pygraphviz is not installed.
+    """
+    graph = source if isinstance(source, QdqGraph) else QdqGraph.read(source)
+    blocks = _blocks(graph)
+    lines = _lines(graph, blocks)
+    drawing = _drawing(graph, blocks, lines, ())
+    drawing.edge_attr["arrowhead"] = "none"  # else a line ends before its box
+    for block in _unique(blocks):
+        if _is_float_decode(graph, block.head):
+            drawing.get_node(_key(block.head.name)).attr["label"] = _DECODE  # a page has no room for all operators
+    with NO_STDERR:
+        drawing.layout(prog="dot")
+    width, height = (_rounded(value) for value in drawing.graph_attr["bb"].split(",")[2:])
+    return Drawing(
+        width=width,
+        height=height,
+        boxes=tuple(_placed_boxes(drawing, graph, blocks, height)),
+        edges=tuple(_placed_edge(drawing, line, number, height) for number, line in enumerate(lines)),
+    )
+
+
+def _placed_boxes(drawing: Any, graph: QdqGraph, blocks: dict[Node, _Block], height: float) -> Iterable[Box]:
+    heads = {_key(block.head.name): block for block in _unique(blocks)}
+    ends: dict[str, tuple[Kind, str]] = {_key(name): ("input", name) for name in graph.inputs}
+    ends |= {_output_key(name): ("output", name) for name in graph.outputs}
+    for key in (*ends, *heads):
+        placed = drawing.get_node(key).attr
+        x, y = _points(placed["pos"], height)[0]
+        block = heads.get(key)
+        module = "" if block is None else graph.module_of(block.head)
+        yield Box(
+            key=key,
+            module="" if module == UNKNOWN_MODULE else module,
+            label=placed["label"].replace("\\n", "\n"),
+            kind=_kind(graph, block) if block else ends[key][0],
+            group=_written_group(graph, block) if block else graph.scale_group(ends[key][1]),
+            x=x,
+            y=y,
+            width=_rounded(placed["width"], _POINTS_PER_INCH),
+            height=_rounded(placed["height"], _POINTS_PER_INCH),
+        )
+
+
+def _placed_edge(drawing: Any, line: _Line, number: int, height: float) -> Edge:
+    placed = drawing.get_edge(line.start, line.end, str(number)).attr["pos"]
+    return Edge(start=line.start, end=line.end, group=line.group, points=_points(placed, height))
+
+
+def _points(text: str, height: float) -> tuple[tuple[float, float], ...]:
+    """Graphviz's ``x,y x,y ...``, its y upwards; it breaks long ones over lines with a backslash."""
+    pairs = (pair.split(",") for pair in text.replace("\\\n", "").split())
+    return tuple((_rounded(x), _rounded(height - float(y))) for x, y in pairs)
+
+
+def _rounded(value: str | float, unit: float = 1.0) -> float:
+    """A tenth of a point is finer than a screen shows, and keeps files small."""
+    return round(float(value) * unit, 1)
+
+
+def _drawing(graph: QdqGraph, blocks: dict[Node, _Block], lines: list[_Line], findings: tuple[Finding, ...]) -> Any:
     try:
         pygraphviz = importlib.import_module("pygraphviz")
     except ImportError as exc:
@@ -70,11 +149,10 @@ def _drawing(graph: QdqGraph, findings: tuple[Finding, ...]) -> Any:
         fontname=_FONT, fontsize="12", shape="box", style="rounded,filled", color="#777777", margin="0.12,0.05"
     )
     drawing.edge_attr.update(fontname=_FONT, fontsize="10", arrowsize="0.7")
-    blocks = _blocks(graph)
     PICTURE_BOXES.check(len(_unique(blocks)), "The picture", ArtifactError)
     _add_boxes(drawing, graph, blocks, findings)
-    _add_edges(drawing, graph, blocks)
-    _add_legend(drawing)
+    for number, line in enumerate(lines):
+        drawing.add_edge(line.start, line.end, key=str(number), **_edge_style(line.group, line.text))
     return drawing
 
 
@@ -133,11 +211,11 @@ def _add_boxes(drawing: Any, graph: QdqGraph, blocks: dict[Node, _Block], findin
         attributes = {"color": "#d00000", "penwidth": "3"} if messages else {}
         label = _label(graph, block)
         drawing.add_node(
-            _key(block.head.name), label=label, fillcolor=_fill(graph, block), tooltip=tooltip, **attributes
+            _key(block.head.name), label=label, fillcolor=_FILLS[_kind(graph, block)], tooltip=tooltip, **attributes
         )
         clusters.setdefault(_cluster(graph.module_of(block.head)), []).append(_key(block.head.name))
     for name in graph.outputs:
-        drawing.add_node(_key(name) + " ", label=f"{name}\\n{_dims(graph, name)}", fillcolor="white", shape="oval")
+        drawing.add_node(_output_key(name), label=f"{name}\\n{_dims(graph, name)}", fillcolor="white", shape="oval")
     for title, keys in clusters.items():
         if title and len(keys) > 1:
             drawing.add_subgraph(keys, name=f"cluster_{title}", label=title, **_CLUSTER_STYLE)
@@ -154,7 +232,7 @@ def _label(graph: QdqGraph, block: _Block) -> str:
         counts = Counter(member.op for member in block.members)
         listed = [f"{op} x{number}" if number > 1 else op for op, number in counts.most_common()]
         rows = [", ".join(listed[start : start + 4]) for start in range(0, len(listed), 4)]
-        return "\\n".join(["float decode", *rows])
+        return "\\n".join([_DECODE, *rows])
     text = "" if module == UNKNOWN_MODULE else f"{module}\\n"
     return text + (_conv_text(graph, block) if head.op in CONV_OPS else head.op)
 
@@ -174,29 +252,35 @@ def _conv_text(graph: QdqGraph, block: _Block) -> str:
     return f"{names} {size}, {(ins or 0) * (1 if head.op == 'ConvTranspose' else group)} → {outs}"
 
 
-def _fill(graph: QdqGraph, block: _Block) -> str:
+def _kind(graph: QdqGraph, block: _Block) -> Kind:
     head = block.head
     if head.op in CONV_OPS:
-        return _FILLS["int8" if graph.is_int8(head) else "float"]
+        return "int8" if graph.is_int8(head) else "float"
     if _is_float_decode(graph, head):
-        return _FILLS["float"]
-    return _FILLS["copy" if graph.is_copy(head) and graph.grid(head.outputs[0]) is not None else "plain"]
+        return "float"
+    return "copy" if graph.is_copy(head) and graph.grid(head.outputs[0]) is not None else "plain"
 
 
-def _add_edges(drawing: Any, graph: QdqGraph, blocks: dict[Node, _Block]) -> None:
+def _written_group(graph: QdqGraph, block: _Block) -> int | None:
+    groups = [graph.scale_group(name) for member in reversed(block.members) for name in member.outputs]
+    return next((group for group in groups if group is not None), None)
+
+
+def _lines(graph: QdqGraph, blocks: dict[Node, _Block]) -> list[_Line]:
     reads = [(tensor, block) for node, block in blocks.items() for tensor in _data_inputs(graph, node)]
     ends = [(tensor, _key(block.head.name)) for tensor, block in reads]
-    ends += [(name, _key(name) + " ") for name in graph.outputs]
-    drawn: set[tuple[str, str, int | None]] = set()
+    ends += [(name, _output_key(name)) for name in graph.outputs]
+    drawn: dict[tuple[str, str, int | None], _Line] = {}
     for tensor, end in ends:
         source = _drawn_source(graph, tensor)
         maker = graph.producer(source)
         start = _key(blocks[maker].head.name if maker in blocks else source)
         grid = graph.grid(tensor)
         group = graph.scale_group(tensor) if grid is not None else None
-        if start != end and (start, end, group) not in drawn:
-            drawn.add((start, end, group))
-            drawing.add_edge(start, end, **_edge_style(group, "float" if grid is None else str(grid)))
+        if start != end:
+            line = _Line(start, end, group, "float" if grid is None else str(grid))
+            drawn.setdefault((start, end, group), line)
+    return list(drawn.values())
 
 
 def _data_inputs(graph: QdqGraph, node: Node) -> list[str]:
@@ -244,6 +328,10 @@ def _cluster(module: str) -> str:
     """``model.22`` of ``model.22.cv2.0``; empty if the name has no numbered top level."""
     match = re.search(r"(?:^|\.)(model\.\d+)", module)
     return match.group(1) if match else ""
+
+
+def _output_key(name: str) -> str:
+    return _key(name) + " "  # the node that makes it may have the same name
 
 
 def _key(name: str) -> str:

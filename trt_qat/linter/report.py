@@ -120,7 +120,7 @@ def lint(path: str | Path, target: str = "tensorrt") -> LintReport:
         ArtifactError: the file is missing, truncated, or no ONNX graph.
         ConfigError: no such target.
 
-    Example:
+    Examples:
         >>> report = lint("best_int8.onnx")
         >>> report.errors, report.counts.int8_convs
         (0, 57)

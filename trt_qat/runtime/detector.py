@@ -70,7 +70,7 @@ class Detector:
         MissingDependency: the runtime's package is missing.
         RunnerError: no runtime here runs the file, or it does not take colour images.
 
-    Example:
+    Examples:
         >>> frame_bgr = cv2.imread("street.jpg")
         >>> with trt_qat.Detector("best_int8.onnx", conf=0.4) as detect:
         ...     detections = detect(frame_bgr)
@@ -157,7 +157,7 @@ class Detector:
             RunnerError: as for one image.
             BaseException: what taking a frame raises, after the results of those before it.
 
-        Example:
+        Examples:
             >>> with trt_qat.Detector("best_int8.onnx", mode="throughput") as detect:
             ...     counts = [len(detections) for frame, detections in detect.stream([frame_bgr] * 3)]
             >>> counts

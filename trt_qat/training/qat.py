@@ -158,7 +158,11 @@ class QATTrainer(DatasetTrainer):
         model = self._evaluated_model()
         for feature in self._features:
             model = feature.as_saved(model)
-        fitness = {"epoch": self.epoch + 1, "fake_quant_map50_95": float(self.fitness)}
+        fitness = {
+            "epoch": self.epoch + 1,
+            "fake_quant_map50_95": float(self.fitness),
+            "start_fake_quant_map50_95": self.start_fitness,  # of the calibrated network, which no table of epochs has
+        }
         detector = self._detector.with_quantized(model, "qat", {**self._provenance, "training": fitness})
         save(self.last, detector)
         if self.best_fitness == self.fitness:

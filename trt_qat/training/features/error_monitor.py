@@ -6,7 +6,7 @@ import csv
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,7 +32,7 @@ _DRIFT = 0.5  # half as far again as at the start
 
 @dataclass(frozen=True)
 class QuantizationNoise:
-    """One quantizer on one batch.
+    """One quantizer on some batches.
 
     Args:
         kind: ``activation`` (layer is a scale group) or ``weight`` (layer is a convolution).
@@ -49,11 +49,13 @@ class QuantizationNoise:
 
 
 @torch.no_grad()
-def measure_noise(model: QuantizedModel, images: Tensor, start: Mapping[str, Tensor]) -> list[QuantizationNoise]:
+def measure_noise(
+    model: QuantizedModel, batches: Iterable[Tensor], start: Mapping[str, Tensor]
+) -> list[QuantizationNoise]:
     """SQNR and drift of every quantizer.
 
     Args:
-        images: (batch, 3, h, w) in [0, 1].
+        batches: each (batch, 3, h, w) in [0, 1].
         start: the ranges that drift is measured from, as ``QuantizedModel.amax`` names them.
     """
     quantizers = {f"activation.{name}": q for name, q in model.activation_quantizers().items()}
@@ -62,7 +64,9 @@ def measure_noise(model: QuantizedModel, images: Tensor, start: Mapping[str, Ten
     handles = [quantizer.register_forward_hook(_observer(power[name])) for name, quantizer in quantizers.items()]
     was_training = model.network.training
     try:
-        model.network.eval()(images)
+        model.network.eval()
+        for images in batches:
+            model.network(images)
     finally:
         model.network.train(was_training)
         for handle in handles:
@@ -170,7 +174,7 @@ class QuantizationErrorMonitor(Feature):
     def _measure(self, model: QuantizedModel) -> list[QuantizationNoise]:
         if self._images is None:
             raise RuntimeError("the monitor measures only after training has started")
-        return measure_noise(model, self._images, self._start)
+        return measure_noise(model, [self._images], self._start)
 
     def _warn(self, entry: QuantizationNoise) -> None:
         before = self._sqnr[_key(entry)]
