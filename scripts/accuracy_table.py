@@ -6,15 +6,14 @@ Rows: FP32, the same in BF16, PTQ with each calibrator, what its weights and its
 Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group, and with
 augmentation) and with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its documented recipe, with its
 defaults and with a mended recipe, and one run per idea of the ``qat`` section. Every row is measured on its exported
-file, but for weights and activations alone, which are fake-quantized: no file has only one of them. With
-``--agreement`` the FP32 model's own detections on the val images are the only labels: they are measured against, choose
-the best epoch, and every QAT trains on those images. Rows that OUT has already are kept, so a killed run goes on;
-``--only`` chooses rows.
+file, but for weights and activations alone, which are fake-quantized: no file has only one of them. Each is compared
+with FP32 by a paired bootstrap over the images (docs/compare.md). With ``--agreement`` the FP32 model's own detections
+on the val images are the only labels: they are measured against, choose the best epoch, and every QAT trains on those
+images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -34,9 +33,13 @@ from trt_qat.checkpoint import load
 from trt_qat.config import Config
 from trt_qat.data.dataset import calibration_images, load_dataset
 from trt_qat.data.images import network_batch
-from trt_qat.evaluation.accuracy import measure_accuracy
+from trt_qat.evaluation.details import measure_details
+from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.model.device import torch_device
+from trt_qat.reading import FileModel, checked, read_json
+from trt_qat.report.compare import map_difference
+from trt_qat.results import ResultRow, read_rows
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.vision.image import read_image_bgr
@@ -96,14 +99,18 @@ BUDGET_MISSED = 3  # trt-qat's exit code; everything is written all the same
 BUDGET = "QAT --max-drop 0.1"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measured file."""
+class Row(FileModel):
+    """One measured file, with what stands behind its mAP."""
 
     name: str
-    map50_95: float
-    map50: float
-    commands: list[str]
+    result: ResultRow
+    commands: tuple[str, ...]
+
+
+class Table(FileModel):
+    """The content of ``OUT/table.json``."""
+
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -138,9 +145,9 @@ def sets(keys: list[str]) -> list[str]:
 def measured(name: str, model: Path, setting: Setting, commands: list[str]) -> Row:
     """Evaluate an exported ONNX file on OpenVINO."""
     result = setting.out / "evaluation.json"
-    commands.append(run("evaluate", model, "--data", setting.labels, *FAST, "--json", result))
-    (entry,) = json.loads(result.read_text(encoding="utf-8"))
-    return Row(name, entry["map50_95"], entry["map50"], commands)
+    commands.append(run("evaluate", model, "--data", setting.labels, *FAST, "--details", "--json", result))
+    (row,) = read_rows(result)
+    return Row(name=name, result=row, commands=tuple(commands))
 
 
 def fp32(name: str, setting: Setting) -> Row:
@@ -151,9 +158,24 @@ def fp32(name: str, setting: Setting) -> Row:
 
 def measured_here(name: str, runner: Runner, setting: Setting, function: str) -> Row:
     """Evaluate what no command of trt-qat runs; ``function`` is the one of this script that made it."""
-    labels = load_dataset(setting.labels, class_names(runner.metadata))
-    accuracy = measure_accuracy(runner, labels, Config().evaluation)
-    return Row(name, accuracy.map50_95, accuracy.map50, [f"scripts/accuracy_table.py: {function}()"])
+    labels, section = (
+        load_dataset(setting.labels, class_names(runner.metadata)),
+        Config().evaluation.replace(latency_iterations=3),
+    )
+    accuracy, details = measure_details(runner, labels, section)
+    result = ResultRow(
+        model=name,
+        precision=runner.metadata.get("precision", "unknown"),
+        runtime=runner.name,
+        map50_95=round(accuracy.map50_95, 5),
+        map50=round(accuracy.map50, 5),
+        images=accuracy.images,
+        size_bytes=0,
+        latency_ms=measure_latency([runner], section)[0],
+        left_out=accuracy.left_out,
+        details=details,
+    )
+    return Row(name=name, result=result, commands=(f"scripts/accuracy_table.py: {function}()",))
 
 
 def bf16(name: str, setting: Setting) -> Row:
@@ -292,19 +314,28 @@ def float_detections(setting: Setting) -> Path:
 
 def as_markdown(table: dict[str, Row]) -> str:
     """The rows, and the commands of each."""
-    base = table["FP32"].map50_95
-    lines = ["| | mAP50-95 | mAP50 | points against FP32 |", "|---|---|---|---|"]
-    lines += [
-        f"| {r.name} | {r.map50_95:.4f} | {r.map50:.4f} | {100 * (r.map50_95 - base):+.2f} |" for r in table.values()
-    ]
+    base = table["FP32"].result
+    lines = ["| | mAP50-95 | mAP50 | points against FP32 | 95 % of resamples |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(_cells(row.result, base))} |" for name, row in table.items()]
     for variant in QAT_VARIANTS:
-        seeds = [row.map50_95 for name, row in table.items() if name.startswith(f"{variant} seed")]
+        seeds = [row.result.map50_95 for name, row in table.items() if name.startswith(f"{variant} seed")]
         if seeds:
             spread = f"mean {mean(seeds):.4f}, from {min(seeds):.4f} to {max(seeds):.4f}"
             lines.append(f"\n{variant} over {len(seeds)} seeds: {spread}.")
-    for row in table.values():
-        lines += [f"\n{row.name}:", *(f"    {command}" for command in row.commands)]
+    for name, row in table.items():
+        lines += [f"\n{name}:", *(f"    {command}" for command in row.commands)]
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
+    found = None if row is base else map_difference(base, row)
+    interval = (f"{found.points:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}") if found else ("", "")
+    return f"{row.map50_95:.4f}", f"{row.map50:.4f}", *interval
+
+
+def read_table(file: Path) -> Table:
+    """What an earlier call wrote."""
+    return checked(Table, read_json(file, "Table"), file, "Delete it, and its rows are made again.")
 
 
 @click.command()
@@ -338,7 +369,7 @@ def main(
             run("export", weights, *FOR_OPENVINO, "--out", out / "fp32.onnx")
         setting = Setting(weights, data, float_detections(setting), out, epochs, idea_epochs, idea_fraction, batch)
     file = out / "table.json"
-    table = {row["name"]: Row(**row) for row in json.loads(file.read_text())} if file.is_file() else {}
+    table = {row.name: row for row in read_table(file).rows} if file.is_file() else {}
     for name, make in rows(setting, tuple(int(seed) for seed in seeds.split(","))):
         if name in table or (only and not name.startswith((*only, "FP32"))):  # every row is compared with FP32
             continue
@@ -347,8 +378,8 @@ def main(
         except Exception as exc:  # noqa: BLE001  a row that fails is named, the others are still wanted
             click.echo(f"== left out: {name} ({type(exc).__name__}: {' '.join(str(exc).split())[:200]})")
             continue
-        click.echo(f"== {name}: {table[name].map50_95:.4f}")
-        write_json(file, [vars(row) for row in table.values()])
+        click.echo(f"== {name}: {table[name].result.map50_95:.4f}")
+        write_json(file, Table(rows=tuple(table.values())).model_dump(mode="json"))
         (out / "table.md").write_text(as_markdown(table), encoding="utf-8")
 
 

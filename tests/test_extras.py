@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from tiny_onnx import write_tiny_detector
 
 from trt_qat.extras import EXTRA_OF, extras_named, install_hint
+from trt_qat.results import Latency, ResultRow, write_rows
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -141,9 +142,21 @@ def test_every_import_of_the_package_is_asked_for() -> None:
 
 def test_all_extras_of_a_developer_are_those_of_the_trainer_and_more() -> None:
     extras = _project()["optional-dependencies"]
-    assert "trt_qat[train,track]" in extras["dev"]
+    assert "trt_qat[train,track,docs]" in extras["dev"]
     assert "trt_qat[openvino,onnxruntime]" in extras["train"]
     assert not {"torch", "ultralytics", "matplotlib"} & {Requirement(text).name for text in _project()["dependencies"]}
+
+
+def test_every_package_that_make_installs_is_pinned() -> None:
+    """So that `make install` in a fresh clone gives what was tested."""
+    pins = (ROOT / "scripts" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    extras = _project()["optional-dependencies"]
+    wanted = [
+        *_project()["dependencies"],
+        *(text for extra in extras.keys() - {"gpu", "ray"} for text in extras[extra]),
+    ]
+    named = {canonicalize_name(Requirement(text).name) for text in wanted} - {"trt-qat"}
+    assert named - {canonicalize_name(Requirement(pin).name) for pin in pins} == set()
 
 
 def test_a_module_is_found_by_its_dotted_name() -> None:
@@ -220,6 +233,7 @@ DO = {
     "data demo": ("--out", "set", "--train", "1", "--val", "1"),
     "data validate": ("set/data.yaml",),
     "targets": (),
+    "compare": ("rows.json", "rows.json"),
     "deploy": ("--target", "triton", "--model", "tiny.onnx", "triton"),
     "lint": ("tiny.onnx",),  # exit code 1: it finds that nothing is quantized
 }
@@ -233,6 +247,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     folder = tmp_path_factory.mktemp("slim")
     write_tiny_detector(folder / "tiny.onnx")
+    write_rows(
+        folder / "rows.json", [ResultRow("m.onnx", "fp32", "openvino", 0.4, 0.6, 9, 1000, Latency(1.0, 2.0, 3.0))]
+    )
     cv2.imwrite(str(folder / "one.png"), np.full((64, 64, 3), (0, 0, 255), np.uint8))
     lines = [(which, name, words) for which, table in (("does", DO), ("says", SAYS)) for name, words in table.items()]
     code = """

@@ -10,6 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
+
+import trt_qat
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools import build_meta as b; print(b.build_sdist({out!r})); print(b.build_wheel({out!r}))"
@@ -72,3 +75,33 @@ def test_a_file_too_many_or_missing_is_named(release: tuple[Path, Path], files: 
             "lacks trt_qat/report/new.css",
             "holds trt_qat/py.typed, which it should not",
         ]
+
+
+def _issue_forms() -> list[Path]:
+    return [file for file in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if file.name != "config.yml"]
+
+
+@pytest.mark.parametrize("form", _issue_forms(), ids=lambda form: form.stem)
+def test_an_issue_form_is_one_that_github_shows(form: Path) -> None:
+    content = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert set(content) == {"name", "description", "labels", "body"}
+    fields = [entry for entry in content["body"] if entry["type"] != "markdown"]
+    assert {entry["type"] for entry in content["body"]} <= {"markdown", "textarea", "input", "checkboxes"}
+    assert {*content["body"][0]} <= {"type", "id", "attributes", "validations"}
+    assert all(entry["attributes"]["label"] for entry in fields)
+    names = [entry["id"] for entry in fields]
+    assert len(names) == len(set(names)) >= 3
+
+
+def test_there_is_a_form_for_each_kind_of_issue_and_no_other_way() -> None:
+    assert len(_issue_forms()) == 4
+    settings = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "config.yml").read_text(encoding="utf-8"))
+    assert settings == {"blank_issues_enabled": False}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == trt_qat.__version__
+    assert citation["license"] == "AGPL-3.0-or-later"
+    released = f"## {citation['version']} ({citation['date-released']:%Y-%m-%d})"
+    assert released in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,8 @@
 """The ``trt-qat`` command: one short function per verb; the only place that prints or exits.
 
-Exit codes: 0 done, 1 an expected failure (one line on stderr), lint errors or broken parity, 2 wrong usage, 3
-everything is written but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug and keeps its
-traceback.
+Exit codes: 0 done, 1 an expected failure (one line on stderr), lint errors, broken parity or a worse model, 2 wrong
+usage, 3 everything is written but no model meets ``qat.max_drop`` (one line on stderr). Anything else is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def _data(function: Command) -> Command:
 def cli() -> None:
     """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file.
 
-    Exit codes: 0 done, 1 an error, lint errors or broken parity, 2 wrong usage, 3 done but qat.max_drop is not met.
+    Exit codes: 0 done, 1 an error, lint errors, broken parity or a worse model, 2 wrong usage, 3 done but qat.max_drop
+    is not met.
     """
 
 
@@ -535,6 +536,55 @@ def evaluate(
 @cli.command()
 @click.argument("first", metavar="A", type=FILE)
 @click.argument("second", metavar="B", type=FILE)
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME[=NAME]", help="Of A, and of B if it is another; repeatable."
+)
+@click.option(
+    "--max-map-drop",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    help="How much worse B may be, points of mAP50-95.",
+)
+@click.option(
+    "--max-latency-ratio",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How much slower B may be, e.g. 1.1 [default: any].",
+)
+@_command
+def compare(
+    config: Config,
+    first: Path,
+    second: Path,
+    models: tuple[str, ...],
+    max_map_drop: float,
+    max_latency_ratio: float | None,
+) -> dict[str, Any]:
+    """Is B worse than A, and by more than chance?
+
+    A and B are folders of `trt-qat run`, their run.json, or files of `trt-qat evaluate --details --json`. The exit code
+    is 1 if the mAP of a model in B is lower than in A by more than --max-map-drop, chance or not, or its latency above
+    --max-latency-ratio.
+    """
+    from trt_qat.report.compare import Tolerance
+    from trt_qat.report.compare import compare as compare_files
+
+    found = compare_files(first, second, Tolerance(max_map_drop, max_latency_ratio), models)
+    for pair in found.pairs:
+        name = pair.name if pair.name == pair.second_name else f"{pair.name} -> {pair.second_name}"
+        before, after = pair.map50_95
+        click.echo(f"{name}: mAP50-95 {before:.4f} to {after:.4f}: {pair.verdict}.")
+    for note in found.notes:
+        click.echo(note)
+    if found.worse:
+        _say_error(f"B is worse than the tolerance: {', '.join(pair.name for pair in found.worse)}.")
+        _exit_at_end(1)
+    return found.as_dict()
+
+
+@cli.command()
+@click.argument("first", metavar="A", type=FILE)
+@click.argument("second", metavar="B", type=FILE)
 @_trust_pickle
 @_data
 @click.option("--runtime-a", type=click.Choice([*RUNTIMES.rows, "torch"]), help="What runs A. Default as for evaluate.")
@@ -823,6 +873,57 @@ def inspect(
         write_svg(inspected, svg)
         click.echo(f"Drawn: {svg}")
     return [entry.as_dict() for entry in inspected]
+
+
+@cli.command()
+@click.argument("run", type=FILE)
+@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
+@click.option("--out", type=FILE, help="File to write [default: RUN/report.html or RUN/report.md].")
+@_command
+def report(config: Config, run: Path, form: str, out: Path | None) -> dict[str, str]:
+    """Show what a run found.
+
+    RUN is the folder of `trt-qat run`, or its run.json, which is all that is read. The page is one file that loads
+    nothing; `run` writes it as its last step.
+    """
+    del config
+    from trt_qat.report.markdown import write_markdown
+    from trt_qat.report.page import write_report
+    from trt_qat.report.record import read_record, record_file
+
+    write, suffix = (write_report, ".html") if form == "html" else (write_markdown, ".md")
+    file = writable_file(out or record_file(run).with_name(f"report{suffix}"), suffix)
+    write(read_record(run), file)
+    click.echo(f"Report: {file}")
+    return {"report": str(file)}
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=FILE)
+@click.option("--layer", metavar="NAME", help="A convolution, a scale group, or the beginning or ending of a name.")
+@_command
+def explain(config: Config, run_folder: Path, layer: str | None) -> dict[str, Any]:
+    """What about this layer, and what to try?
+
+    RUN is the folder of `trt-qat run`; only its run.json is read. Without --layer the layers that matter are listed,
+    worst first. With it: range, histogram, SQNR, sensitivity, what shares its scale, what lint and compiler say, and
+    what to try, each with its figures and the command. A name that means several layers lists them.
+    """
+    del config
+    from trt_qat.report import explain as explaining
+    from trt_qat.report.layer_facts import Network
+    from trt_qat.report.record import read_record
+
+    record = read_record(run_folder)
+    found = None if layer is None else Network(record).find(layer)
+    if found is not None and len(found) == 1:
+        explanation = explaining.explain(found[0], run_folder)
+        click.echo(explanation.as_text())
+        return explanation.as_dict()
+    listed = explaining.overview(record, run_folder, found)
+    _print_table(explaining.HEADER, listed.cells())
+    click.echo(f"Next: {listed.command}")
+    return listed.as_dict()
 
 
 @cli.group()

@@ -23,6 +23,7 @@ EXTRA_OF: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         (
             "huggingface_hub",
+            "jinja2",
             "matplotlib",
             "modelopt",
             "onnx_graphsurgeon",

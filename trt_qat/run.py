@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from trt_qat import api, pipeline
-from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder, write_text
+from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config, Flavor
 from trt_qat.data.dataset import Dataset, calibration_images
@@ -30,6 +30,8 @@ from trt_qat.mixed_precision.mixes import Budget
 from trt_qat.progress import SILENT, Noting, Progress
 from trt_qat.provenance import data_fingerprint, machine, package_versions, provenance_of
 from trt_qat.report.collect import ExportedFile, FinishedRun, collect
+from trt_qat.report.markdown import write_markdown
+from trt_qat.report.page import write_report
 from trt_qat.report.record import FILE as RECORD
 from trt_qat.report.record import Step, read_record, write_record
 from trt_qat.results import ResultRow, read_rows, write_rows
@@ -392,7 +394,7 @@ class _Run:
         def write() -> None:
             content = read_record(record)
             write_report(content, page)
-            write_text(text, markdown_report(content))
+            write_markdown(content, text)
 
         self.stage(_AFTER_ALL[1], {"record": file_sha256(record)}, (page, text), write)
         return page

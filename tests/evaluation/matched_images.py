@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ def street(images: int, moved: float, seed: int = 0) -> list[MatchedImage]:
     return [_street_image(random, scores, moved, rare=index == 0) for index in range(images)]
 
 
-def _street_image(random: np.random.Generator, scores: object, moved: float, rare: bool) -> MatchedImage:
+def _street_image(random: np.random.Generator, scores: Iterator[float], moved: float, rare: bool) -> MatchedImage:
     labels: list[Box] = [(2, 10, 10, 60, 60)] * rare
     for _ in range(int(random.integers(0, 6))):
         x, y, side = random.uniform(0, 500), random.uniform(0, 300), random.uniform(10, 140)
@@ -47,4 +47,4 @@ def _street_image(random: np.random.Generator, scores: object, moved: float, rar
     for _ in range(int(random.integers(0, 10))):
         x, y, side = random.uniform(0, 500), random.uniform(0, 300), random.uniform(10, 140)
         found.append((int(random.integers(0, 3)), x, y, x + side, y + side))
-    return matched_image(labels, [(next(scores), box) for box in found])  # type: ignore[call-overload]
+    return matched_image(labels, [(next(scores), box) for box in found])

@@ -10,7 +10,22 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from case import CALIBRATE, EVALUATE, Case, Make, changed, copied, cut, data, flipped, text, with_set, with_tiny, words
+from case import (
+    CALIBRATE,
+    EVALUATE,
+    Case,
+    Content,
+    Make,
+    changed,
+    copied,
+    cut,
+    data,
+    flipped,
+    text,
+    with_set,
+    with_tiny,
+    words,
+)
 
 INFER = "infer {source} --model tiny.onnx --out {out}"
 FORMATS = ("jpg", "png", "bmp", "tiff", "webp", "avif")
@@ -37,7 +52,12 @@ def _bmp(width: int, height: int) -> bytes:
     )
 
 
-IMAGES: dict[str, tuple[str, bytes]] = {
+def _text_bomb() -> bytes:
+    whole = png(8, 8)
+    return whole[:33] + _chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100_000_000))) + whole[33:]
+
+
+IMAGES: dict[str, tuple[str, Content]] = {
     "JPEG of 3 bytes": ("a.jpg", b"\xff\xd8\xff"),
     "JPEG of 2 bytes": ("a.jpg", b"\xff\xd8"),
     "JPEG of zeros": ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(1000)),
@@ -51,17 +71,14 @@ IMAGES: dict[str, tuple[str, bytes]] = {
     "PNG 1 x 1": ("a.png", png(1, 1)),
     "PNG 1 x 30000": ("a.png", png(1, 30_000)),
     "PNG 30000 x 1": ("a.png", png(30_000, 1)),
-    "PNG 13000 x 13000": ("a.png", png(13_000, 13_000)),
-    "PNG 13000 x 13000 gray": ("a.png", png(13_000, 13_000, colour=0)),
+    "PNG 13000 x 13000": ("a.png", lambda: png(13_000, 13_000)),
+    "PNG 13000 x 13000 gray": ("a.png", lambda: png(13_000, 13_000, colour=0)),
     "PNG 2**31 pixels": ("a.png", png(2**31 - 1, 2**31 - 1, rows=False)),
     "PNG 100000 x 100000 of bits": ("a.png", png(100_000, 100_000, 1, 0, rows=False)),
     "PNG 16 bit": ("a.png", png(64, 64, 16, 2)),
     "PNG palette": ("a.png", png(64, 64, 8, 3)),
     "PNG gray and alpha": ("a.png", png(64, 64, 8, 4)),
-    "PNG text bomb": (
-        "a.png",
-        png(8, 8)[:33] + _chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100_000_000))) + png(8, 8)[33:],
-    ),
+    "PNG text bomb": ("a.png", _text_bomb),
     "PNG bad checksum": ("a.png", png(64, 64)[:29] + b"\0\0\0\0" + png(64, 64)[33:]),
     "BMP of 2**31": ("a.bmp", _bmp(2**31 - 1, 2**31 - 1)),
     "BMP negative": ("a.bmp", _bmp(-64, -64)),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 MARKER = "EXECUTED"  # a payload that runs makes a file whose name begins so
 PYTHON_PAYLOAD = f"__import__('os').system('touch {MARKER}')"
 Make = Callable[[Path, Path], object]
+Content = bytes | Callable[[], bytes]  # a function where making it takes time: only the case that is run pays
 
 
 def nothing(place: Path, kit: Path) -> None:
@@ -129,13 +130,13 @@ def text(name: str, content: str) -> Make:
     return data(name, content.encode("utf-8", "surrogateescape"))
 
 
-def data(name: str, content: bytes) -> Make:
+def data(name: str, content: Content) -> Make:
     """Write a file."""
 
     def make(place: Path, kit: Path) -> None:
         del kit
         (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(content)
+        (place / name).write_bytes(content() if callable(content) else content)
 
     return make
 

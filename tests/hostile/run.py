@@ -50,7 +50,8 @@ def _all(folder: Path, given: argparse.Namespace) -> int:
     home.mkdir()
     # the loaded process reads these once, for all the forks
     os.environ.update(HOME=str(home), YOLO_CONFIG_DIR=str(home), MPLCONFIGDIR=str(home), XDG_CACHE_HOME=str(home))
-    from corpus import FAST, all_cases
+    from corpus import all_cases
+    from fast_set import FAST
 
     cases = all_cases()
     if given.fast:

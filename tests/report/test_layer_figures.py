@@ -59,6 +59,19 @@ def test_the_first_group_is_the_image_itself(placement: Placement, batches: tupl
     assert quantizer.sqnr_db == pytest.approx(sqnr, abs=0.01)
 
 
+def test_what_each_member_of_a_group_reaches(placement: Placement, batches: tuple[Tensor, ...]) -> None:
+    """A convolution never reads more than its group holds, and one of the group's reads the most."""
+    assert placement.groups[0].convs[0].input_max == pytest.approx(float(torch.cat(batches[:2]).abs().max()))
+    for group in placement.groups:
+        assert group.histogram is not None
+        most = max(-group.histogram.low, group.histogram.high)
+        reached = [conv.input_max for conv in group.convs if conv.input_max is not None]
+        assert len(reached) == len(group.convs)
+        assert max(reached) <= most
+        if not group.adds:
+            assert max(reached) == pytest.approx(most)
+
+
 def test_work_of_a_convolution(placement: Placement) -> None:
     (stem,) = placement.groups[0].convs
     assert (stem.name, stem.kernel, stem.input_channels, stem.output_channels) == ("model.0.conv", (3, 3), 3, 16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from trt_qat.artifacts import EngineArtifact, file_sha256
 from trt_qat.checkpoint import Model
@@ -108,7 +112,7 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
     found = machine()
     return RunRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=_command(run),
+        command=repeated(run.weights, run.dataset.source, run.folder, run.config),
         inputs=_inputs(run),
         settings=run.config.model_dump(mode="json"),
         seeds={"qat": run.config.qat.seed},
@@ -135,24 +139,24 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
     )
 
 
-def _command(run: FinishedRun) -> str:
-    """The call, with what differs from the defaults as ``--set``."""
-    given, usual = run.config.model_dump(mode="json"), Config().model_dump(mode="json")
+def repeated(weights: Path, data: Path, folder: Path, config: Config) -> str:
+    """The call of `trt-qat run` that makes the same again, with what differs from the defaults as ``--set``."""
+    usual = Config().model_dump(mode="json")
     changed = [
-        f"{section}.{key}={_value(value)}"
-        for section, keys in given.items()
+        f"--set {shlex.quote(f'{section}.{key}={_as_yaml(value)}')}"
+        for section, keys in config.model_dump(mode="json").items()
         for key, value in keys.items()
         if value != usual[section][key]
     ]
-    paths = [f"--weights {shlex.quote(_shown(run.weights))}", f"--data {shlex.quote(_shown(run.dataset.source))}"]
-    paths.append(f"--out {shlex.quote(_shown(run.folder))}")
-    return " ".join(["trt-qat run", *paths, *(f"--set {shlex.quote(setting)}" for setting in changed)])
+    paths = {"--weights": weights, "--data": data, "--out": folder}
+    given = [f"{option} {shlex.quote(_shown(path))}" for option, path in paths.items()]
+    return " ".join(["trt-qat run", *given, *changed])
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, str) else value
+def _as_yaml(value: Any) -> str:
+    """A setting as ``--set`` reads it; a word as it is, where YAML takes it for nothing else."""
+    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/-][\w./-]*", value) and yaml.safe_load(value) == value
+    return value if is_word else json.dumps(value)
 
 
 def _shown(path: Path) -> str:

@@ -38,8 +38,11 @@ def placement_record(
         for step, model in _steps(calibrated, deployed)
     }
     costs = {row.group: row for row in ranking}
-    histograms = _histograms(deployed, batches)
-    work = _convolutions(deployed, batches[0]()[:1])
+    quantizers, convs = deployed.activation_quantizers(), _int8_convs(deployed)
+    spans = _spans(deployed.network, {**_keyed("quantizer", quantizers), **_keyed("conv", convs)}, batches)
+    histograms = _histograms(deployed, spans, batches)
+    reach = {name: max(map(abs, spans[f"conv {name}"])) for name in convs}
+    work = _convolutions(deployed, batches[0]()[:1], reach)
     groups = tuple(
         GroupRecord(
             name=group.name,
@@ -53,9 +56,7 @@ def placement_record(
         for group in deployed.placement.groups
     )
     left = tuple(FloatLayer(name=name, reason=reason) for name, reason in deployed.placement.float_convs.items())
-    return Placement(
-        weights=deployed.placement.weights, groups=groups, float_layers=left, measured_on=_images(batches)
-    )
+    return Placement(weights=deployed.placement.weights, groups=groups, float_layers=left, measured_on=_images(batches))
 
 
 def _made(batches: Batches) -> Iterator[Tensor]:
@@ -80,13 +81,12 @@ def finite(value: float) -> float | None:
     return round(value, 3) if math.isfinite(value) else None
 
 
-@torch.no_grad()
-def _histograms(model: QuantizedModel, batches: Batches) -> dict[str, Histogram]:
-    """Of what each activation quantizer reads: first its span, then the counts in equal bins of that span.
+Spans = Mapping[str, tuple[float, float]]
 
-    A tensor with several readers counts once for each.
-    """
-    quantizers = model.activation_quantizers()
+
+@torch.no_grad()
+def _spans(network: nn.Module, modules: Mapping[str, nn.Module], batches: Batches) -> Spans:
+    """Smallest and largest value that each module reads."""
     spans: dict[str, tuple[float, float]] = {}
 
     def see(name: str, values: Tensor) -> None:
@@ -94,8 +94,30 @@ def _histograms(model: QuantizedModel, batches: Batches) -> dict[str, Histogram]
         before = spans.get(name, (low, high))
         spans[name] = min(low, before[0]), max(high, before[1])
 
-    _watch(model.network, quantizers, see, batches)
-    counted = {name: _Counts(spans[name], float(model.toolkit.amax(quantizers[name]))) for name in spans}
+    _watch(network, modules, see, batches)
+    return spans
+
+
+def _keyed(kind: str, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """A group may be called as a convolution is."""
+    return {f"{kind} {name}": module for name, module in modules.items()}
+
+
+def _int8_convs(model: QuantizedModel) -> dict[str, nn.Module]:
+    return {name: model.network.get_submodule(name) for group in model.placement.groups for name in group.convs}
+
+
+@torch.no_grad()
+def _histograms(model: QuantizedModel, spans: Spans, batches: Batches) -> dict[str, Histogram]:
+    """Of what each activation quantizer reads, in equal bins of its span.
+
+    A tensor with several readers counts once for each.
+    """
+    quantizers = model.activation_quantizers()
+    counted = {
+        name: _Counts(spans[f"quantizer {name}"], float(model.toolkit.amax(quantizer)))
+        for name, quantizer in quantizers.items()
+    }
     _watch(model.network, quantizers, lambda name, values: counted[name].add(values), batches)
     images = _images(batches)
     return {name: counts.result(images) for name, counts in counted.items()}
@@ -162,14 +184,15 @@ def _hooked(hooks: Mapping[str, tuple[nn.Module, Hook]]) -> Iterator[None]:
 
 @torch.no_grad()
 def _convolutions(
-    model: QuantizedModel, image: Tensor
+    model: QuantizedModel, image: Tensor, reach: Mapping[str, float]
 ) -> dict[str, Callable[[tuple[QuantizerRecord, ...]], ConvRecord]]:
     """Makers of the record of each INT8 convolution; they lack what its weight's quantizer does.
 
     Args:
         image: shape (1, 3, h, w).
+        reach: the largest magnitude that each reads.
     """
-    convs = {name: model.network.get_submodule(name) for group in model.placement.groups for name in group.convs}
+    convs = _int8_convs(model)
     found: dict[str, Callable[[tuple[QuantizerRecord, ...]], ConvRecord]] = {}
 
     def see(name: str, _: Tensor, output: Tensor) -> None:
@@ -181,6 +204,7 @@ def _convolutions(
                 name=name,
                 weights=weights,
                 macs=output[0].numel() * inputs * math.prod(kernel),
+                input_max=reach[name],
                 input_channels=inputs,
                 output_channels=outputs,
                 kernel=(kernel[0], kernel[1]),

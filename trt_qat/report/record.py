@@ -137,12 +137,14 @@ class ConvRecord(FileModel):
     Args:
         weights: its weight's quantizer at each step.
         macs: multiply-accumulates per image.
+        input_max: largest magnitude that it itself reads; other members of the group may reach further.
         input_channels: per group of the convolution.
     """
 
     name: Text
     weights: tuple[QuantizerRecord, ...]
     macs: Count
+    input_max: Size | None = None
     input_channels: Count
     output_channels: Count
     kernel: tuple[int, int]

@@ -1,0 +1,460 @@
+"""The report's charts: matplotlib draws, the page colours.
+
+Each is an SVG for the inside of an HTML page: text stays text, every colour is a variable of the page's style sheet,
+so that a chart follows light, dark and print. What tells series apart is never the colour alone. Small ones, which
+stand beside each other where there is room, stay readable on a phone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from trt_qat.report.answer import FileRow, file_label
+from trt_qat.report.layers import group_label, last_step, sqnr
+from trt_qat.report.numbers import decibels, fraction, number, share, short, signed
+from trt_qat.report.record import ExportedRecord, GroupRecord, Histogram, Training
+from trt_qat.results import AccuracyDetails
+
+# colour in matplotlib's file -> variable of the page
+_INK, _DIM, _GRID, _FP32, _PTQ, _QAT, _PAPER = (f"#0{n}0{n}0{n}" for n in range(1, 8))
+_VARIABLES: Final = {
+    **{_INK: "--ink", _DIM: "--dim", _GRID: "--line"},
+    **{_FP32: "--fp32", _PTQ: "--ptq", _QAT: "--qat", _PAPER: "--paper"},
+}
+_STEP_COLOURS: Final = {"fp32": _FP32, "ptq": _PTQ, "qat": _QAT}
+_STEP_HATCHES: Final = {"fp32": "", "ptq": "////", "qat": ""}
+_STEP_MARKERS: Final = {"fp32": "s", "ptq": "^", "qat": "o"}
+_MARKERS: Final = "osD^vPX*<>ph"
+_DASHES: Final = ("-", "--", ":", "-.")
+_LARGEST: Final = 1e30  # nothing that was measured comes near; beyond it matplotlib's arithmetic ends
+_SHOWN_CLASSES: Final = 16
+_SHOWN_BINS: Final = 256
+_NAME: Final = 28  # characters
+_STYLE: Final[dict[Any, Any]] = {
+    "font.size": 9.0,
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": _DIM,
+    "axes.labelcolor": _DIM,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _DIM,
+    "ytick.color": _DIM,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "ytick.minor.size": 0.0,
+    "text.color": _INK,
+    "text.parse_math": False,  # names of classes are no formulas
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 2.2,
+    "lines.linewidth": 1.8,
+    "hatch.linewidth": 0.8,
+    "hatch.color": _PAPER,
+    "svg.fonttype": "none",
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title and what it says, in a sentence."""
+
+    title: str
+    message: str
+    svg: Markup
+
+
+def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
+    """A point per file; its bar is the interval of its difference to FP32."""
+    reference = next((row for row in rows if row.file.step == "fp32"), None)
+
+    def draw(axes: Axes) -> None:
+        for row in rows:
+            colour, result = _STEP_COLOURS[row.file.step], row.file.result
+            at = result.latency_ms.median, result.map50_95
+            if reference is not None and row.interval is not None:
+                ends = [reference.file.result.map50_95 + points / 100 for points in row.interval]
+                axes.plot([at[0]] * 2, ends, color=colour, linewidth=1.0, solid_capstyle="butt")
+            style: dict[str, Any] = {"color": colour, "markersize": 8, "markeredgecolor": _PAPER}
+            axes.plot(*at, _STEP_MARKERS[row.file.step], **style)
+        if reference is not None:
+            axes.axhline(reference.file.result.map50_95, color=_FP32, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        slowest = max(row.file.result.latency_ms.median for row in rows)
+        axes.set(xlabel="median latency, ms per image", ylabel="mAP50-95", xlim=(0, 1.3 * slowest or 1))
+        axes.margins(y=0.15)
+        _label_points(axes, [(row.label, row.file) for row in rows])
+
+    said = "; ".join(
+        f"{row.label} {fraction(row.file.result.map50_95)} at {number(row.file.result.latency_ms.median)} ms"
+        for row in rows
+    )
+    return _chart("Accuracy against latency", f"{said}.", draw, (5.2, 3.2))
+
+
+def per_class(files: Sequence[ExportedRecord]) -> Chart | None:
+    """mAP50-95 of each class; of many, those that change most."""
+    measured = [(entry, entry.result.details) for entry in files if entry.result.details is not None]
+    if not measured or not measured[0][1].per_class:
+        return None
+    tables = [{row.name: row.map50_95 for row in details.per_class} for _, details in measured]
+    changes = {name: tables[-1][name] - tables[0][name] for name in tables[0] if name in tables[-1]}
+    if not changes:
+        return None
+    chosen = sorted(changes, key=lambda name: -abs(changes[name]))[:_SHOWN_CLASSES]
+    names = sorted(chosen, key=lambda name: changes[name])
+
+    def draw(axes: Axes) -> None:
+        _bars(axes, [_named(name) for name in names], _series(measured, [[t.get(n) for n in names] for t in tables]))
+
+    lowest, last = min(changes, key=lambda name: changes[name]), file_label(measured[-1][0])
+    said = f"{last} changes most for the worse on {_named(lowest)}: {signed(100 * changes[lowest])} points."
+    if len(changes) > len(names):
+        said += f" The {len(names)} of {len(changes)} classes that change most; all are in the table."
+    return _chart("mAP50-95 per class", said, draw, (4.6, 1.0 + 0.16 * (1 + len(measured)) * len(names)))
+
+
+def per_size(files: Sequence[ExportedRecord]) -> Chart | None:
+    """mAP50-95 of small, medium and large objects."""
+    measured = [(entry, entry.result.details) for entry in files if entry.result.details is not None]
+    names = [row.size for row in measured[0][1].sizes if row.labels] if measured else []
+    if not names:
+        return None
+    tables = [{row.size: row.map50_95 for row in details.sizes} for _, details in measured]
+
+    def draw(axes: Axes) -> None:
+        _bars(axes, list(names), _series(measured, [[table.get(name) for name in names] for table in tables]))
+
+    found = [(name, tables[0].get(name), tables[-1].get(name)) for name in names]
+    changes = [f"{n} {signed(100 * (b - a))}" for n, a, b in found if a is not None and b is not None]
+    said = f"{file_label(measured[-1][0])} against {file_label(measured[0][0])}: {', '.join(changes)} points."
+    return _chart("mAP50-95 by object size", said, draw, (4.6, 1.0 + 0.16 * (1 + len(measured)) * len(names)))
+
+
+def curves(fp32: ExportedRecord, int8: ExportedRecord) -> tuple[Chart, ...]:
+    """Precision over recall, then F1, precision and recall over the confidence threshold."""
+    one, other = fp32.result.details, int8.result.details
+    if one is None or other is None:
+        return ()
+    kinds = (
+        ("Precision over recall", "precision_of_recall", "recall", "precision"),
+        ("F1 over confidence", "f1", "confidence threshold", "F1"),
+        ("Precision over confidence", "precision", "confidence threshold", "precision"),
+        ("Recall over confidence", "recall", "confidence threshold", "recall"),
+    )
+    return tuple(_curve(title, field, (x, y), (fp32, one), (int8, other)) for title, field, x, y in kinds)
+
+
+def activation_histogram(group: GroupRecord) -> Chart | None:
+    """Values that a group's quantizer reads, on a logarithmic scale, with the ranges of PTQ and QAT."""
+    histogram = group.histogram
+    if histogram is None:
+        return None
+    steps = [(step, entry.amax) for step in ("ptq", "qat") if (entry := group.at(step)) is not None]
+    amax = dict(steps).get(last_step(group), _LARGEST)
+    edges, counts = _bins(histogram)
+
+    def draw(axes: Axes) -> None:
+        inside = np.abs((edges[:-1] + edges[1:]) / 2) <= amax
+        axes.stairs(np.where(inside, counts, 0), edges, fill=True, color=_FP32, alpha=0.55)
+        axes.stairs(np.where(inside, 0, counts), edges, fill=True, color=_PTQ, hatch="////")
+        for step, end in steps:
+            style: dict[str, Any] = {
+                "color": _STEP_COLOURS[step],
+                "linestyle": "--" if step == "ptq" else "-",
+                "linewidth": 1.4,
+            }
+            axes.axvline(_bounded(end), label=f"{step.upper()} \u00b1{short(end)}", **style)
+            if edges[0] <= -end:
+                axes.axvline(-_bounded(end), **style)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: _power(value))
+        axes.set_ylim(bottom=0.5)
+        axes.set(xlabel="value", ylabel="values per bin")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, columnspacing=1.2)
+
+    ranges = " and ".join(f"{step.upper()} \u00b1{short(end)}" for step, end in steps)
+    noise = "no value differs" if sqnr(group) is None else f"SQNR {decibels(sqnr(group))} dB"
+    lost = f"{share(histogram.clipped)} of the values are clipped, {share(histogram.below_one_step)} round to zero"
+    said = f"{noise[0].upper()}{noise[1:]}; range {ranges}; {lost}."
+    return _chart(group_label(group), said, draw, (3.7, 2.3))
+
+
+def training_charts(training: Training) -> tuple[Chart, ...]:
+    """Fake-quantized mAP, losses, learning rate and SQNR over the epochs."""
+    charts = (_map_over_epochs(training), _losses(training), _learning_rate(training), _noise(training))
+    return tuple(chart for chart in charts if chart is not None)
+
+
+def _map_over_epochs(training: Training) -> Chart | None:
+    if not training.epochs:
+        return None
+    xs, ys = [e.epoch for e in training.epochs], [e.map50_95 for e in training.epochs]
+    best = next((e for e in training.epochs if e.epoch == training.best), None)
+
+    def draw(axes: Axes) -> None:
+        axes.plot(xs, ys, color=_QAT, marker="o", markersize=4)
+        axes.plot(xs[:1], ys[:1], "s", color=_PTQ, markersize=8, label=f"start {fraction(ys[0])}", linestyle="none")
+        if best is not None:
+            label = f"kept: epoch {best.epoch}, {fraction(best.map50_95)}"
+            axes.plot([best.epoch], [best.map50_95], "*", color=_QAT, markersize=13, label=label, linestyle="none")
+        axes.set(xlabel="epoch", ylabel="mAP50-95, fake-quantized")
+        axes.legend(loc="best")
+        _whole_epochs(axes)
+
+    said = f"From {fraction(ys[0])} at the start"
+    said += "." if best is None else f" to {fraction(best.map50_95)} in epoch {best.epoch}, which was kept."
+    return _chart("mAP50-95 while fine-tuning", said, draw, (4.4, 2.8))
+
+
+def _losses(training: Training) -> Chart | None:
+    names = list(dict.fromkeys(name for epoch in training.epochs for name in epoch.losses))
+    if not names:
+        return None
+    of = {name: [(e.epoch, e.losses[name]) for e in training.epochs if name in e.losses] for name in names}
+
+    def draw(axes: Axes) -> None:
+        for name, dash, marker in zip(names, _cycle(_DASHES), _cycle(_MARKERS), strict=False):
+            xs, ys = zip(*of[name], strict=True)
+            axes.plot(
+                xs,
+                [_bounded(value) for value in ys],
+                dash,
+                color=_INK,
+                marker=marker,
+                markersize=4,
+                linewidth=1.3,
+                label=_named(name),
+            )
+        axes.set(xlabel="epoch", ylabel="loss")
+        axes.legend(loc="best")
+        _whole_epochs(axes)
+
+    said = "; ".join(f"{name} from {short(values[0][1])} to {short(values[-1][1])}" for name, values in of.items())
+    return _chart("Losses", f"{said}.", draw, (4.4, 2.8))
+
+
+def _learning_rate(training: Training) -> Chart | None:
+    points = [(e.epoch, e.learning_rate) for e in training.epochs if e.learning_rate is not None]
+    if not points:
+        return None
+    xs, ys = zip(*points, strict=True)
+
+    def draw(axes: Axes) -> None:
+        axes.plot(xs, [_bounded(value) for value in ys], color=_INK, marker="o", markersize=4, linewidth=1.3)
+        axes.set(xlabel="epoch", ylabel="learning rate")
+        axes.set_ylim(bottom=0)
+        _whole_epochs(axes)
+
+    return _chart("Learning rate", f"From {short(ys[0])} to {short(ys[-1])}.", draw, (4.4, 2.8))
+
+
+def _noise(training: Training) -> Chart | None:
+    kinds = {}
+    for kind in ("activation", "weight"):
+        rows = [row.sqnr_db for row in training.noise if row.kind == kind]
+        length = min((len(row) for row in rows), default=0)
+        columns = [[value for row in rows if (value := row[at]) is not None] for at in range(length)]
+        if columns and all(columns):
+            kinds[kind] = [(float(np.median(column)), float(np.min(column))) for column in columns]
+    if not kinds:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for (kind, values), colour in zip(kinds.items(), (_QAT, _PTQ), strict=False):
+            for which, dash in ((0, "-"), (1, "--")):
+                label = f"{kind}s, {'lowest' if which else 'median'}"
+                ys = [_bounded(value[which]) for value in values]
+                axes.plot(range(1, 1 + len(ys)), ys, dash, color=colour, marker="os"[which], markersize=4, label=label)
+        axes.set(xlabel="epoch", ylabel="SQNR, dB")
+        axes.legend(loc="best")
+        _whole_epochs(axes)
+
+    said = "; ".join(
+        f"lowest of the {kind}s from {decibels(values[0][1])} to {decibels(values[-1][1])} dB"
+        for kind, values in kinds.items()
+    )
+    return _chart("Noise of the quantizers", f"{said[0].upper()}{said[1:]}.", draw, (4.4, 2.8))
+
+
+def _curve(
+    title: str,
+    field: str,
+    axis_names: tuple[str, str],
+    fp32: tuple[ExportedRecord, AccuracyDetails],
+    int8: tuple[ExportedRecord, AccuracyDetails],
+) -> Chart:
+    one, other = (np.asarray(getattr(details.curves, field)) for _, details in (fp32, int8))
+    names = [file_label(entry) for entry, _ in (fp32, int8)]
+
+    def draw(axes: Axes) -> None:
+        for values, name, colour, dash, width in (
+            (other, names[1], _QAT, "-", 2.6),
+            (one, names[0], _INK, "--", 1.2),
+        ):
+            axes.plot(np.linspace(0, 1, len(values)), values, dash, color=colour, linewidth=width, label=name)
+        axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xlim=(0, 1), ylim=(0, 1.02))
+        axes.legend(loc="best")
+
+    if field == "f1" and len(one) and len(other):
+        best = [
+            f"{n} {v.max():.3f} at {v.argmax() / max(1, len(v) - 1):.2f}"
+            for n, v in zip(names, (one, other), strict=True)
+        ]
+        said = f"Highest: {'; '.join(best)}."
+    elif len(one) and len(one) == len(other) and np.abs(other - one).max() < 5e-4:
+        said = "The two are the same."
+    elif len(one) and len(one) == len(other):
+        at = int(np.argmax(np.abs(other - one)))
+        said = (
+            f"Farthest apart at {at / max(1, len(one) - 1):.2f}: {names[0]} {one[at]:.3f}, {names[1]} {other[at]:.3f}."
+        )
+    else:
+        said = "The two cannot be compared."
+    return _chart(title, said, draw, (4.4, 2.8))
+
+
+def _series(
+    measured: Sequence[tuple[ExportedRecord, AccuracyDetails]], values: Sequence[Sequence[float | None]]
+) -> list[tuple[ExportedRecord, list[float]]]:
+    return [
+        (entry, [0.0 if value is None else value for value in row])
+        for (entry, _), row in zip(measured, values, strict=True)
+    ]
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[str, ExportedRecord]]) -> None:
+    """Names beside the points, apart from each other where those lie together."""
+    low, high = axes.get_ylim()
+    least, before = 0.075 * (high - low), -np.inf
+    for label, entry in sorted(points, key=lambda point: point[1].result.map50_95):
+        x, y = entry.result.latency_ms.median, entry.result.map50_95
+        before = max(y, before + least)
+        style: dict[str, Any] = {
+            "arrowprops": {"arrowstyle": "-", "color": _DIM, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4}
+        }
+        axes.annotate(
+            _named(label), (x, y), (x + 0.035 * axes.get_xlim()[1], before), va="center", fontsize=8.5,
+            **(style if before > y else {}),
+        )  # fmt: skip
+
+
+def _bars(axes: Axes, names: Sequence[str], series: Sequence[tuple[ExportedRecord, list[float]]]) -> None:
+    """Horizontal bars, a group of them per name."""
+    height = 0.8 / len(series)
+    for number_, (entry, values) in enumerate(series):
+        places = [at + (number_ - (len(series) - 1) / 2) * height for at in range(len(names))]
+        hatch = _STEP_HATCHES[entry.step]
+        style: Mapping[str, Any] = {"edgecolor": _PAPER, "linewidth": 0.5, "hatch": hatch}
+        axes.barh(places, values, height, color=_STEP_COLOURS[entry.step], label=file_label(entry), **style)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), columnspacing=1.4)
+
+
+def _bins(histogram: Histogram) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Edges and counts of at most so many bins as can be seen."""
+    counts = np.asarray(histogram.counts, dtype=float)
+    joined = -(-len(counts) // _SHOWN_BINS)
+    padded = np.pad(counts, (0, -len(counts) % joined)).reshape(-1, joined).sum(1)
+    low, high = _bounded(histogram.low), _bounded(histogram.high)
+    low, high = (low, high) if low < high else (low - 0.5, low + 0.5)
+    return np.linspace(low, low + (high - low) * len(padded) * joined / len(counts), len(padded) + 1), padded
+
+
+def _power(value: float) -> str:
+    """A count for an axis: ``100``, ``10 k``, ``1 M``."""
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def _bounded(value: float) -> float:
+    return min(max(float(value), -_LARGEST), _LARGEST)
+
+
+def _named(name: str) -> str:
+    """A name for a chart: one line, not too long, nothing that XML cannot say."""
+    text = "".join(character if character.isprintable() else " " for character in name)
+    return text if len(text) <= _NAME else f"{text[: _NAME - 1]}\u2026"
+
+
+def _cycle(values: Sequence[str]) -> Iterable[str]:
+    while True:
+        yield from values
+
+
+def _whole_epochs(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _chart(title: str, message: str, draw: Callable[[Axes], None], inches: tuple[float, float]) -> Chart:
+    title = _named(title)
+    # the salt: ids depend on the content alone, and are unique on the page
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title + message}):
+        figure = Figure(figsize=inches, layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return Chart(title, message, _inline(stream.getvalue(), f"{title}. {message}"))
+
+
+def _inline(text: str, label: str) -> Markup:
+    """The element for the inside of an HTML page: no style sheet of its own, no unused ids, colours of the page."""
+    root = ElementTree.fromstring(text)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    referred = set(re.findall(r"#([\w.-]+)", " ".join(value for el in root.iter() for value in el.attrib.values())))
+    for element in root.iter():
+        element.tag = element.tag.partition("}")[2]
+        kept = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        if kept.get("id") not in referred:
+            kept.pop("id", None)
+        for name in ("fill", "stroke"):  # an attribute knows no variables everywhere
+            if name in kept:
+                kept["style"] = f"{kept.get('style', '')}; {name}: {kept.pop(name)}".removeprefix("; ")
+        if "style" in kept:
+            kept["style"] = _page_style(kept["style"])
+        element.attrib.clear()
+        element.attrib.update(kept)
+    box = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib.update({"viewBox": box, "role": "img", "aria-label": label})
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _page_style(style: str) -> str:
+    style = re.sub(r"#0(\d)0\1(?:0\1)", lambda found: f"var({_VARIABLES.get(found[0], '--ink')})", style)
+    return re.sub(r"font: ?([\d.]+px)[^;]*|font-family: ?[^;]*;? ?", lambda found: _font(found[1]), style)
+
+
+def _font(size: str | None) -> str:
+    return f"font-size: {size}" if size else ""
