@@ -18,7 +18,6 @@ from trt_qat.config import Config
 from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.reading import shown_name
 from trt_qat.report import numbers
-from trt_qat.report.answer import float_file, int8_file
 from trt_qat.report.compare import map_difference
 from trt_qat.report.layers import last_step, layer_label, sqnr
 from trt_qat.report.record import (
@@ -230,12 +229,12 @@ class Network:
     @property
     def float_file(self) -> ExportedRecord | None:
         """The FP32 file."""
-        return float_file(self.record)
+        return self.record.float_file
 
     @property
     def int8_file(self) -> ExportedRecord | None:
         """The INT8 file that stands for all."""
-        return int8_file(self.record)
+        return self.record.int8_file
 
     @property
     def drop_points(self) -> float | None:
