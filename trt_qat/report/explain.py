@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trt_qat.report import numbers
-from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, weakest
+from trt_qat.report.layer_facts import Layer, Listed, Network, weakest, worst_first
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
 from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
@@ -112,7 +112,7 @@ def overview(record: RunRecord, run: Path, among: Sequence[Layer] | None = None)
         among: which; None for those of the network that stand out.
     """
     network = Network(record)
-    rows = standing_out(network, among) or standing_out(network, network.layers)
+    rows = worst_first(network, among) or worst_first(network, network.layers)
     command = f"trt-qat explain {shlex.quote(str(run))} --layer {shlex.quote(rows[0].layer.name)}"
     return Overview(rows, command)
 

@@ -15,11 +15,10 @@ from itertools import accumulate
 from typing import Any, Final
 
 from trt_qat.config import Config
-from trt_qat.errors import ArtifactError, ConfigError
+from trt_qat.errors import ArtifactError, ConfigError, ConsistencyError
 from trt_qat.reading import shown_name
 from trt_qat.report import numbers
 from trt_qat.report.compare import map_difference
-from trt_qat.report.layers import last_step, layer_label, sqnr
 from trt_qat.report.record import (
     ConvRecord,
     ExportedRecord,
@@ -75,17 +74,17 @@ class Layer:
     def label(self) -> str:
         """The name, and how many more convolutions are meant."""
         more = len(self.convs) - 1
-        return layer_label(self.name) + (f" +{more}" if more > 0 else "")
+        return self.name + (f" +{more}" if more > 0 else "")
 
     @property
     def activation(self) -> QuantizerRecord | None:
         """The quantizer of what it reads, at the last step."""
-        return None if self.group is None else self.group.at(last_step(self.group))
+        return None if self.group is None else self.group.at("qat") or self.group.at("ptq")
 
     @property
     def sqnr_db(self) -> float | None:
         """Of what it reads, at the last step; None without noise, too."""
-        return None if self.group is None else sqnr(self.group)
+        return None if self.activation is None else self.activation.sqnr_db
 
     @property
     def histogram(self) -> Histogram | None:
@@ -247,7 +246,12 @@ class Network:
     def drop_interval(self) -> str:
         """Between which values 95 % of the resamples of INT8 minus FP32 lie, in words; empty if nothing tells."""
         ours, theirs = self.int8_file, self.float_file
-        found = map_difference(theirs.result, ours.result) if ours is not None and theirs is not None else None
+        if ours is None or theirs is None:
+            return ""
+        try:
+            found = map_difference(theirs.result, ours.result)
+        except ConsistencyError:  # of other images
+            return ""
         return "" if found is None else f" (95 % of resamples {found.low:+.2f} to {found.high:+.2f})"
 
     def find(self, name: str) -> tuple[Layer, ...]:
@@ -319,7 +323,7 @@ class Listed:
     reasons: tuple[str, ...]
 
 
-def standing_out(network: Network, among: Sequence[Layer] | None = None) -> tuple[Listed, ...]:
+def worst_first(network: Network, among: Sequence[Layer] | None = None) -> tuple[Listed, ...]:
     """Layers with what stands out in them.
 
     Args:
