@@ -252,8 +252,8 @@ def _leave_float(layer: Layer, run: Path) -> Said | None:
     return (
         f"This group alone costs {numbers.share(share)} of the summed output error{drop}.",
         f"Leave it float ({_listed([conv.name for conv in group.convs])}).",
-        f"about those {numbers.share(share)} back, as far as errors add; costs {numbers.share(layer.macs_share)} of the "
-        f"INT8 multiply-accumulates in {_float_type(layer.network)}.{_mixes_say(layer)}",
+        f"about those {numbers.share(share)} back, as far as errors add; costs {numbers.share(layer.macs_share)} of "
+        f"the INT8 multiply-accumulates in {_float_type(layer.network)}.{_mixes_say(layer)}",
         _excluding(layer.network, [conv.name for conv in group.convs]),
     )
 
