@@ -49,6 +49,11 @@ EXTREMES: Final = 3
 _NEAREST: Final = 3
 
 
+def layer_label(name: str) -> str:
+    """A convolution's module name, without the ending that all of them have."""
+    return name.removesuffix(".conv") or name
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer of a run.
