@@ -20,7 +20,7 @@ from trt_qat.cli import cli
 from trt_qat.config import Config
 from trt_qat.errors import ArtifactError, ConfigError, TrtQatError
 from trt_qat.report.explain import HEADER, explain, overview
-from trt_qat.report.layer_facts import Layer, Network, bulk, is_of, worst_first
+from trt_qat.report.layer_facts import Layer, Network, bulk, is_of, standing_out
 from trt_qat.report.record import FloatLayer, GroupRecord, Histogram, LayerNoise, RunRecord, write_record
 from trt_qat.report.remedies import RULES, Remedy, remedies
 from trt_qat.report.text_histogram import COLUMNS, ROWS, text_histogram
@@ -168,7 +168,7 @@ def test_an_unknown_name_names_its_neighbours() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    rows = worst_first(Network(RECORD))
+    rows = standing_out(Network(RECORD))
     assert rows[0].layer.name == "model.4.conv"  # the lint finds something slow there
     assert rows[0].reasons[0] == "lint: requantize (slow)"
     shares = [row.layer.error_share or 0 for row in rows[1:]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trt_qat.report import numbers
-from trt_qat.report.layer_facts import Layer, Listed, Network, weakest, worst_first
+from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, weakest
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
 from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
@@ -112,7 +112,7 @@ def overview(record: RunRecord, run: Path, among: Sequence[Layer] | None = None)
         among: which; None for those of the network that stand out.
     """
     network = Network(record)
-    rows = worst_first(network, among) or worst_first(network, network.layers)
+    rows = standing_out(network, among) or standing_out(network, network.layers)
     command = f"trt-qat explain {shlex.quote(str(run))} --layer {shlex.quote(rows[0].layer.name)}"
     return Overview(rows, command)
 
@@ -324,7 +324,8 @@ def _lint(layer: Layer) -> Section:
 
 def _compiler(layer: Layer) -> Section | None:
     network = layer.network
-    files = [file for file in (network.int8_file, network.float_file) if file is not None and file.compiler is not None]
+    shown = network.compiled_file, network.float_file
+    files = [file for file in shown if file is not None and file.compiler is not None]
     if not files:
         return None
     lines: list[str] = []

@@ -79,7 +79,7 @@ class Layer:
     def label(self) -> str:
         """The name, and how many more convolutions are meant."""
         more = len(self.convs) - 1
-        return self.name + (f" +{more}" if more > 0 else "")
+        return layer_label(self.name) + (f" +{more}" if more > 0 else "")
 
     @property
     def activation(self) -> QuantizerRecord | None:
@@ -241,6 +241,13 @@ class Network:
         return self.record.int8_file
 
     @property
+    def compiled_file(self) -> ExportedRecord | None:
+        """The INT8 file whose kernels are looked at: the one that the engine is built from, if it was compiled."""
+        built_from = self.record.file(self.record.engine.built_from)
+        compiled = [file for file in self.record.files if file.step != "fp32" and file.compiler is not None]
+        return built_from if built_from in compiled else compiled[-1] if compiled else None
+
+    @property
     def drop_points(self) -> float | None:
         """What the INT8 file costs: FP32's mAP50-95 less its own, in points."""
         if self.float_file is None or self.int8_file is None:
@@ -328,7 +335,7 @@ class Listed:
     reasons: tuple[str, ...]
 
 
-def worst_first(network: Network, among: Sequence[Layer] | None = None) -> tuple[Listed, ...]:
+def standing_out(network: Network, among: Sequence[Layer] | None = None) -> tuple[Listed, ...]:
     """Layers with what stands out in them.
 
     Args:

@@ -290,7 +290,7 @@ def _float_layer(layer: Layer, run: Path) -> Said | None:
     if layer.left_float is None:
         return None
     network, reason = layer.network, layer.left_float.reason
-    ours, theirs = layer.kernels(network.int8_file), layer.kernels(network.float_file)
+    ours, theirs = layer.kernels(network.compiled_file), layer.kernels(network.float_file)
     macs, all_macs = sum(kernel.macs for kernel in theirs), _compiled_macs(network.float_file)
     if not all_macs or macs < MUCH_FLOAT * all_macs:
         return None
@@ -325,7 +325,7 @@ def _compiled_macs(file: ExportedRecord | None) -> int:
 
 def _moves_more(layer: Layer, run: Path) -> Said | None:
     network = layer.network
-    ours, theirs = layer.kernels(network.int8_file), layer.kernels(network.float_file)
+    ours, theirs = layer.kernels(network.compiled_file), layer.kernels(network.float_file)
     if layer.group is None or not ours or not theirs:
         return None
     moved, half = _bytes(ours), _bytes(theirs) // 2
