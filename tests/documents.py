@@ -67,8 +67,10 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README.md and docs/**/*.md."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README.md and its neighbours, and docs/**/*.md; what the change log names may be gone."""
+    return [page for page in sorted(ROOT.glob("*.md")) if page.name != "CHANGELOG.md"] + sorted(
+        (ROOT / "docs").rglob("*.md")
+    )
 
 
 def blocks(text: str) -> list[Block]:
