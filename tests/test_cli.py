@@ -144,8 +144,8 @@ def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
 
 def test_the_commands_are_these() -> None:
     assert set(cli.commands) == {
-        "advise", "calibrate", "data", "demo", "deploy", "engine", "evaluate", "explain", "export", "infer", "inspect",
-        "lint", "parity", "qat", "run", "sensitivity", "targets", "train",
+        "advise", "calibrate", "compare", "data", "demo", "deploy", "engine", "evaluate", "explain", "export", "infer",
+        "inspect", "lint", "parity", "qat", "report", "run", "sensitivity", "targets", "train",
     }  # fmt: skip
     assert {words[1] for words in COMMANDS if words[0] == "data"} == {
         "validate",
@@ -374,16 +374,21 @@ def test_engine(exported: str) -> None:
     assert _json("engines/qat.json")["onnx"] == "qat.onnx"
 
 
-def test_evaluate_writes_the_documented_keys(exported: str, tuned: str) -> None:
-    arguments = (*CHAIN, "--json", "out/rows.json")
-    said = _succeed("evaluate", exported, tuned, *arguments)
+def test_evaluate_writes_the_documented_keys_and_what_compare_needs(exported: str, tuned: str) -> None:
+    said = _succeed("evaluate", exported, tuned, *CHAIN, "--details", "--json", "out/rows.json")
     assert "mAP50-95" in said
     rows = _json("out/rows.json")
+    resampled = [row.pop("details")["resampled"] for row in rows]
+    assert [len(values) for values in resampled] == [1000, 1000]
     _check_rows(rows)
     assert [(row["model"], row["precision"], row["runtime"]) for row in rows] == [
         (exported, "int8+fp16", "openvino"),
         (tuned, "int8+fp32", "torch"),
     ]
+    names = "qat.onnx=best.safetensors"
+    said = _succeed("compare", "out/rows.json", "out/rows.json", "--model", names, "--max-map-drop", "5")
+    assert said.startswith("qat.onnx -> best.safetensors: mAP50-95 ")
+    assert " (95 % of resamples: " in said
 
 
 def test_parity_of_a_checkpoint_and_its_file(exported: str, tuned: str) -> None:

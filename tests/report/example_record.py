@@ -119,6 +119,7 @@ def example_record(
             ),
         ),
         files=tuple(_exported(name, names, kernels) for name in ACCURACY),
+        deployed="qat_tensorrt-rtx",
         engine=EngineRecord(
             file=_file("qat.plan", 3_610_112), flavor="tensorrt-rtx", built_from="qat_tensorrt-rtx", run=False
         ),

@@ -24,7 +24,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trt_qat.report.answer import FileRow, file_label
 from trt_qat.report.layer_facts import Layer
-from trt_qat.report.layers import short_label
 from trt_qat.report.numbers import decibels, fraction, number, share, short, signed
 from trt_qat.report.record import ExportedRecord, Histogram, Training
 from trt_qat.results import AccuracyDetails
@@ -222,7 +221,7 @@ def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
     noise = "no value differs" if layer.sqnr_db is None else f"SQNR {decibels(layer.sqnr_db)} dB"
     lost = f"{share(histogram.clipped)} of the values are clipped, {share(histogram.below_one_step)} round to zero"
     said = f"{noise[0].upper()}{noise[1:]}; range {ranges}; {lost}."
-    return _chart(short_label(layer), said, draw, (3.7, 2.3), above=24)
+    return _chart(layer.label, said, draw, (3.7, 2.3), above=24)
 
 
 def training_charts(training: Training) -> tuple[Chart, ...]:

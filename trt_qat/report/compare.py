@@ -299,5 +299,5 @@ def _accuracy_verdict(difference: MapDifference | None, moved: float, broken: fl
 def _latency_verdict(before: float, after: float, ratio: float | None, broken: float | None) -> str:
     if ratio is None:
         return "; no latency to compare with"
-    text = f"; latency {before:g} to {after:g} ms, times {ratio:.2f}"
+    text = f"; latency {before:.3g} to {after:.3g} ms, times {ratio:.2f}"
     return text if broken is None else f"{text}, more than the tolerance of {broken:g}"

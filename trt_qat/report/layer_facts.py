@@ -18,9 +18,7 @@ from trt_qat.config import Config
 from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.reading import shown_name
 from trt_qat.report import numbers
-from trt_qat.report.answer import float_file, int8_file
 from trt_qat.report.compare import map_difference
-from trt_qat.report.layers import last_step, layer_label, sqnr
 from trt_qat.report.record import (
     ConvRecord,
     ExportedRecord,
@@ -49,6 +47,11 @@ DRIFT: Final = 0.5
 EXTREMES: Final = 3
 """So many of the weakest and of the most sensitive layers are listed however good they are."""
 _NEAREST: Final = 3
+
+
+def layer_label(name: str) -> str:
+    """A convolution's module name, without the ending that all of them have."""
+    return name.removesuffix(".conv") or name
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,12 @@ class Layer:
     @property
     def activation(self) -> QuantizerRecord | None:
         """The quantizer of what it reads, at the last step."""
-        return None if self.group is None else self.group.at(last_step(self.group))
+        return None if self.group is None else self.group.at("qat") or self.group.at("ptq")
 
     @property
     def sqnr_db(self) -> float | None:
         """Of what it reads, at the last step; None without noise, too."""
-        return None if self.group is None else sqnr(self.group)
+        return None if self.activation is None else self.activation.sqnr_db
 
     @property
     def histogram(self) -> Histogram | None:
@@ -230,12 +233,12 @@ class Network:
     @property
     def float_file(self) -> ExportedRecord | None:
         """The FP32 file."""
-        return float_file(self.record)
+        return self.record.float_file
 
     @property
     def int8_file(self) -> ExportedRecord | None:
         """The INT8 file that stands for all."""
-        return int8_file(self.record)
+        return self.record.int8_file
 
     @property
     def drop_points(self) -> float | None:

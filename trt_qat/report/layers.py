@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trt_qat.report.layer_facts import Layer, Network, worst_first
+from trt_qat.report.layer_facts import Layer, Network, standing_out
 from trt_qat.report.record import RunRecord
 
 SQNR_STEPS_DB: Final = (20.0, 25.0, 30.0, 35.0)
@@ -15,18 +15,7 @@ _SHARES: Final = (0.75, 0.5, 0.25, 0.1)  # of the largest
 def worst_layers(record: RunRecord) -> list[Layer]:
     """Every scale group, in the order in which ``trt-qat explain`` lists them."""
     network = Network(record)
-    return [entry.layer for entry in worst_first(network, [layer for layer in network.layers if layer.group])]
-
-
-def short_label(layer: Layer) -> str:
-    """The first convolution and how many more there are, without the ending that all of them have."""
-    more = len(layer.convs) - 1
-    return layer_label(layer.name) + (f" +{more}" if more > 0 else "")
-
-
-def layer_label(name: str) -> str:
-    """A convolution's module name, without the ending that all of them have."""
-    return name.removesuffix(".conv") or name
+    return [entry.layer for entry in standing_out(network, [layer for layer in network.layers if layer.group])]
 
 
 def anchors(record: RunRecord) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import Final
 
 from trt_qat.artifacts import write_text
 from trt_qat.report.answer import answer, file_label, file_rows
-from trt_qat.report.layers import layer_label, short_label, worst_layers
+from trt_qat.report.layer_facts import layer_label
+from trt_qat.report.layers import worst_layers
 from trt_qat.report.numbers import (
     NOTHING,
     decibels,
@@ -110,7 +111,7 @@ def _layers(record: RunRecord) -> str:
         header,
         (
             (
-                _text(short_label(layer)),
+                _text(layer.label),
                 *(_sqnr(layer.group, step) for step in ("ptq", "qat")),
                 *(_range(layer.group, step) for step in ("ptq", "qat")),
                 NOTHING if layer.error_share is None else share(layer.error_share),

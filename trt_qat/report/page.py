@@ -21,8 +21,8 @@ from trt_qat.evaluation.parity_report import HEADER as PARITY_HEADER
 from trt_qat.report import charts, numbers
 from trt_qat.report.answer import answer, file_label, file_rows
 from trt_qat.report.drawing import drawn_network
-from trt_qat.report.layer_facts import Layer, Network
-from trt_qat.report.layers import anchors, layer_label, short_label, worst_layers
+from trt_qat.report.layer_facts import Layer, Network, layer_label
+from trt_qat.report.layers import anchors, worst_layers
 from trt_qat.report.pictures import pictures
 from trt_qat.report.record import ConvRecord, ExportedRecord, GroupRecord, KernelRecord, RunRecord, Step
 from trt_qat.report.settings import changed_settings
@@ -113,7 +113,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "network": drawn_network(record),
         "anchors": anchors(record),
         "layers": layers,
-        "group_names": {layer.group.name: short_label(layer) for layer in layers if layer.group is not None},
+        "group_names": {layer.group.name: layer.label for layer in layers if layer.group is not None},
         "best_sqnr": max((layer.sqnr_db for layer in layers if layer.sqnr_db is not None), default=0.0),
         "largest_share": max((layer.error_share or 0.0 for layer in layers), default=0.0),
         "has_drops": any(group.map50_95_drop is not None for group in record.placement.groups),
