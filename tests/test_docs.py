@@ -67,6 +67,7 @@ PLANTED = [
     *((f"```bash\n{line}\n```\n", said) for line, said in SHELL),
     ("Text.\n\n    trt-qat lints a.onnx\n", "there is no command 'lints'"),
     ("1. Item\n\n    ```bash\n    trt-qat lints a.onnx\n    ```\n", "there is no command 'lints'"),
+    ("```yaml\nsteps:\n  - run: trt-qat lints a.onnx\n```\n", "there is no command 'lints'"),
     ("Then `trt-qat lints FILE`.", "there is no command 'lints'"),
     ("Then `trt-qat lint FILE --pgn`.", "it has no --pgn"),
     ("Then `make dmeo`.", "no target 'dmeo'"),
