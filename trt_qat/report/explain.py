@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trt_qat.report import numbers
-from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, weakest
+from trt_qat.report.layer_facts import Layer, Listed, Network, percent, standing_out, weakest
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
 from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
@@ -123,7 +123,7 @@ def _label(layer: Layer) -> str:
 
 def _figures(layer: Layer) -> tuple[str, str]:
     share = layer.error_share
-    return numbers.decibels(layer.sqnr_db) if layer.group else "", "" if share is None else numbers.share(share)
+    return numbers.decibels(layer.sqnr_db) if layer.group else "", "" if share is None else percent(share)
 
 
 def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
@@ -175,7 +175,7 @@ def _conv_line(conv: ConvRecord, all_macs: int) -> str:
         f"{conv.name}: {kind} {conv.kernel[0]}x{conv.kernel[1]}, "
         f"{conv.input_channels} → {conv.output_channels} channels, "
         f"{conv.macs / 1e6:.1f} M multiply-accumulates per image, "
-        f"{numbers.share(conv.macs / max(1, all_macs))} of all in INT8."
+        f"{percent(conv.macs / max(1, all_macs))} of all in INT8."
     )
 
 
@@ -194,7 +194,7 @@ def _range(layer: Layer) -> Section | None:
     if histogram is not None and layer.bulk is not None:
         lines += text_histogram(histogram, last.amax)
         lines.append(
-            f"{numbers.share(histogram.clipped)} clipped, {numbers.share(histogram.below_one_step)} round to zero; "
+            f"{percent(histogram.clipped)} clipped, {percent(histogram.below_one_step)} round to zero; "
             f"99.9 % lie within {layer.bulk:.3g} ({histogram.images} images, heights logarithmic)."
         )
         figures |= {"histogram": histogram.model_dump(mode="json"), "bulk": layer.bulk}
@@ -255,9 +255,7 @@ def _sensitivity(layer: Layer) -> Section | None:
     lines = []
     if group.error is not None:
         of_sum = (
-            ""
-            if share is None
-            else f", {numbers.share(share)} of all groups' sum, number {place} of {len(network.groups)}"
+            "" if share is None else f", {percent(share)} of all groups' sum, number {place} of {len(network.groups)}"
         )
         lines.append(f"Output error with this group alone in INT8: {group.error:.3g}{of_sum}.")
     if group.map50_95_drop is not None:
