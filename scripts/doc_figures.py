@@ -74,7 +74,7 @@ def main() -> None:
         "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
         "axes.labelcolor": INK, "text.color": INK, "xtick.color": FAINT, "ytick.color": FAINT,
         "svg.hashsalt": "trt_qat", "svg.fonttype": "path", "axes.titlesize": 10.5, "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
+        "axes.titlelocation": "left", "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.1,
     }  # fmt: skip
     material = _material()
     figures = {"range": _range, "scale-group": _scale_group, "qdq": _qdq, "distillation": _distillation}

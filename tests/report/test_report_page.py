@@ -164,8 +164,8 @@ def _luminance(colour: str) -> float:
 def test_text_in_the_drawing_stands_out_from_its_box() -> None:
     """The browser test cannot say so of SVG."""
     found = example_page().split(":root {")[1:3]
-    light, dark = (dict[str, str](re.findall(r"--([\w-]+): (#\w{6});", part)) for part in found)
-    for colours in (light, dark):
+    light, dark = (re.findall(r"--([\w-]+): (#\w{6});", part) for part in found)
+    for colours in (dict[str, str](light), dict[str, str](dark)):
         for shade in range(5):
             text = colours.get(f"on-shade-{shade}", colours["ink"])
             lights = sorted((_luminance(text), _luminance(colours[f"shade-{shade}"])))
