@@ -264,8 +264,13 @@ def test_second_calibration_does_not_look_at_the_images_again(calibrated: str) -
 def test_sensitivity_ranks_every_group_and_continues(calibrated: str) -> None:
     arguments = ("--weights", calibrated, *CHAIN)
     said = _succeed("sensitivity", *arguments, "--out", "out/sens.json", "--json", "out/copy.json")
-    assert said.splitlines()[-2:] == ["Ranking: out/sens.json", "Chart: out/sens.png"]
     content = _json("out/sens.json")
+    worst = content["layers"][0]["convs"][0]
+    assert said.splitlines()[-3:] == [
+        "Ranking: out/sens.json",
+        "Chart: out/sens.png",
+        f"What to do about the first, after `trt-qat run`: trt-qat explain RUN --layer {worst}",
+    ]
     assert content == _json("out/copy.json")
     assert content["metric"] == "error"
     assert len(content["layers"]) == content["groups"] > 30

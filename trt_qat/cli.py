@@ -300,6 +300,9 @@ def sensitivity(
         ranking, content = pipeline.sensitivity(weights, data, out, config, bars)
     _print_sensitivity(ranking.rows)
     click.echo(f"Ranking: {out}\nChart: {out.with_suffix('.png')}")
+    click.echo(
+        f"What to do about the first, after `trt-qat run`: trt-qat explain RUN --layer {ranking.rows[0].convs[0]}"
+    )
     return dict(content)
 
 

@@ -158,7 +158,7 @@ def _check_manifest(content: bytes, folder: Path) -> None:
         assert_one_line(note)
     if made:
         stage = json.loads(path.read_text(encoding="utf-8"))["stages"]["calibration"]
-        assert stage == {"inputs": inputs, "files": {out.name: file_sha256(out)}}, "not what was made"
+        assert (stage["inputs"], stage["files"]) == (inputs, {out.name: file_sha256(out)}), "not what was made"
         raise made_anew("the stage")
 
 
@@ -181,6 +181,33 @@ def _check_rows(content: bytes, folder: Path) -> None:
     write_rows(folder / "b.json", rows)
     assert read_rows(folder / "b.json") == rows, "other rows when they are written and read"
     assert markdown_table(rows)
+
+
+@cache
+def _record() -> dict[str, Any]:
+    from report.example_record import example_record
+
+    content: dict[str, Any] = example_record().model_dump(mode="json")
+    for entry in content["files"]:  # else most of what is changed is one of a thousand resamples
+        entry["result"]["details"]["resampled"] = entry["result"]["details"]["resampled"][:3]
+    return content
+
+
+def _check_record(content: bytes, folder: Path) -> None:
+    """Everything that reads a record but the page, whose charts take a second each."""
+    from trt_qat.report.compare import Tolerance, compare
+    from trt_qat.report.explain import explain, overview
+    from trt_qat.report.layer_facts import Network
+    from trt_qat.report.markdown import markdown_report
+    from trt_qat.report.record import read_record, write_record
+
+    record = read_record(written(folder, "a.json", content))
+    assert read_record(write_record(folder, record)) == record, "another record when it is written and read"
+    assert markdown_report(record)
+    assert overview(record, folder).as_dict()
+    for layer in Network(record).layers:
+        assert explain(layer, folder).as_text()
+    assert not compare(folder, folder, Tolerance()).worse, "worse than itself"
 
 
 @cache
@@ -303,6 +330,7 @@ TARGETS = (
     Target("sensitivity", lambda: st.one_of(nudged_json(RANKING), mutated_json(RANKING)), _check_ranking),
     Target("manifest", lambda: st.one_of(nudged_json(_manifest()), mutated_json(_manifest())), _check_manifest),
     Target("result-rows", lambda: st.one_of(nudged_json(ROWS), mutated_json(ROWS)), _check_rows),
+    Target("run-record", lambda: st.one_of(nudged_json(_record()), mutated_json(_record())), _check_record),
     Target("mixed-precision", lambda: st.one_of(nudged_json(_budget()), mutated_json(_budget())), _check_budget),
     Target("resume", _states, _check_state),
 )

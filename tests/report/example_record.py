@@ -119,6 +119,7 @@ def example_record(
             ),
         ),
         files=tuple(_exported(name, names, kernels) for name in ACCURACY),
+        deployed="qat_tensorrt-rtx",
         engine=EngineRecord(
             file=_file("qat.plan", 3_610_112), flavor="tensorrt-rtx", built_from="qat_tensorrt-rtx", run=False
         ),
@@ -242,8 +243,8 @@ def _training(groups: int) -> Training:
         LayerNoise(
             kind="activation",
             layer=_conv(index),
-            sqnr_db=(24.0 + index, 24.6 + index, 25.0 + index),
-            drift=(0.0, -0.03, -0.05),
+            sqnr_db=(24.0 + index, 24.4 + index, 24.6 + index, 25.0 + index),
+            drift=(0.0, -0.02, -0.03, -0.05),
         )
         for index in range(groups)
     )
@@ -431,12 +432,12 @@ def _parity(first: str, runtime: str) -> ParityReport:
 
 def _drawing(groups: int) -> Drawing:
     """A column of convolutions with a skip beside it."""
-    step, x, width = 62.0, 120.0, 130.0
+    step, middle, width = 62.0, 185.0, 170.0
 
     def box(key: str, module: str, label: str, kind: str, row: int) -> Box:
         group = row if kind in ("input", "int8") else None
         fields = {"key": key, "module": module, "label": label, "kind": kind, "group": group}
-        return Box.model_validate({**fields, "x": x, "y": 20 + step * row, "width": width, "height": 36.0})
+        return Box.model_validate({**fields, "x": middle, "y": 38 + step * row, "width": width, "height": 36.0})
 
     boxes = [box("images", "", "images\n1x3x320x320", "input", 0)]
     boxes += [
@@ -446,7 +447,6 @@ def _drawing(groups: int) -> Drawing:
     ]  # fmt: skip
     boxes.append(box("head", "model.22.cv2.0.2", "model.22.cv2.0.2\nConv 1x1, 64 → 64", "float", groups + 1))
     boxes.append(box("output0", "", "output0\n1x7x2100", "output", groups + 2))
-    middle = x + width / 2
 
     def edge(first: int, last: int, bend: float, group: int | None) -> Edge:
         top, bottom = 20 + step * first + 36, 20 + step * last

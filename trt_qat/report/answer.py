@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from trt_qat.errors import ConsistencyError
+from trt_qat.report.compare import map_difference, points
+from trt_qat.report.layer_facts import Network
 from trt_qat.report.numbers import fraction, number, signed, target_name
 from trt_qat.report.record import ExportedRecord, RunRecord
 from trt_qat.results import ResultRow
@@ -39,19 +40,8 @@ class FileRow:
 
 def file_rows(record: RunRecord) -> tuple[FileRow, ...]:
     """All exported files, in their order."""
-    reference = float_file(record)
+    reference = Network(record).float_file
     return tuple(_row(entry, reference) for entry in record.files)
-
-
-def float_file(record: RunRecord) -> ExportedRecord | None:
-    """The FP32 file."""
-    return next((entry for entry in record.files if entry.step == "fp32"), None)
-
-
-def int8_file(record: RunRecord) -> ExportedRecord | None:
-    """The INT8 file that stands for all: the one that the engine is built from, else the last one."""
-    built_from = record.file(record.engine.built_from)
-    return built_from or next((entry for entry in reversed(record.files) if entry.step != "fp32"), None)
 
 
 def file_label(entry: ExportedRecord) -> str:
@@ -62,7 +52,8 @@ def file_label(entry: ExportedRecord) -> str:
 
 def answer(record: RunRecord) -> str:
     """What INT8 costs and brings, in one line."""
-    int8, fp32 = int8_file(record), float_file(record)
+    network = Network(record)
+    int8, fp32 = network.int8_file, network.float_file
     if int8 is None:
         return "This run has no INT8 file."
     said = f"INT8 for {target_name(int8.target)} reaches an mAP50-95 of {fraction(int8.result.map50_95)}"
@@ -84,26 +75,24 @@ def times(value: float, of: float) -> float | None:
 def _row(entry: ExportedRecord, reference: ExportedRecord | None) -> FileRow:
     if reference is None or entry is reference:
         return FileRow(file_label(entry), entry, None, None)
-    points = 100 * (entry.result.map50_95 - reference.result.map50_95)
-    return FileRow(file_label(entry), entry, points, _paired_interval(reference.result, entry.result))
+    difference = points(reference.result, entry.result)
+    return FileRow(file_label(entry), entry, difference, _paired_interval(reference.result, entry.result))
 
 
 def _paired_interval(first: ResultRow, second: ResultRow) -> tuple[float, float] | None:
-    one, other = first.details, second.details
-    if one is None or other is None or one.images_sha256 != other.images_sha256:
+    try:
+        found = map_difference(first, second)
+    except ConsistencyError:  # measured on other images: that is no pair
         return None
-    if not one.resampled or len(one.resampled) != len(other.resampled):
-        return None
-    low, high = np.percentile(100 * np.subtract(other.resampled, one.resampled), (2.5, 97.5))
-    return float(low), float(high)
+    return None if found is None else (found.low, found.high)
 
 
 def _difference(row: FileRow) -> str:
-    points = f"{signed(row.points or 0.0)} points"
+    said = f"{signed(row.points or 0.0)} points"
     if row.by_chance is None:
-        return f"{points}, interval not measured"
+        return f"{said}, interval not measured"
     verdict = "no more than chance" if row.by_chance else "more than chance"
-    return f"{points}, 95 % {row.interval_text}, {verdict}"
+    return f"{said}, 95 % {row.interval_text}, {verdict}"
 
 
 def _size(int8: ExportedRecord, fp32: ExportedRecord) -> str:
@@ -114,9 +103,9 @@ def _size(int8: ExportedRecord, fp32: ExportedRecord) -> str:
 
 
 def _cpu_speed(record: RunRecord, fp32: ExportedRecord) -> str:
-    """Of the fastest INT8 file of the last step: the one for the engine is no file for a CPU."""
+    """Of the INT8 file of the last step that is for a CPU; without one, of the fastest."""
     timed = [entry for entry in record.files if entry.step == "qat"] or record.files
-    fastest = min(timed, key=lambda entry: entry.result.latency_ms.median)
+    fastest = min(timed, key=lambda entry: (entry.target != "openvino", entry.result.latency_ms.median))
     ratio = times(fp32.result.latency_ms.median, fastest.result.latency_ms.median)
     if ratio is None or fastest is fp32:
         return ""

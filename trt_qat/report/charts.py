@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,16 +17,15 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trt_qat.report.answer import FileRow, file_label
-from trt_qat.report.layers import group_label, last_step, sqnr
+from trt_qat.report.layer_facts import Layer
 from trt_qat.report.numbers import decibels, fraction, number, share, short, signed
-from trt_qat.report.record import ExportedRecord, GroupRecord, Histogram, Training
+from trt_qat.report.record import ExportedRecord, Histogram, Training
 from trt_qat.results import AccuracyDetails
 
 # colour in matplotlib's file -> variable of the page
@@ -36,7 +36,8 @@ _VARIABLES: Final = {
 }
 _STEP_COLOURS: Final = {"fp32": _FP32, "ptq": _PTQ, "qat": _QAT}
 _STEP_HATCHES: Final = {"fp32": "", "ptq": "////", "qat": ""}
-_STEP_MARKERS: Final = {"fp32": "s", "ptq": "^", "qat": "o"}
+MARKERS: Final = {"square": "s", "up": "^", "circle": "o", "diamond": "D", "down": "v", "plus": "P", "cross": "X"}
+"""What the page calls a point's shape, and matplotlib."""
 _MARKERS: Final = "osD^vPX*<>ph"
 _DASHES: Final = ("-", "--", ":", "-.")
 _LARGEST: Final = 1e30  # nothing that was measured comes near; beyond it matplotlib's arithmetic ends
@@ -77,11 +78,23 @@ _STYLE: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its title and what it says, in a sentence."""
+    """A chart with its title and what it says, in a sentence; ``svg`` is markup, the other two are text."""
 
     title: str
     message: str
-    svg: Markup
+    svg: str
+
+
+def markers(rows: Sequence[FileRow]) -> list[str]:
+    """The shape of each file's point: steps differ in colour and shape, files of one step in shape."""
+    more = iter(_cycle(list(MARKERS)[3:]))
+    seen: set[str] = set()
+    return [next(more) if row.file.step in seen else _add(seen, row.file.step) for row in rows]
+
+
+def _add(seen: set[str], step: str) -> str:
+    seen.add(step)
+    return {"fp32": "square", "ptq": "up", "qat": "circle"}[step]
 
 
 def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
@@ -89,26 +102,26 @@ def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
     reference = next((row for row in rows if row.file.step == "fp32"), None)
 
     def draw(axes: Axes) -> None:
-        for row in rows:
+        for row, marker in zip(rows, markers(rows), strict=True):
             colour, result = _STEP_COLOURS[row.file.step], row.file.result
             at = result.latency_ms.median, result.map50_95
             if reference is not None and row.interval is not None:
                 ends = [reference.file.result.map50_95 + points / 100 for points in row.interval]
                 axes.plot([at[0]] * 2, ends, color=colour, linewidth=1.0, solid_capstyle="butt")
-            style: dict[str, Any] = {"color": colour, "markersize": 8, "markeredgecolor": _PAPER}
-            axes.plot(*at, _STEP_MARKERS[row.file.step], **style)
+            style: dict[str, Any] = {"color": colour, "markersize": 8, "markeredgecolor": _PAPER, "linestyle": "none"}
+            axes.plot(*at, MARKERS[marker], label=_named(row.label), **style)
         if reference is not None:
             axes.axhline(reference.file.result.map50_95, color=_FP32, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         slowest = max(row.file.result.latency_ms.median for row in rows)
-        axes.set(xlabel="median latency, ms per image", ylabel="mAP50-95", xlim=(0, 1.3 * slowest or 1))
+        axes.set(xlabel="median latency, ms per image", ylabel="mAP50-95", xlim=(0, 1.1 * slowest or 1))
         axes.margins(y=0.15)
-        _label_points(axes, [(row.label, row.file) for row in rows])
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.0)
 
     said = "; ".join(
         f"{row.label} {fraction(row.file.result.map50_95)} at {number(row.file.result.latency_ms.median)} ms"
         for row in rows
     )
-    return _chart("Accuracy against latency", f"{said}.", draw, (5.2, 3.2))
+    return _chart("Accuracy against latency", f"{said}.", draw, (5.0, 3.4), above=14 + 13 * -(-len(rows) // 2))
 
 
 def per_class(files: Sequence[ExportedRecord]) -> Chart | None:
@@ -130,7 +143,14 @@ def per_class(files: Sequence[ExportedRecord]) -> Chart | None:
     said = f"{last} changes most for the worse on {_named(lowest)}: {signed(100 * changes[lowest])} points."
     if len(changes) > len(names):
         said += f" The {len(names)} of {len(changes)} classes that change most; all are in the table."
-    return _chart("mAP50-95 per class", said, draw, (4.6, 1.0 + 0.16 * (1 + len(measured)) * len(names)))
+    return _chart(
+        "mAP50-95 per class",
+        said,
+        draw,
+        (4.6, 0.8 + 0.16 * (1 + len(measured)) * len(names)),
+        above=26,
+        left=_room(names),
+    )
 
 
 def per_size(files: Sequence[ExportedRecord]) -> Chart | None:
@@ -147,7 +167,14 @@ def per_size(files: Sequence[ExportedRecord]) -> Chart | None:
     found = [(name, tables[0].get(name), tables[-1].get(name)) for name in names]
     changes = [f"{n} {signed(100 * (b - a))}" for n, a, b in found if a is not None and b is not None]
     said = f"{file_label(measured[-1][0])} against {file_label(measured[0][0])}: {', '.join(changes)} points."
-    return _chart("mAP50-95 by object size", said, draw, (4.6, 1.0 + 0.16 * (1 + len(measured)) * len(names)))
+    return _chart(
+        "mAP50-95 by object size",
+        said,
+        draw,
+        (4.6, 0.8 + 0.16 * (1 + len(measured)) * len(names)),
+        above=26,
+        left=_room(names),
+    )
 
 
 def curves(fp32: ExportedRecord, int8: ExportedRecord) -> tuple[Chart, ...]:
@@ -164,13 +191,10 @@ def curves(fp32: ExportedRecord, int8: ExportedRecord) -> tuple[Chart, ...]:
     return tuple(_curve(title, field, (x, y), (fp32, one), (int8, other)) for title, field, x, y in kinds)
 
 
-def activation_histogram(group: GroupRecord) -> Chart | None:
-    """Values that a group's quantizer reads, on a logarithmic scale, with the ranges of PTQ and QAT."""
-    histogram = group.histogram
-    if histogram is None:
-        return None
-    steps = [(step, entry.amax) for step in ("ptq", "qat") if (entry := group.at(step)) is not None]
-    amax = dict(steps).get(last_step(group), _LARGEST)
+def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
+    """Values that a layer's quantizer reads, on a logarithmic scale, with the ranges of PTQ and QAT."""
+    steps = [] if layer.group is None else [(entry.step, entry.amax) for entry in layer.group.activation]
+    amax = _LARGEST if layer.activation is None else layer.activation.amax
     edges, counts = _bins(histogram)
 
     def draw(axes: Axes) -> None:
@@ -188,15 +212,16 @@ def activation_histogram(group: GroupRecord) -> Chart | None:
                 axes.axvline(-_bounded(end), **style)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: _power(value))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(bottom=0.5)
         axes.set(xlabel="value", ylabel="values per bin")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, columnspacing=1.2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.24), ncols=2, columnspacing=1.2)
 
     ranges = " and ".join(f"{step.upper()} \u00b1{short(end)}" for step, end in steps)
-    noise = "no value differs" if sqnr(group) is None else f"SQNR {decibels(sqnr(group))} dB"
+    noise = "no value differs" if layer.sqnr_db is None else f"SQNR {decibels(layer.sqnr_db)} dB"
     lost = f"{share(histogram.clipped)} of the values are clipped, {share(histogram.below_one_step)} round to zero"
     said = f"{noise[0].upper()}{noise[1:]}; range {ranges}; {lost}."
-    return _chart(group_label(group), said, draw, (3.7, 2.3))
+    return _chart(layer.label, said, draw, (3.7, 2.3), above=24)
 
 
 def training_charts(training: Training) -> tuple[Chart, ...]:
@@ -269,11 +294,11 @@ def _learning_rate(training: Training) -> Chart | None:
 
 
 def _noise(training: Training) -> Chart | None:
-    kinds = {}
+    epochs, kinds = [epoch.epoch for epoch in training.epochs], {}
     for kind in ("activation", "weight"):
         rows = [row.sqnr_db for row in training.noise if row.kind == kind]
-        length = min((len(row) for row in rows), default=0)
-        columns = [[value for row in rows if (value := row[at]) is not None] for at in range(length)]
+        length = min((len(row) for row in (*rows, epochs)), default=0) if rows else 0
+        columns = [[_bounded(value) for row in rows if (value := row[at]) is not None] for at in range(length)]
         if columns and all(columns):
             kinds[kind] = [(float(np.median(column)), float(np.min(column))) for column in columns]
     if not kinds:
@@ -283,8 +308,8 @@ def _noise(training: Training) -> Chart | None:
         for (kind, values), colour in zip(kinds.items(), (_QAT, _PTQ), strict=False):
             for which, dash in ((0, "-"), (1, "--")):
                 label = f"{kind}s, {'lowest' if which else 'median'}"
-                ys = [_bounded(value[which]) for value in values]
-                axes.plot(range(1, 1 + len(ys)), ys, dash, color=colour, marker="os"[which], markersize=4, label=label)
+                ys = [value[which] for value in values]
+                axes.plot(epochs[-len(ys) :], ys, dash, color=colour, marker="os"[which], markersize=4, label=label)
         axes.set(xlabel="epoch", ylabel="SQNR, dB")
         axes.legend(loc="best")
         _whole_epochs(axes)
@@ -304,7 +329,7 @@ def _curve(
     int8: tuple[ExportedRecord, AccuracyDetails],
 ) -> Chart:
     one, other = (np.asarray(getattr(details.curves, field)) for _, details in (fp32, int8))
-    names = [file_label(entry) for entry, _ in (fp32, int8)]
+    names = [_named(file_label(entry)) for entry, _ in (fp32, int8)]
 
     def draw(axes: Axes) -> None:
         for values, name, colour, dash, width in (
@@ -342,22 +367,6 @@ def _series(
     ]
 
 
-def _label_points(axes: Axes, points: Sequence[tuple[str, ExportedRecord]]) -> None:
-    """Names beside the points, apart from each other where those lie together."""
-    low, high = axes.get_ylim()
-    least, before = 0.075 * (high - low), -np.inf
-    for label, entry in sorted(points, key=lambda point: point[1].result.map50_95):
-        x, y = entry.result.latency_ms.median, entry.result.map50_95
-        before = max(y, before + least)
-        style: dict[str, Any] = {
-            "arrowprops": {"arrowstyle": "-", "color": _DIM, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4}
-        }
-        axes.annotate(
-            _named(label), (x, y), (x + 0.035 * axes.get_xlim()[1], before), va="center", fontsize=8.5,
-            **(style if before > y else {}),
-        )  # fmt: skip
-
-
 def _bars(axes: Axes, names: Sequence[str], series: Sequence[tuple[ExportedRecord, list[float]]]) -> None:
     """Horizontal bars, a group of them per name."""
     height = 0.8 / len(series)
@@ -365,7 +374,7 @@ def _bars(axes: Axes, names: Sequence[str], series: Sequence[tuple[ExportedRecor
         places = [at + (number_ - (len(series) - 1) / 2) * height for at in range(len(names))]
         hatch = _STEP_HATCHES[entry.step]
         style: Mapping[str, Any] = {"edgecolor": _PAPER, "linewidth": 0.5, "hatch": hatch}
-        axes.barh(places, values, height, color=_STEP_COLOURS[entry.step], label=file_label(entry), **style)
+        axes.barh(places, values, height, color=_STEP_COLOURS[entry.step], label=_named(file_label(entry)), **style)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
@@ -401,6 +410,11 @@ def _named(name: str) -> str:
     return text if len(text) <= _NAME else f"{text[: _NAME - 1]}\u2026"
 
 
+def _room(names: Sequence[str]) -> float:
+    """For names beside an axis, points."""
+    return 12 + 4.9 * max((len(_named(name)) for name in names), default=0)
+
+
 def _cycle(values: Sequence[str]) -> Iterable[str]:
     while True:
         yield from values
@@ -410,22 +424,38 @@ def _whole_epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _chart(title: str, message: str, draw: Callable[[Axes], None], inches: tuple[float, float]) -> Chart:
+def _chart(
+    title: str,
+    message: str,
+    draw: Callable[[Axes], None],
+    inches: tuple[float, float],
+    *,
+    above: float = 8.0,
+    left: float = 46.0,
+) -> Chart:
+    """A drawn chart.
+
+    Args:
+        above, left: room for a legend and for the names of the ticks, points.
+    """
     title = _named(title)
     # the salt: ids depend on the content alone, and are unique on the page
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title + message}):
-        figure = Figure(figsize=inches, layout="constrained")
+        figure = Figure(figsize=inches)
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)
-        axes = figure.subplots()
+        width, height = (72 * side for side in inches)
+        axes = figure.add_axes((left / width, 34 / height, 1 - (left + 8) / width, 1 - (34 + above) / height))
         axes.patch.set_alpha(0)
         draw(axes)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        with warnings.catch_warnings():  # a name in letters that matplotlib's font lacks: the browser has them
+            warnings.simplefilter("ignore")
+            figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return Chart(title, message, _inline(stream.getvalue(), f"{title}. {message}"))
 
 
-def _inline(text: str, label: str) -> Markup:
+def _inline(text: str, label: str) -> str:
     """The element for the inside of an HTML page: no style sheet of its own, no unused ids, colours of the page."""
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
@@ -448,7 +478,7 @@ def _inline(text: str, label: str) -> Markup:
     box = root.attrib["viewBox"]
     root.attrib.clear()
     root.attrib.update({"viewBox": box, "role": "img", "aria-label": label})
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _page_style(style: str) -> str:

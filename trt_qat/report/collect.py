@@ -126,6 +126,7 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
         ),
         budget=None if run.budget is None else _budget(run.budget),
         files=tuple(_file(run, *entry) for entry in progress.over(run.exported, "compiling for the report")),
+        deployed=run.deployed,
         engine=EngineRecord(
             file=_record(run.engine.path, run.folder),
             flavor=run.engine.flavor,

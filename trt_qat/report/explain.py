@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trt_qat.report.layer_facts import Layer, Listed, Network, percent, weakest, worst_first
+from trt_qat.report import numbers
+from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, weakest
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
-from trt_qat.report.remedies import Remedy, remedies
+from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
 
 HEADER: Final = ("layer", "SQNR, dB", "share of output error", "why it is listed")
@@ -39,22 +40,29 @@ class Section:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything about one layer."""
+    """Everything about one layer.
+
+    Args:
+        compare: what to type when a remedy was run; None if none runs.
+    """
 
     layer: str
     sections: tuple[Section, ...]
     remedies: tuple[Remedy, ...]
+    compare: str | None
 
     def as_text(self) -> str:
         """For a terminal."""
         blocks = ["\n".join([section.title, *_indented(section.lines)]) for section in self.sections]
         tried = [line for number, remedy in enumerate(self.remedies, 1) for line in _remedy_lines(number, remedy)]
-        return "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried])])
+        compare = [f"One at a time; then: {self.compare}"] if self.compare else []
+        return "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried]), *compare])
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object: a key per section, and ``try``."""
         parts = {section.key: section.figures for section in self.sections}
-        return {"layer": self.layer, **parts, "try": [remedy.as_dict() for remedy in self.remedies]}
+        tried = [remedy.as_dict() for remedy in self.remedies]
+        return {"layer": self.layer, **parts, "try": tried, "compare": self.compare}
 
 
 def explain(layer: Layer, run: Path) -> Explanation:
@@ -65,7 +73,10 @@ def explain(layer: Layer, run: Path) -> Explanation:
     """
     parts = (_what, _range, _noise, _sensitivity, _shared, _lint, _compiler)
     sections = tuple(section for part in parts if (section := part(layer)) is not None)
-    return Explanation(layer.name, sections, remedies(layer, run))
+    found = remedies(layer, run)
+    runs = any(remedy.command and remedy.command.startswith("trt-qat run ") for remedy in found)
+    compare = f"trt-qat compare {shlex.quote(str(run))} {shlex.quote(tried_folder(layer.network))}"
+    return Explanation(layer.name, sections, found, compare if runs else None)
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,8 @@ def overview(record: RunRecord, run: Path, among: Sequence[Layer] | None = None)
     Args:
         among: which; None for those of the network that stand out.
     """
-    rows = worst_first(Network(record), among)
+    network = Network(record)
+    rows = standing_out(network, among) or standing_out(network, network.layers)
     command = f"trt-qat explain {shlex.quote(str(run))} --layer {shlex.quote(rows[0].layer.name)}"
     return Overview(rows, command)
 
@@ -111,11 +123,7 @@ def _label(layer: Layer) -> str:
 
 def _figures(layer: Layer) -> tuple[str, str]:
     share = layer.error_share
-    return _decibels(layer.sqnr_db) if layer.group else "", "" if share is None else percent(share)
-
-
-def _decibels(value: float | None) -> str:
-    return "exact" if value is None else f"{value:.1f}"
+    return numbers.decibels(layer.sqnr_db) if layer.group else "", "" if share is None else numbers.share(share)
 
 
 def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
@@ -167,7 +175,7 @@ def _conv_line(conv: ConvRecord, all_macs: int) -> str:
         f"{conv.name}: {kind} {conv.kernel[0]}x{conv.kernel[1]}, "
         f"{conv.input_channels} → {conv.output_channels} channels, "
         f"{conv.macs / 1e6:.1f} M multiply-accumulates per image, "
-        f"{percent(conv.macs / max(1, all_macs))} of all in INT8."
+        f"{numbers.share(conv.macs / max(1, all_macs))} of all in INT8."
     )
 
 
@@ -186,7 +194,7 @@ def _range(layer: Layer) -> Section | None:
     if histogram is not None and layer.bulk is not None:
         lines += text_histogram(histogram, last.amax)
         lines.append(
-            f"{percent(histogram.clipped)} clipped, {percent(histogram.below_one_step)} round to zero; "
+            f"{numbers.share(histogram.clipped)} clipped, {numbers.share(histogram.below_one_step)} round to zero; "
             f"99.9 % lie within {layer.bulk:.3g} ({histogram.images} images, heights logarithmic)."
         )
         figures |= {"histogram": histogram.model_dump(mode="json"), "bulk": layer.bulk}
@@ -216,7 +224,7 @@ def _noise(layer: Layer) -> Section | None:
         lines.append(f"Weights of {conv.name}: {_steps(conv.weights)}{ranked}.")
         weights.append({"name": conv.name, "sqnr_db": _by_step(conv.weights), "rank": of_all})
     for row in layer.noise:
-        over = " ".join(_decibels(value) for value in row.sqnr_db)
+        over = " ".join(numbers.decibels(value) for value in row.sqnr_db)
         what = "what it reads" if row.kind == "activation" else f"weights of {row.layer}"
         drift = f"; the range drifted by {row.drift[-1]:+.1%}" if row.drift and abs(row.drift[-1]) >= UNMOVED else ""
         lines.append(f"Epoch by epoch on one batch, {what}: {over} dB{drift}.")
@@ -229,7 +237,10 @@ def _noise(layer: Layer) -> Section | None:
 
 
 def _steps(quantizers: Sequence[QuantizerRecord]) -> str:
-    return ", ".join(f"{entry.step.upper()} {_decibels(entry.sqnr_db)} dB" for entry in quantizers) or "not measured"
+    return (
+        ", ".join(f"{entry.step.upper()} {numbers.decibels(entry.sqnr_db)} dB" for entry in quantizers)
+        or "not measured"
+    )
 
 
 def _by_step(quantizers: Sequence[QuantizerRecord]) -> dict[str, float | None]:
@@ -244,7 +255,9 @@ def _sensitivity(layer: Layer) -> Section | None:
     lines = []
     if group.error is not None:
         of_sum = (
-            "" if share is None else f", {percent(share)} of all groups' sum, number {place} of {len(network.groups)}"
+            ""
+            if share is None
+            else f", {numbers.share(share)} of all groups' sum, number {place} of {len(network.groups)}"
         )
         lines.append(f"Output error with this group alone in INT8: {group.error:.3g}{of_sum}.")
     if group.map50_95_drop is not None:
@@ -311,7 +324,8 @@ def _lint(layer: Layer) -> Section:
 
 def _compiler(layer: Layer) -> Section | None:
     network = layer.network
-    files = [file for file in (network.int8_file, network.float_file) if file is not None and file.compiler is not None]
+    shown = network.compiled_file, network.float_file
+    files = [file for file in shown if file is not None and file.compiler is not None]
     if not files:
         return None
     lines: list[str] = []
@@ -334,4 +348,4 @@ def _kernel_line(kernel: KernelRecord) -> str:
 
 
 def _megabytes(kernels: Sequence[KernelRecord]) -> str:
-    return f"{sum(kernel.activation_bytes + kernel.weight_bytes for kernel in kernels) / 1e6:.2f}"
+    return numbers.megabytes(sum(kernel.activation_bytes + kernel.weight_bytes for kernel in kernels))

@@ -7,6 +7,7 @@ and sensitivity are the group's. Layers are compared by what they cost at the ne
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,9 @@ from itertools import accumulate
 from typing import Any, Final
 
 from trt_qat.config import Config
-from trt_qat.errors import ConfigError
+from trt_qat.errors import ArtifactError, ConfigError, ConsistencyError
 from trt_qat.reading import shown_name
+from trt_qat.report import numbers
 from trt_qat.report.compare import map_difference
 from trt_qat.report.record import (
     ConvRecord,
@@ -47,6 +49,11 @@ EXTREMES: Final = 3
 _NEAREST: Final = 3
 
 
+def layer_label(name: str) -> str:
+    """A convolution's module name, without the ending that all of them have."""
+    return name.removesuffix(".conv") or name
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer of a run.
@@ -72,7 +79,7 @@ class Layer:
     def label(self) -> str:
         """The name, and how many more convolutions are meant."""
         more = len(self.convs) - 1
-        return self.name + (f" +{more}" if more > 0 else "")
+        return layer_label(self.name) + (f" +{more}" if more > 0 else "")
 
     @property
     def activation(self) -> QuantizerRecord | None:
@@ -201,23 +208,44 @@ class Network:
         return (*(Layer(self, group, group.convs) for group in self.groups), *left)
 
     def setting(self, name: str) -> Any:
-        """A key of the run's configuration, ``section.key``; its default where the record has none."""
+        """A key of the run's configuration, ``section.key``; its default where the record has none.
+
+        Raises:
+            ConfigError: the record holds something that is no such setting.
+        """
         section, _, key = name.partition(".")
         values = self.record.settings.get(section)
-        default = getattr(getattr(Config(), section), key)
-        return values.get(key, default) if isinstance(values, dict) else default
+        given = {key: values[key]} if isinstance(values, dict) and key in values else {}
+        return getattr(getattr(Config().with_values(section, **given), section), key)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The command that made the run.
+
+        Raises:
+            ArtifactError: no shell takes it.
+        """
+        try:
+            return tuple(shlex.split(self.record.command))
+        except ValueError as exc:
+            raise ArtifactError(f"The record's command is none: {exc}. Run `trt-qat run` in its folder again.") from exc
 
     @property
     def float_file(self) -> ExportedRecord | None:
         """The FP32 file."""
-        return next((file for file in self.record.files if file.step == "fp32"), None)
+        return self.record.float_file
 
     @property
     def int8_file(self) -> ExportedRecord | None:
-        """The file that the engine is built from, else the last INT8 one, if possible one that was compiled."""
-        ours = [file for file in self.record.files if file.step != "fp32"]
-        ours.sort(key=lambda file: (file.compiler is not None, file.name == self.record.engine.built_from))
-        return ours[-1] if ours else None
+        """The INT8 file that stands for all."""
+        return self.record.int8_file
+
+    @property
+    def compiled_file(self) -> ExportedRecord | None:
+        """The INT8 file whose kernels are looked at: the one that the engine is built from, if it was compiled."""
+        built_from = self.record.file(self.record.engine.built_from)
+        compiled = [file for file in self.record.files if file.step != "fp32" and file.compiler is not None]
+        return built_from if built_from in compiled else compiled[-1] if compiled else None
 
     @property
     def drop_points(self) -> float | None:
@@ -230,7 +258,12 @@ class Network:
     def drop_interval(self) -> str:
         """Between which values 95 % of the resamples of INT8 minus FP32 lie, in words; empty if nothing tells."""
         ours, theirs = self.int8_file, self.float_file
-        found = map_difference(theirs.result, ours.result) if ours is not None and theirs is not None else None
+        if ours is None or theirs is None:
+            return ""
+        try:
+            found = map_difference(theirs.result, ours.result)
+        except ConsistencyError:  # of other images
+            return ""
         return "" if found is None else f" (95 % of resamples {found.low:+.2f} to {found.high:+.2f})"
 
     def find(self, name: str) -> tuple[Layer, ...]:
@@ -302,7 +335,7 @@ class Listed:
     reasons: tuple[str, ...]
 
 
-def worst_first(network: Network, among: Sequence[Layer] | None = None) -> tuple[Listed, ...]:
+def standing_out(network: Network, among: Sequence[Layer] | None = None) -> tuple[Listed, ...]:
     """Layers with what stands out in them.
 
     Args:
@@ -325,7 +358,7 @@ def _reasons(layer: Layer) -> Iterable[str]:
     share = layer.error_share
     place = layer.network.rank(layer, lambda entry: entry.error_share, lowest_first=False)
     if share is not None and place is not None and (share >= LARGE_SHARE or place <= EXTREMES):
-        yield f"{percent(share)} of the summed output error"
+        yield f"{numbers.share(share)} of the summed output error"
     place = layer.network.rank(layer, lambda entry: entry.sqnr_db, lowest_first=True)
     if layer.sqnr_db is not None and place is not None and place <= EXTREMES:
         yield f"SQNR {layer.sqnr_db:.1f} dB, {weakest(place)}"
@@ -334,7 +367,7 @@ def _reasons(layer: Layer) -> Iterable[str]:
         if of_all is not None and of_all <= EXTREMES:
             yield f"weights of {conv.name}: {weight.sqnr_db:.1f} dB, {weakest(of_all)}"
     if layer.histogram is not None and layer.histogram.clipped >= CLIPPED:
-        yield f"{percent(layer.histogram.clipped)} of its values clipped"
+        yield f"{numbers.share(layer.histogram.clipped)} of its values clipped"
     if layer.lost_db >= LOST_DB:
         yield f"lost {layer.lost_db:.1f} dB in the fine-tuning"
     if abs(layer.drift) >= DRIFT:
@@ -345,8 +378,3 @@ def weakest(place: int) -> str:
     """``weakest``, ``2nd weakest`` ..."""
     ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
     return "weakest" if place == 1 else f"{place}{ending} weakest"
-
-
-def percent(share: float) -> str:
-    """``0.013 %``: two significant digits where it is small."""
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

@@ -9,8 +9,20 @@ from typing import Final
 
 from trt_qat.artifacts import write_text
 from trt_qat.report.answer import answer, file_label, file_rows
-from trt_qat.report.layers import group_label, layer_label, worst_first
-from trt_qat.report.numbers import decibels, fraction, megabytes, number, seconds, short, signed, target_name
+from trt_qat.report.layer_facts import layer_label
+from trt_qat.report.layers import worst_layers
+from trt_qat.report.numbers import (
+    NOTHING,
+    decibels,
+    fraction,
+    megabytes,
+    number,
+    seconds,
+    share,
+    short,
+    signed,
+    target_name,
+)
 from trt_qat.report.record import GroupRecord, RunRecord, Step
 from trt_qat.report.settings import changed_settings
 
@@ -33,8 +45,8 @@ def markdown_report(record: RunRecord) -> str:
     """The report without its charts; names from outside are escaped."""
     inputs = record.inputs
     sections = (
-        (f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}", (answer(record), _files(record))),
-        ("## Layers with the most noise", (_layers(record),)),
+        (f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}", (_text(answer(record)), _files(record))),
+        ("## Worst layers", (_layers(record),)),
         ("## Calibrators", (_calibrators(record),)),
         ("## Fine-tuning", (_epochs(record),)),
         ("## Compiler", (_compiler(record),)),
@@ -94,18 +106,18 @@ def _files(record: RunRecord) -> str:
 
 
 def _layers(record: RunRecord) -> str:
-    groups = worst_first(record.placement.groups)[:_WORST]
-    header = ("layer", "SQNR PTQ, dB", "QAT", "range PTQ", "QAT", "error alone in INT8")
+    header = ("layer", "SQNR PTQ, dB", "QAT", "range PTQ", "QAT", "share of the output error")
     return _table(
         header,
         (
             (
-                _text(group_label(group)),
-                *(_sqnr(group, step) for step in ("ptq", "qat")),
-                *(_range(group, step) for step in ("ptq", "qat")),
-                short(group.error),
+                _text(layer.label),
+                *(_sqnr(layer.group, step) for step in ("ptq", "qat")),
+                *(_range(layer.group, step) for step in ("ptq", "qat")),
+                NOTHING if layer.error_share is None else share(layer.error_share),
             )
-            for group in groups
+            for layer in worst_layers(record)[:_WORST]
+            if layer.group is not None
         ),
     )
 

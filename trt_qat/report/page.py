@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import HEADER as PARITY_HEADER
 from trt_qat.report import charts, numbers
-from trt_qat.report.answer import answer, file_label, file_rows, float_file, int8_file
-from trt_qat.report.layers import anchors, group_label, layer_label, sqnr, worst_first
-from trt_qat.report.network import drawn_network
+from trt_qat.report.answer import answer, file_label, file_rows
+from trt_qat.report.drawing import drawn_network
+from trt_qat.report.layer_facts import Layer, Network, layer_label
+from trt_qat.report.layers import anchors, worst_layers
 from trt_qat.report.pictures import pictures
 from trt_qat.report.record import ConvRecord, ExportedRecord, GroupRecord, KernelRecord, RunRecord, Step
 from trt_qat.report.settings import changed_settings
@@ -60,7 +61,7 @@ def write_report(record: RunRecord, out: Path) -> Path:
 def html_page(record: RunRecord) -> str:
     """The page as text; the same record gives the same text."""
     environment = _environment()
-    style = Markup(environment.loader.get_source(environment, "report.css")[0])  # type: ignore[union-attr]
+    style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
     return environment.get_template("report.html.j2").render(style=style, **_values(record))
 
 
@@ -76,13 +77,22 @@ def _environment() -> Environment:
     environment.filters |= {
         function.__name__: function
         for function in (
-            *(numbers.fraction, numbers.megabytes, numbers.number, numbers.seconds, numbers.short, numbers.signed),
-            *(numbers.target_name, numbers.thousands, file_label, layer_label, sqnr),
+            *(
+                numbers.coordinate,
+                numbers.fraction,
+                numbers.megabytes,
+                numbers.number,
+                numbers.seconds,
+                numbers.short,
+                numbers.signed,
+            ),
+            *(numbers.share, numbers.target_name, numbers.thousands, file_label, layer_label),
         )
     }
     environment.filters |= {
         "json": lambda value: json.dumps(value, ensure_ascii=False),
         "range_at": _range_at,
+        "when": _when,
         "sqnr_at": _sqnr_at,
         "weight_sqnr": _weight_sqnr,
     }
@@ -91,24 +101,23 @@ def _environment() -> Environment:
 
 def _values(record: RunRecord) -> dict[str, Any]:
     """What the template shows, section by section."""
-    rows, groups = file_rows(record), worst_first(record.placement.groups)
+    rows, layers = file_rows(record), worst_layers(record)
     compiled = [entry for entry in record.files if entry.compiler is not None]
     values = {
         "record": record,
         "answer": answer(record),
         "rows": rows,
+        "markers": charts.markers(rows),
         "scatter": charts.accuracy_against_latency(rows),
         **_accuracy(record),
         "network": drawn_network(record),
         "anchors": anchors(record),
-        "groups": groups,
-        "group_names": {group.name: group_label(group) for group in groups},
-        "best_sqnr": max((found for group in groups if (found := sqnr(group)) is not None), default=0.0),
-        "largest_error": max((group.error or 0.0 for group in groups), default=0.0),
-        "has_drops": any(group.map50_95_drop is not None for group in groups),
-        "histograms": [chart for group in groups if (chart := charts.activation_histogram(group)) is not None][
-            :_HISTOGRAMS
-        ],
+        "layers": layers,
+        "group_names": {layer.group.name: layer.label for layer in layers if layer.group is not None},
+        "best_sqnr": max((layer.sqnr_db for layer in layers if layer.sqnr_db is not None), default=0.0),
+        "largest_share": max((layer.error_share or 0.0 for layer in layers), default=0.0),
+        "has_drops": any(group.map50_95_drop is not None for group in record.placement.groups),
+        "histograms": list(_histograms(layers)),
         "training_charts": charts.training_charts(record.training),
         "compiled": compiled,
         "not_compiled": [entry for entry in record.files if entry.compiler is None and entry.not_compiled],
@@ -126,13 +135,20 @@ def _values(record: RunRecord) -> dict[str, Any]:
 
 def _accuracy(record: RunRecord) -> dict[str, Any]:
     compared = [entry for step in ("fp32", "ptq", "qat") if (entry := _of_step(record, step)) is not None]
-    fp32, int8 = float_file(record), int8_file(record)
+    network = Network(record)
+    fp32, int8 = network.float_file, network.int8_file
     return {
         "compared": compared,
         "classes": list(_class_rows(compared)),
         "class_charts": (charts.per_class(compared), charts.per_size(compared)),
         "curves": charts.curves(fp32, int8) if fp32 is not None and int8 is not None else (),
     }
+
+
+def _histograms(layers: list[Layer]) -> Iterator[charts.Chart]:
+    """Of the worst that have one."""
+    seen = [(layer, layer.histogram) for layer in layers if layer.histogram is not None]
+    yield from (charts.activation_histogram(layer, histogram) for layer, histogram in seen[:_HISTOGRAMS] if histogram)
 
 
 def _of_step(record: RunRecord, step: str) -> ExportedRecord | None:
@@ -186,6 +202,15 @@ def _sqnr_at(group: GroupRecord, step: Step) -> str:
 def _range_at(group: GroupRecord, step: Step) -> str:
     entry = group.at(step)
     return numbers.NOTHING if entry is None else f"\u00b1{numbers.short(entry.amax)}"
+
+
+def _when(created: str) -> str:
+    """``26 November 2026, 14:58 UTC``; as it is where it is no such time."""
+    try:
+        time = datetime.fromisoformat(created.replace("Z", "+00:00"))
+    except ValueError:
+        return created
+    return f"{time.day} {time:%B %Y, %H:%M %Z}"
 
 
 def _weight_sqnr(conv: ConvRecord) -> str:

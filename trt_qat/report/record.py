@@ -406,6 +406,7 @@ class RunRecord(FileModel):
         command: repeats the run; paths of other folders are shortened to names.
         settings: the whole configuration, section by section.
         seeds: what decided by chance, by name.
+        deployed: name of the exported file that the run is for: of the fine-tuned network, for ``export.target``.
         warnings: everything that a user was told, in order.
     """
 
@@ -423,6 +424,7 @@ class RunRecord(FileModel):
     training: Training
     budget: Budget | None
     files: Annotated[tuple[ExportedRecord, ...], Field(min_length=1)]
+    deployed: Text
     engine: EngineRecord
     parity: tuple[ParityReport, ...]
     drawing: Drawing | None
@@ -437,14 +439,25 @@ class RunRecord(FileModel):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"a {what} is there twice")
-        for name in (self.disagreements.first, self.disagreements.second):
-            if name not in {entry.name for entry in self.files}:
-                raise ValueError(f"disagreements compares '{name}', which is no file of the run")
+        named = self.deployed, self.engine.built_from, self.disagreements.first, self.disagreements.second
+        for name in named:
+            if self.file(name) is None:
+                raise ValueError(f"'{name}' is named, but no file of the run")
         return self
 
     def file(self, name: str) -> ExportedRecord | None:
         """The exported file of that name."""
         return next((entry for entry in self.files if entry.name == name), None)
+
+    @property
+    def float_file(self) -> ExportedRecord | None:
+        """The FP32 file."""
+        return next((entry for entry in self.files if entry.step == "fp32"), None)
+
+    @property
+    def int8_file(self) -> ExportedRecord | None:
+        """The file that the run is for."""
+        return self.file(self.deployed)
 
 
 def record_file(run: Path) -> Path:

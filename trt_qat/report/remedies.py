@@ -6,23 +6,28 @@ the run with a setting more, into a folder beside it.
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trt_qat.report.layer_facts import CLIPPED, LARGE_SHARE, LEVELS, LOST_DB, Layer, Network, percent, weakest
-from trt_qat.report.record import ConvRecord, ExportedRecord
+from trt_qat.report import numbers
+from trt_qat.report.layer_facts import CLIPPED, LARGE_SHARE, LEVELS, LOST_DB, Layer, Network, weakest
+from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord
 
 FAR_RANGE: Final = 2.0
 """Times the bulk of the values: one of the eight bits is then there for one value in a thousand."""
 WEAK_WEIGHTS_DB: Final = 35.0
-"""Normally distributed weights with a scale per channel have 40 dB; with less, large weights take the steps."""
+"""With a scale per channel the demo's have 42 to 48 dB; with less, a few large weights take the steps of the others."""
+USUAL_WEIGHTS_DB: Final = 45.0
+"""The middle of those."""
 UNLIKE: Final = 4.0
 """Times what a member of a group reaches: that member lacks two of the eight bits."""
 STILL_RISING_DB: Final = 0.3
-"""More than the same network's SQNR differs between two sets of 16 images."""
+"""7 % less noise from one epoch to the next, on the same images."""
 DROP_POINTS: Final = 0.2
 """Of mAP50-95: less is no more than chance on some hundred images."""
 MUCH_FLOAT: Final = 0.01
@@ -30,6 +35,7 @@ MUCH_FLOAT: Final = 0.01
 MORE_MOVED: Final = 1.25
 """Times half of FP32's bytes; less is within what halving is off as a guess of FP16's."""
 _GPU: Final = "rtx4090"
+_PLAIN: Final = r"[\w.]+"  # YAML needs no quotes for it
 _ROLES: Final = {
     "role head_last": "; class scores near 0 are smaller than a step of INT8",
     "role dfl": "; its weights are constants of the box decoding",
@@ -88,7 +94,7 @@ def _lint_error(layer: Layer, run: Path) -> Said | None:
     if not layer.errors:
         return None
     file, finding = layer.errors[0]
-    path = run / file.file.path if run.is_dir() else run.parent / file.file.path
+    path = (run.parent if run.suffix == ".json" else run) / file.file.path
     return (
         f"The lint finds '{finding.rule}' ({finding.severity}) at {finding.node} of {file.name}: {finding.message}.",
         finding.advice,
@@ -113,7 +119,7 @@ def _calibrator(layer: Layer, run: Path) -> Said | None:
     if layer.network.setting("quantization.auto_per_group"):
         return None
     tried = sorted(calibration.tried, key=lambda entry: entry.error)
-    errors = ", ".join(f"{entry.calibrator} {entry.error:.4f}" for entry in tried[:3])
+    errors = ", ".join(f"{entry.calibrator} {entry.error:.4f}" for entry in tried[:3]) or "not in the record"
     return (
         said,
         f"Let each group choose its calibrator; all have {calibration.calibrator} now.",
@@ -130,12 +136,12 @@ def _range_fits_badly(layer: Layer) -> str | None:
         used = max(1, round(LEVELS * layer.bulk / activation.amax))
         return (
             f"99.9 % of its values lie within {layer.bulk:.3g}, its range is {activation.amax:.3g}: they have {used} "
-            f"of {LEVELS} steps, and {percent(histogram.below_one_step)} round to zero."
+            f"of {LEVELS} steps, and {numbers.share(histogram.below_one_step)} round to zero."
         )
     if histogram.clipped >= CLIPPED:
         reach = max(abs(histogram.low), abs(histogram.high))
         return (
-            f"{percent(histogram.clipped)} of its values lie beyond its range of {activation.amax:.3g} "
+            f"{numbers.share(histogram.clipped)} of its values lie beyond its range of {activation.amax:.3g} "
             f"and are clipped; the largest is {reach:.3g}."
         )
     return None
@@ -149,7 +155,7 @@ def _weights_per_channel(layer: Layer, run: Path) -> Said | None:
     return (
         f"The weights of {conv.name} have one scale for {conv.output_channels} channels and {sqnr:.1f} dB.",
         "Give each output channel a scale of its own.",
-        f"about 40 dB, {40 - sqnr:.0f} more, if the weights of a channel are normally distributed.",
+        f"about {USUAL_WEIGHTS_DB:.0f} dB, {USUAL_WEIGHTS_DB - sqnr:.0f} more, if they are like the demo's.",
         _again(layer.network, {"quantization.weights": "channel"}),
     )
 
@@ -193,7 +199,8 @@ def _lost_in_training(layer: Layer, run: Path) -> Said | None:
 def _more_epochs(layer: Layer, run: Path) -> Said | None:
     training = layer.network.record.training
     rows = [row for row in layer.noise if row.kind == "activation" and len(row.sqnr_db) > 2]
-    if not rows or training.best != training.epochs[-1].epoch or not _is_costly(layer):
+    last = max((epoch.epoch for epoch in training.epochs), default=0)
+    if not rows or training.best != last or not _is_costly(layer):
         return None
     before, after = rows[0].sqnr_db[-2:]
     if before is None or after is None or after - before < STILL_RISING_DB:
@@ -208,16 +215,16 @@ def _more_epochs(layer: Layer, run: Path) -> Said | None:
 
 
 def _time_of(network: Network, epochs: int) -> str:
-    last = network.record.training.epochs[-1]
-    if not last.seconds or not last.epoch:
+    timed = [epoch for epoch in network.record.training.epochs if epoch.seconds and epoch.epoch]
+    if not timed:
         return f"{epochs} times one"
-    minutes = last.seconds / last.epoch * epochs / 60
+    minutes = (timed[-1].seconds or 0.0) / timed[-1].epoch * epochs / 60
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 def _unlike_members(layer: Layer, run: Path) -> Said | None:
     group, activation = layer.group, layer.activation
-    if group is None or activation is None:
+    if group is None or activation is None or not _is_costly(layer):
         return None
     known = [(conv, conv.input_max) for conv in group.convs if conv.input_max is not None]
     small = [entry for entry in known if 0 < UNLIKE * entry[1] < min(activation.amax, max(reach for _, reach in known))]
@@ -231,7 +238,7 @@ def _unlike_members(layer: Layer, run: Path) -> Said | None:
         f"{max(1, round(LEVELS * reach / activation.amax))} of {LEVELS} steps; "
         f"{large[0].name} reads the large ones.",
         f"Leave {_listed([entry.name for entry in large])} float: the rest of the group then has its own range.",
-        f"up to {LEVELS} steps for {conv.name}; costs {percent(macs)} of the INT8 multiply-accumulates in "
+        f"up to {LEVELS} steps for {conv.name}; costs {numbers.share(macs)} of the INT8 multiply-accumulates in "
         f"{_float_type(layer.network)}.",
         _excluding(layer.network, [entry.name for entry in large]),
     )
@@ -241,12 +248,12 @@ def _leave_float(layer: Layer, run: Path) -> Said | None:
     share, group = layer.error_share, layer.group
     if share is None or group is None or not _is_costly(layer) or share < layer.macs_share:
         return None
-    drop = "" if group.map50_95_drop is None else f" and {100 * group.map50_95_drop:.2f} points of mAP50-95 alone"
+    drop = "" if group.map50_95_drop is None else f", and {100 * group.map50_95_drop:.2f} points of mAP50-95"
     return (
-        f"This group alone costs {percent(share)} of the summed output error{drop}.",
+        f"This group alone costs {numbers.share(share)} of the summed output error{drop}.",
         f"Leave it float ({_listed([conv.name for conv in group.convs])}).",
-        f"up to those {percent(share)} back; costs {percent(layer.macs_share)} of the INT8 multiply-accumulates in "
-        f"{_float_type(layer.network)}.{_mixes_say(layer)}",
+        f"about those {numbers.share(share)} back, as far as errors add; costs {numbers.share(layer.macs_share)} of "
+        f"the INT8 multiply-accumulates in {_float_type(layer.network)}.{_mixes_say(layer)}",
         _excluding(layer.network, [conv.name for conv in group.convs]),
     )
 
@@ -283,16 +290,16 @@ def _float_layer(layer: Layer, run: Path) -> Said | None:
     if layer.left_float is None:
         return None
     network, reason = layer.network, layer.left_float.reason
-    ours, theirs = layer.kernels(network.int8_file), layer.kernels(network.float_file)
+    ours, theirs = layer.kernels(network.compiled_file), layer.kernels(network.float_file)
     macs, all_macs = sum(kernel.macs for kernel in theirs), _compiled_macs(network.float_file)
     if not all_macs or macs < MUCH_FLOAT * all_macs:
         return None
     figures = (
-        f"It is float ({reason}) and {percent(macs / all_macs)} of the network's multiply-accumulates, in {len(ours)} "
-        f"kernels that move {_mb(ours)} MB."
+        f"It is float ({reason}) and {numbers.share(macs / all_macs)} of the network's multiply-accumulates, in "
+        f"{len(ours)} kernels that move {numbers.megabytes(_bytes(ours))} MB."
     )
     expected = (
-        f"{percent(macs / all_macs)} of the work in INT8; look at its sensitivity in that run before you keep it."
+        f"{numbers.share(macs / all_macs)} of the work in INT8; look at its sensitivity in that run before you keep it."
     )
     changed = _in_int8(network, layer.left_float.name, reason)
     return None if changed is None else (figures, "Put it to INT8.", expected, _again(network, changed))
@@ -306,8 +313,9 @@ def _in_int8(network: Network, name: str, reason: str) -> dict[str, Any] | None:
     if reason.startswith("excluded by '"):
         pattern = reason.removeprefix("excluded by '").removesuffix("'")
         kept = [entry for entry in network.setting("quantization.exclude") if entry != pattern]
-        others = [entry for entry in network.find(pattern) if entry.name != name] if pattern != name else []
-        return {"quantization.exclude": [*kept, *(entry.name for entry in others)]}
+        layers = network.record.placement.float_layers
+        others = [entry.name for entry in layers if entry.reason == reason and entry.name != name]
+        return {"quantization.exclude": [*kept, *others]}
     return None
 
 
@@ -317,19 +325,18 @@ def _compiled_macs(file: ExportedRecord | None) -> int:
 
 def _moves_more(layer: Layer, run: Path) -> Said | None:
     network = layer.network
-    ours, theirs = layer.kernels(network.int8_file), layer.kernels(network.float_file)
+    ours, theirs = layer.kernels(network.compiled_file), layer.kernels(network.float_file)
     if layer.group is None or not ours or not theirs:
         return None
-    moved, half = _bytes(ours), _bytes(theirs) / 2
+    moved, half = _bytes(ours), _bytes(theirs) // 2
     if moved <= MORE_MOVED * half:
         return None
-    (_, out) = _given(network, "--out")
-    advice = out.rstrip("/") + ADVICE
+    advice = _beside(network, ADVICE)
     return (
-        f"In INT8 TensorRT-RTX moves {moved / 1e6:.2f} MB for it in {len(ours)} kernels; in FP16 that would be about "
-        f"{half / 1e6:.2f} MB, half of FP32's, in {len(theirs)}.",
+        f"In INT8 TensorRT-RTX moves {numbers.megabytes(moved)} MB for it in {len(ours)} kernels; "
+        f"in FP16 that would be about {numbers.megabytes(half)} MB, half of FP32's, in {len(theirs)}.",
         "Ask the compiler which layers INT8 makes slower, and leave those in FP16.",
-        f"{(moved - half) / 1e6:.2f} MB less to move here, at FP16's accuracy; for RTX GPUs only.",
+        f"{numbers.megabytes(moved - half)} MB less to move here, at FP16's accuracy; for RTX GPUs only, name yours.",
         shlex.join(["trt-qat", "advise", *_given(network, "--weights", "--data"), "--gpu", _GPU, "--out", advice]),
     )
 
@@ -369,9 +376,9 @@ def _leave_it(layer: Layer) -> Said:
         ranked = "" if place is None else f", {weakest(place)} of {len(layer.network.groups)}"
         parts.append(f"its SQNR is {layer.sqnr_db:.1f} dB{ranked}")
     if layer.error_share is not None:
-        parts.append(f"it costs {percent(layer.error_share)} of the summed output error")
+        parts.append(f"it costs {numbers.share(layer.error_share)} of the summed output error")
     if layer.histogram is not None:
-        parts.append(f"{percent(layer.histogram.clipped)} of its values are clipped")
+        parts.append(f"{numbers.share(layer.histogram.clipped)} of its values are clipped")
     said = "; ".join(parts) or "nothing that the run measured stands out"
     return f"{said[0].upper()}{said[1:]}.", "Leave it.", _what_is_left(layer.network), None
 
@@ -386,13 +393,20 @@ def _what_is_left(network: Network) -> str:
 
 
 def _why_float(layer: Layer) -> str:
-    macs, whole = (
-        sum(kernel.macs for kernel in layer.kernels(layer.network.float_file)),
-        _compiled_macs(layer.network.float_file),
-    )
-    work = f"{percent(macs / whole)} of the network's multiply-accumulates" if whole else "its work was not counted"
+    file = layer.network.float_file
+    macs, whole = sum(kernel.macs for kernel in layer.kernels(file)), _compiled_macs(file)
+    work = f"{numbers.share(macs / whole)} of the network's multiply-accumulates" if whole else "its work is not known"
     reason = layer.left_float.reason if layer.left_float else ""
-    return f"{work}{_ROLES.get(reason, '')}."
+    return f"{work}{_ROLES.get(reason, '')}{_kept_mix(layer.network) if 'max_drop' in reason else ''}."
+
+
+def _kept_mix(network: Network) -> str:
+    """What the mix that left it float measured, beside all in INT8."""
+    mixes = network.record.budget.mixes if network.record.budget else ()
+    kept = [mix for mix in mixes if mix.chosen]
+    whole = [mix for mix in mixes if not mix.groups]
+    said = f"; the mix that was kept is {kept[0].drop_points:.2f} points below float" if kept else ""
+    return said + (f", all in INT8 {whole[0].drop_points:.2f}" if kept and whole else "")
 
 
 def _excluding(network: Network, names: Sequence[str]) -> str:
@@ -402,29 +416,38 @@ def _excluding(network: Network, names: Sequence[str]) -> str:
 
 def _again(network: Network, changed: dict[str, Any]) -> str:
     """The call that made the run with settings changed, into a folder beside the run's."""
-    words = shlex.split(network.record.command)
     kept: list[str] = []
-    for word in words:
+    for word in network.words:
         if kept and kept[-1] == "--set" and word.partition("=")[0] in changed:
             kept.pop()
         elif kept and kept[-1] == "--out":
-            kept.append(word.rstrip("/") + TRIED)
+            kept.append(tried_folder(network))
         else:
             kept.append(word)
     settings = [text for key, value in changed.items() for text in ("--set", f"{key}={_yaml(value)}")]
     return shlex.join([*kept, *settings])
 
 
+def tried_folder(network: Network) -> str:
+    """Where the commands write; the run itself stays as it is."""
+    return _beside(network, TRIED)
+
+
+def _beside(network: Network, ending: str) -> str:
+    _, out = _given(network, "--out")
+    return out.rstrip("/") + ending
+
+
 def _given(network: Network, *options: str) -> list[str]:
     """Options of the call that made the run, with their values."""
-    words = shlex.split(network.record.command)
+    words = network.words
     values = {word: words[place] for place, word in enumerate(words[:-1], 1)}
     return [word for option in options for word in (option, values.get(option, option.strip("-")))]
 
 
 def _yaml(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{','.join(str(entry) for entry in value)}]"
+        return f"[{','.join(text if re.fullmatch(_PLAIN, text) else json.dumps(text) for text in map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -437,9 +460,5 @@ def _float_type(network: Network) -> str:
     return precision.partition("+")[2].upper() or "float"
 
 
-def _bytes(kernels: Sequence[Any]) -> int:
+def _bytes(kernels: Sequence[KernelRecord]) -> int:
     return sum(kernel.activation_bytes + kernel.weight_bytes for kernel in kernels)
-
-
-def _mb(kernels: Sequence[Any]) -> str:
-    return f"{_bytes(kernels) / 1e6:.2f}"
