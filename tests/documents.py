@@ -30,8 +30,8 @@ from trt_qat.runtime.sinks.jsonl import FrameRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELLS = {"bash", "sh", "console", "shell"}
-# Programs of others, which only a machine that has them can check.
-OTHERS = {"docker", "ffmpeg", "git", "polygraphy"}
+# The shell's and other programs, which only a machine that has them can check.
+OTHERS = {".", "docker", "ffmpeg", "git", "polygraphy"}
 OTHER_MODULES = {"http.server", "pip", "pytest", "venv"}
 FILES = {"csv", "engine", "json", "mp4", "onnx", "plan", "pt", "py", "yaml"}  # data.yaml is no setting
 PLACEHOLDER = re.compile(r"\.\.\.|[A-Z_]+|.*[A-Z]{2}.*")
@@ -67,8 +67,10 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README.md and docs/**/*.md."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README.md and its neighbours, and docs/**/*.md; what the change log names may be gone."""
+    return [page for page in sorted(ROOT.glob("*.md")) if page.name != "CHANGELOG.md"] + sorted(
+        (ROOT / "docs").rglob("*.md")
+    )
 
 
 def blocks(text: str) -> list[Block]:
@@ -86,6 +88,12 @@ def commands(text: str) -> list[Command]:
         for block in blocks(text)
         for number, line in _joined(block.text)
         if block.language in SHELLS or (not block.language and _is_ours(line))
+    ]
+    lines += [  # steps of a continuous integration
+        (block.line + 1 + number, step[1])
+        for block in blocks(text)
+        for number, line in _joined(block.text)
+        if block.language == "yaml" and (step := re.match(r" *(?:- )?run: (\S.*)", line))
     ]
     outside = FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
     lines += [(1 + n, line) for n, line in _joined(outside) if line.startswith("    ") and _is_ours(line)]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from documents import ROOT, commands, pages, problems
+
+import trt_qat
+from trt_qat.cli import cli
+from trt_qat.config import Config
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
@@ -62,6 +67,7 @@ PLANTED = [
     *((f"```bash\n{line}\n```\n", said) for line, said in SHELL),
     ("Text.\n\n    trt-qat lints a.onnx\n", "there is no command 'lints'"),
     ("1. Item\n\n    ```bash\n    trt-qat lints a.onnx\n    ```\n", "there is no command 'lints'"),
+    ("```yaml\nsteps:\n  - run: trt-qat lints a.onnx\n```\n", "there is no command 'lints'"),
     ("Then `trt-qat lints FILE`.", "there is no command 'lints'"),
     ("Then `trt-qat lint FILE --pgn`.", "it has no --pgn"),
     ("Then `make dmeo`.", "no target 'dmeo'"),
@@ -124,12 +130,51 @@ int8 = trt_qat.quantize(trt_qat.load("best.pt"), "data.yaml", calibrator="mse")
     assert [command.words[0] for command in commands(page)] == ["pip", "trt-qat", "trt-qat", "make", "trt-qat"]
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    """``make docs`` does the same in continuous integration."""
-    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, as ``make docs`` builds it in continuous integration."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(mkdocs, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith("INFO")] == []
-    assert (tmp_path / "site" / "reference" / "configuration.html").is_file()
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_setting_command_and_name(site: Path) -> None:
+    def ids(page: str) -> set[str]:
+        return set(re.findall(r' id="([^"]+)"', (site / "reference" / page).read_text(encoding="utf-8")))
+
+    settings = {f"{section}.{key}" for section, keys in Config().model_dump().items() for key in keys}
+    assert settings <= ids("configuration.html")
+    assert {f"trt-qat-{name}" for name in cli.commands} <= ids("commands.html")
+    assert {f"trt_qat.{name}" for name in set(trt_qat.__all__) - {"__version__"}} <= ids("python.html")
+    assert {"RunRecord", "ResultRow", "FrameRecord", "ParityReport", "EngineDescription"} <= ids("files.html")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_site_is_readable_from_a_disk(site: Path, width: int) -> None:
+    """In a browser, without a server: no error, nothing asked of a network, nothing wider than the window; search."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no Chromium is here")
+    wrong: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.on("console", lambda message: wrong.append(message.text))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", lambda request: None if request.url.startswith("file:") else wrong.append(request.url))
+        for page in sorted(site.rglob("*.html")):
+            if page.name != "404.html":  # its links start at the root of a server
+                tab.goto(page.as_uri())
+                if tab.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                    wrong.append(f"{page.name} is wider than {width} pixels")
+        tab.goto((site / "reference" / "python.html").as_uri())
+        tab.keyboard.press("s")
+        tab.keyboard.type("calibrator")
+        tab.wait_for_selector(".md-search-result__link", state="attached")
+        browser.close()
+    assert wrong == []

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from trt_qat.checkpoint import Model
 
-PAGES = ("README.md",)
+PAGES = ("README.md", "docs/tutorial.md")
 PROGRAMS = {"make", "polygraphy", "python", "trt-qat"}
 # How a line begins, and why it is not run here.
 NOT_RUN = {
+    "python -m venv": "makes an environment, which needs a package registry",
     "pip install": "needs a package registry",
     "make test": "is this suite itself",
     "trt-qat infer rtsp://": "needs a camera",
@@ -34,7 +35,10 @@ NOT_RUN = {
     "POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy run engines/yolov8n_int8.plan": "needs the GPU that the plan is for",
 }
 # How a line begins, and what is put there so that it takes minutes.
-SHORTER = {"trt-qat train ": "trt-qat train --set train.epochs=1 "}
+SHORTER = {
+    "trt-qat train ": "trt-qat train --set train.epochs=1 ",
+    "trt-qat data demo ": "trt-qat data demo --train 24 --val 16 ",
+}
 # What the Python of the pages takes as given.
 GIVEN = "import cv2\nframe_bgr = cv2.imread('photo.jpg')\nframes_bgr = [frame_bgr] * 3\n"
 
@@ -115,7 +119,8 @@ def work(tmp_path: Path, demo_detector: Model, demo_set: Path) -> Path:
     content = yaml.safe_load(demo_set.read_text(encoding="utf-8"))
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({**content, "path": str(demo_set.parent)}), encoding="utf-8")
     shutil.copy(next((demo_set.parent / "images" / "val").iterdir()), tmp_path / "photo.jpg")
-    write_street_clip(tmp_path / "video.mp4", frames=25)
+    for name in ("video.mp4", "street.mp4"):
+        write_street_clip(tmp_path / name, frames=25)
     return tmp_path
 
 

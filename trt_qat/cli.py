@@ -573,14 +573,10 @@ def compare(
     from trt_qat.report.compare import compare as compare_files
 
     found = compare_files(first, second, Tolerance(max_map_drop, max_latency_ratio), models)
-    for pair in found.pairs:
-        name = pair.name if pair.name == pair.second_name else f"{pair.name} -> {pair.second_name}"
-        before, after = pair.map50_95
-        click.echo(f"{name}: mAP50-95 {before:.4f} to {after:.4f}: {pair.verdict}.")
-    for note in found.notes:
-        click.echo(note)
+    for line in found.lines():
+        click.echo(line)
     if found.worse:
-        _say_error(f"B is worse than the tolerance: {', '.join(pair.name for pair in found.worse)}.")
+        _say_error(f"{len(found.worse)} of {len(found.pairs)} models in B are worse than the tolerance.")
         _exit_at_end(1)
     return found.as_dict()
 

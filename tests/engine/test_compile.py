@@ -1,8 +1,7 @@
-"""Real builds: the demo's rows, a free batch axis, and what cannot be compiled."""
+"""Real builds: a free batch axis, and what cannot be compiled; the demo's are in test_lint_check.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -16,35 +15,6 @@ from trt_qat.engine.onnx_nodes import nodes_of_file
 from trt_qat.errors import ArtifactError, ConfigError, EngineError, MissingDependency
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-
-MACS = 1_011_148_800
-
-
-@pytest.mark.parametrize(
-    ("precision", "kernels", "megabytes", "convolutions"),
-    [
-        ("fp32", 92, 55.8, {("Float", "Float"): 64}),
-        ("fp16", 95, 30.0, {("Half", "Half"): 63, ("Float", "Float"): 1}),
-        ("int8+fp16", 133, 42.9, {("Int8", "Float"): 55, ("Half", "Half"): 8, ("Float", "Float"): 1}),
-    ],
-)
-def test_the_demo(
-    demo_onnx: Mapping[str, Path],
-    demo_engines: Mapping[str, CompiledEngine],
-    precision: str,
-    kernels: int,
-    megabytes: float,
-    convolutions: dict[tuple[str, str], int],
-) -> None:
-    engine = demo_engines[precision]
-    assert (engine.kernel_count, round(engine.activation_bytes / 1e6, 1)) == (kernels, megabytes)
-    assert {pair: len(found) for pair, found in engine.convolutions.items()} == convolutions
-    assert engine.macs == MACS
-    assert engine.plan_bytes > 1e6
-    assert (engine.flavor, engine.sm, engine.source) == ("tensorrt-rtx", 89, str(demo_onnx[precision]))
-    modules = {kernel.module for kernel in engine.kernels if kernel.is_convolution}
-    assert {"model.0.conv", "model.2.m.0.cv1.conv", "model.22.cv2.0.2", "model.22.dfl.conv"} <= modules
-    assert len(modules) == 64
 
 
 def batched(path: Path, batch: int) -> CompiledEngine:

@@ -1,4 +1,7 @@
-"""What the lint says costs speed is looked up in the engine: found where placement is bad, and nowhere else."""
+"""The demo's engines, and in them what the lint says costs speed: found where placement is bad, and nowhere else.
+
+Both stand in one file because the engines take long to make.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import bad_placements
 import pytest
 from bad_placements import Defect, write_bad
 
+from trt_qat.api import export
+from trt_qat.checkpoint import Model
 from trt_qat.engine.compile import compile_onnx
 from trt_qat.engine.compiled import CompiledEngine
 from trt_qat.engine.lint_check import LintCheck, _round_trip, check_lint
@@ -17,13 +22,60 @@ from trt_qat.linter.graph import QdqGraph
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
+MACS = 1_011_148_800
+
 RESIZED = ["/model.12/cv1/conv/Conv", "/model.15/cv1/conv/Conv"]
+
+
+@pytest.fixture(scope="module")
+def demo_onnx(demo_detector: Model, demo_int8: Model, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The shipped detector for TensorRT, 320 pixels, by precision, and its INT8 file for TensorRT-RTX."""
+    folder = tmp_path_factory.mktemp("demo_onnx")
+    models = {"fp32": demo_detector, "fp16": demo_detector, "int8+fp16": demo_int8}
+    files = {
+        precision: export(model, folder / f"{precision}.onnx", target="tensorrt", precision=precision, check=False).path
+        for precision, model in models.items()
+    }
+    return {**files, "rtx": export(demo_int8, folder / "rtx.onnx", target="tensorrt-rtx", check=False).path}
+
+
+@pytest.fixture(scope="module")
+def demo_engines(demo_onnx: Mapping[str, Path]) -> Mapping[str, CompiledEngine]:
+    """The same, compiled for SM 89 at batch 1."""
+    return {precision: compile_onnx(path, 89) for precision, path in demo_onnx.items()}
 
 
 @pytest.fixture
 def clean(demo_engines: Mapping[str, CompiledEngine]) -> CompiledEngine:
     """The demo's INT8 file with the right placement."""
     return demo_engines["int8+fp16"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "kernels", "megabytes", "convolutions"),
+    [
+        ("fp32", 92, 55.8, {("Float", "Float"): 64}),
+        ("fp16", 95, 30.0, {("Half", "Half"): 63, ("Float", "Float"): 1}),
+        ("int8+fp16", 133, 42.9, {("Int8", "Float"): 55, ("Half", "Half"): 8, ("Float", "Float"): 1}),
+    ],
+)
+def test_the_demo(
+    demo_onnx: Mapping[str, Path],
+    demo_engines: Mapping[str, CompiledEngine],
+    precision: str,
+    kernels: int,
+    megabytes: float,
+    convolutions: dict[tuple[str, str], int],
+) -> None:
+    engine = demo_engines[precision]
+    assert (engine.kernel_count, round(engine.activation_bytes / 1e6, 1)) == (kernels, megabytes)
+    assert {pair: len(found) for pair, found in engine.convolutions.items()} == convolutions
+    assert engine.macs == MACS
+    assert engine.plan_bytes > 1e6
+    assert (engine.flavor, engine.sm, engine.source) == ("tensorrt-rtx", 89, str(demo_onnx[precision]))
+    modules = {kernel.module for kernel in engine.kernels if kernel.is_convolution}
+    assert {"model.0.conv", "model.2.m.0.cv1.conv", "model.22.cv2.0.2", "model.22.dfl.conv"} <= modules
+    assert len(modules) == 64
 
 
 def checked(demo_onnx: Mapping[str, Path], defect: Defect, folder: Path) -> tuple[CompiledEngine, LintCheck]:

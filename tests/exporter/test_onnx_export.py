@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from trt_qat.data.dataset import Dataset
 
-RESIDUALS: tuple[Residual, ...] = ("none", "skip", "both")
+RESIDUALS = (pytest.param("none", marks=pytest.mark.slow), "skip", "both")
+WITH_MORE = ("skip", pytest.param("both", marks=pytest.mark.slow))
 Exported = Callable[..., Path]
 Array = NDArray[np.float32]
 
@@ -153,7 +154,7 @@ def test_same_numbers_as_the_fake_quantized_network(
         assert np.median(relative) < 0.01
 
 
-@pytest.mark.parametrize("residual", ["skip", "both"])
+@pytest.mark.parametrize("residual", WITH_MORE)
 def test_passes_change_no_bit(
     exported: Exported, calibrated: Calibrated, batches: tuple[Tensor, ...], tmp_path: Path, residual: Residual
 ) -> None:
@@ -306,7 +307,7 @@ def test_fp16_is_half_and_close(exported: Exported, batches: tuple[Tensor, ...])
     assert_close_per_output(run(path, batches[0][:1]), run(exported("fp32"), batches[0][:1]), 0.999)
 
 
-@pytest.mark.parametrize("residual", ["skip", "both"])
+@pytest.mark.parametrize("residual", WITH_MORE)
 def test_int8_with_fp16(exported: Exported, batches: tuple[Tensor, ...], residual: Residual) -> None:
     path = exported("int8+fp16", residual)
     model = onnx.load(path)

@@ -47,7 +47,6 @@ _FAST = """
     places/infer: pipe
     places/json: full device
     surroundings/lint: stdout full
-    caches/folder is a file
     rankings/refused before the work: pipe
     resume/float: payload alone
     demo/deep

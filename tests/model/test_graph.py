@@ -22,7 +22,8 @@ from trt_qat.model.roles import roles
 if TYPE_CHECKING:
     from conftest import Traced
 
-FAMILIES = ["yolov8n", "yolov5nu", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"]
+SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolov5nu", "yolov9t", "yolo12n")]
+FAMILIES = ["yolov8n", "yolov10n", "yolo11n", "yolo26n", *SLOW_FAMILIES]
 TASKS = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 
 

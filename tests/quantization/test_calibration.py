@@ -258,7 +258,10 @@ def test_an_interrupted_pass_goes_on_after_its_batches(
     assert len(going_on.seen) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "no count of batches", "another group"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", *(pytest.param(what, marks=pytest.mark.slow) for what in ("no count of batches", "another group"))],
+)
 def test_a_damaged_partial_pass_begins_anew(
     damage: str, detector: Model, demo: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,9 @@ from trt_qat.quantization.placement import Placement, place
 if TYPE_CHECKING:
     from conftest import Traced
 
-FAMILIES = ["yolov8n", "yolov8s", "yolov8m", "yolov5nu", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"]
-SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolov8l", "yolov8x")]
+FAMILIES = ["yolov8n", "yolov10n", "yolo11n", "yolo26n"]
+SLOW = ("yolov5nu", "yolov8s", "yolov8m", "yolov8l", "yolov8x", "yolov9t", "yolo12n")
+SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 RESIDUALS: tuple[Residual, ...] = ("none", "skip", "both")
 # Written down here once more on purpose: what moves values without changing them.
 MOVES = {"cat", "chunk", "split", "split_with_sizes", "getitem", "max_pool2d", "upsample_nearest2d", "view", "reshape"}

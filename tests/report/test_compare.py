@@ -207,7 +207,7 @@ def test_the_command_prints_a_line_for_each_and_exits_with_1(tmp_path: Path) -> 
         "m.onnx -> n.onnx: mAP50-95 0.4000 to 0.3917: B is worse by 0.83 points (95 % of resamples: -1.37 to -0.23): "
         "more than chance and more than the tolerance of 0.5; latency 10 to 10 ms, times 1.00."
     )
-    assert result.stderr == "Error: B is worse than the tolerance: m.onnx.\n"
+    assert result.stderr == "Error: 1 of 1 models in B are worse than the tolerance.\n"
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["worse"] == ["m.onnx"]
     assert written["pairs"][0]["difference"] == {"points": -0.83, "low": -1.37, "high": -0.23}
@@ -216,6 +216,11 @@ def test_the_command_prints_a_line_for_each_and_exits_with_1(tmp_path: Path) -> 
     assert (allowed.exit_code, allowed.stderr) == (0, "")
     assert run(a, b, "--max-map-drop", 1, "--max-latency-ratio", 0.9).exit_code == 1
     assert run(b, a).exit_code == 0
+
+
+def test_a_terminal_obeys_no_name(tmp_path: Path) -> None:
+    result = run(*files(tmp_path, row("\x1b[31mm.onnx", 0.4), row("n\n.onnx", 0.4)))
+    assert result.stdout.startswith("\\x1b[31mm.onnx -> n\\n.onnx: mAP50-95 0.4000 to 0.4000: ")
 
 
 @pytest.mark.parametrize("arguments", [["--max-map-drop", "-1"], ["--max-latency-ratio", "0"], ["--max-map-drop", "x"]])

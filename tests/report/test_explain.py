@@ -499,6 +499,22 @@ def test_a_record_with_nothing_measured() -> None:
     assert [entry.rule for entry in explanation.remedies] == ["leave-it"]
 
 
+def test_nothing_at_all_was_measured_or_everything_is_zero() -> None:
+    nothing = Histogram(low=0.0, high=0.0, counts=(0,) * 4, clipped=0.0, below_one_step=0.0, images=0)
+    group = group_of(WORST)
+    still = tuple(entry.model_copy(update={"amax": 0.0, "sqnr_db": None}) for entry in group.activation)
+    conv = group.convs[0].model_copy(update={"weights": (), "macs": 0})
+    bare = group.model_copy(update={"histogram": nothing, "activation": still, "convs": (conv,), "error": 0.0})
+    row = LayerNoise(kind="activation", layer="silu", sqnr_db=(), drift=())
+    record = changed(
+        RECORD,
+        placement=RECORD.placement.model_copy(update={"groups": (bare,), "float_layers": ()}),
+        training=RECORD.training.model_copy(update={"epochs": (), "noise": (row,)}),
+    )
+    assert [row.layer.name for row in overview(record, RUN).rows] == ["model.0.conv"]
+    assert [entry.rule for entry in explain(layer(record), RUN).remedies] == ["leave-it"]
+
+
 def test_histogram_of_a_positive_tensor() -> None:
     lines = text_histogram(peaked(0.0, 10.0), 5.0)
     assert len(lines) == ROWS + 2

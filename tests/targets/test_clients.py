@@ -135,7 +135,13 @@ def test_yolo_letterboxes_for_a_dynamic_batch(
         np.testing.assert_allclose(one.boxes.xyxy.numpy(), other.boxes.xyxy.numpy(), atol=2.0)
 
 
-@pytest.mark.parametrize("keys", [{"target": "ultralytics"}, {"target": "tensorrt", "precision": "int8+fp32"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"target": "ultralytics"},
+        pytest.param({"target": "tensorrt", "precision": "int8+fp32"}, marks=pytest.mark.slow),
+    ],
+)
 def test_dimensions_of_a_dynamic_batch_are_numbers(exported: Exported, demo_int8: Model, keys: dict[str, str]) -> None:
     file = exported(dynamic_batch=True, **keys)
     model = onnx.load(file)

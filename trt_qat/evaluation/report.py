@@ -1,9 +1,8 @@
-"""The result table, as Markdown and as JSON rows."""
+"""The result table, as text and as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from trt_qat.results import ResultRow
 
@@ -42,17 +41,3 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     """A GitHub-flavoured Markdown table, one line per model."""
     lines = [HEADER, tuple("---" for _ in HEADER), *(cells(row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def markdown_report(rows: Sequence[ResultRow], provenance: Mapping[str, Any]) -> str:
-    """The page that a run leaves: the table, how it was measured, and from what."""
-    sha256 = provenance["weights_sha256"][:16] or "none: random weights"
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    return (
-        "# FP32, PTQ and QAT, measured on the exported files\n\n"
-        + markdown_table(rows)
-        + "\nmAP as fractions on the val split, letterboxed input. Latency: one forward pass, interleaved.\n"
-        + f"\nWeights `{provenance['weights']}` (sha256 {sha256}), "
-        + f"data `{provenance['data']}`; {versions}.\n"
-        + "\nThe TensorRT plan was built, not run: running it needs an NVIDIA GPU.\n"
-    )

@@ -111,6 +111,11 @@ class Pair:
     quick: bool
     verdict: str
 
+    def __str__(self) -> str:
+        name = self.name if self.name == self.second_name else f"{self.name} -> {self.second_name}"
+        before, after = self.map50_95
+        return f"{name}: mAP50-95 {before:.4f} to {after:.4f}: {self.verdict}."
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -130,6 +135,11 @@ class Comparison:
     def worse(self) -> tuple[Pair, ...]:
         """The pairs in which B is beyond the tolerance."""
         return tuple(pair for pair in self.pairs if not (pair.accurate and pair.quick))
+
+    def lines(self) -> Iterator[str]:
+        """Everything in words; control characters in names out of a file, which a terminal would obey, are escaped."""
+        for line in (*map(str, self.pairs), *self.notes):
+            yield line if line.isprintable() else repr(line)[1:-1]
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON object; ``worse`` names the models of A that B is worse at."""

@@ -111,7 +111,8 @@ def overview(record: RunRecord, run: Path, among: Sequence[Layer] | None = None)
     Args:
         among: which; None for those of the network that stand out.
     """
-    rows = standing_out(Network(record), among)
+    network = Network(record)
+    rows = standing_out(network, among) or standing_out(network, network.layers)
     command = f"trt-qat explain {shlex.quote(str(run))} --layer {shlex.quote(rows[0].layer.name)}"
     return Overview(rows, command)
 
@@ -323,7 +324,8 @@ def _lint(layer: Layer) -> Section:
 
 def _compiler(layer: Layer) -> Section | None:
     network = layer.network
-    files = [file for file in (network.int8_file, network.float_file) if file is not None and file.compiler is not None]
+    shown = network.compiled_file, network.float_file
+    files = [file for file in shown if file is not None and file.compiler is not None]
     if not files:
         return None
     lines: list[str] = []

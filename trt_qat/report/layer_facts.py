@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from trt_qat.config import Config
-from trt_qat.errors import ArtifactError, ConfigError
+from trt_qat.errors import ArtifactError, ConfigError, ConsistencyError
 from trt_qat.reading import shown_name
 from trt_qat.report import numbers
 from trt_qat.report.compare import map_difference
@@ -241,6 +241,13 @@ class Network:
         return self.record.int8_file
 
     @property
+    def compiled_file(self) -> ExportedRecord | None:
+        """The INT8 file whose kernels are looked at: the one that the engine is built from, if it was compiled."""
+        built_from = self.record.file(self.record.engine.built_from)
+        compiled = [file for file in self.record.files if file.step != "fp32" and file.compiler is not None]
+        return built_from if built_from in compiled else compiled[-1] if compiled else None
+
+    @property
     def drop_points(self) -> float | None:
         """What the INT8 file costs: FP32's mAP50-95 less its own, in points."""
         if self.float_file is None or self.int8_file is None:
@@ -251,7 +258,12 @@ class Network:
     def drop_interval(self) -> str:
         """Between which values 95 % of the resamples of INT8 minus FP32 lie, in words; empty if nothing tells."""
         ours, theirs = self.int8_file, self.float_file
-        found = map_difference(theirs.result, ours.result) if ours is not None and theirs is not None else None
+        if ours is None or theirs is None:
+            return ""
+        try:
+            found = map_difference(theirs.result, ours.result)
+        except ConsistencyError:  # of other images
+            return ""
         return "" if found is None else f" (95 % of resamples {found.low:+.2f} to {found.high:+.2f})"
 
     def find(self, name: str) -> tuple[Layer, ...]:

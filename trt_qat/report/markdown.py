@@ -45,7 +45,7 @@ def markdown_report(record: RunRecord) -> str:
     """The report without its charts; names from outside are escaped."""
     inputs = record.inputs
     sections = (
-        (f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}", (answer(record), _files(record))),
+        (f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}", (_text(answer(record)), _files(record))),
         ("## Worst layers", (_layers(record),)),
         ("## Calibrators", (_calibrators(record),)),
         ("## Fine-tuning", (_epochs(record),)),

@@ -199,7 +199,8 @@ def _lost_in_training(layer: Layer, run: Path) -> Said | None:
 def _more_epochs(layer: Layer, run: Path) -> Said | None:
     training = layer.network.record.training
     rows = [row for row in layer.noise if row.kind == "activation" and len(row.sqnr_db) > 2]
-    if not rows or training.best != training.epochs[-1].epoch or not _is_costly(layer):
+    last = max((epoch.epoch for epoch in training.epochs), default=0)
+    if not rows or training.best != last or not _is_costly(layer):
         return None
     before, after = rows[0].sqnr_db[-2:]
     if before is None or after is None or after - before < STILL_RISING_DB:
@@ -214,10 +215,10 @@ def _more_epochs(layer: Layer, run: Path) -> Said | None:
 
 
 def _time_of(network: Network, epochs: int) -> str:
-    last = network.record.training.epochs[-1]
-    if not last.seconds or not last.epoch:
+    timed = [epoch for epoch in network.record.training.epochs if epoch.seconds and epoch.epoch]
+    if not timed:
         return f"{epochs} times one"
-    minutes = last.seconds / last.epoch * epochs / 60
+    minutes = (timed[-1].seconds or 0.0) / timed[-1].epoch * epochs / 60
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
@@ -251,8 +252,8 @@ def _leave_float(layer: Layer, run: Path) -> Said | None:
     return (
         f"This group alone costs {numbers.share(share)} of the summed output error{drop}.",
         f"Leave it float ({_listed([conv.name for conv in group.convs])}).",
-        f"up to those {numbers.share(share)} back; costs {numbers.share(layer.macs_share)} of the INT8 "
-        f"multiply-accumulates in {_float_type(layer.network)}.{_mixes_say(layer)}",
+        f"about those {numbers.share(share)} back, as far as errors add; costs {numbers.share(layer.macs_share)} of "
+        f"the INT8 multiply-accumulates in {_float_type(layer.network)}.{_mixes_say(layer)}",
         _excluding(layer.network, [conv.name for conv in group.convs]),
     )
 
@@ -289,7 +290,7 @@ def _float_layer(layer: Layer, run: Path) -> Said | None:
     if layer.left_float is None:
         return None
     network, reason = layer.network, layer.left_float.reason
-    ours, theirs = layer.kernels(network.int8_file), layer.kernels(network.float_file)
+    ours, theirs = layer.kernels(network.compiled_file), layer.kernels(network.float_file)
     macs, all_macs = sum(kernel.macs for kernel in theirs), _compiled_macs(network.float_file)
     if not all_macs or macs < MUCH_FLOAT * all_macs:
         return None
@@ -324,7 +325,7 @@ def _compiled_macs(file: ExportedRecord | None) -> int:
 
 def _moves_more(layer: Layer, run: Path) -> Said | None:
     network = layer.network
-    ours, theirs = layer.kernels(network.int8_file), layer.kernels(network.float_file)
+    ours, theirs = layer.kernels(network.compiled_file), layer.kernels(network.float_file)
     if layer.group is None or not ours or not theirs:
         return None
     moved, half = _bytes(ours), _bytes(theirs) // 2
