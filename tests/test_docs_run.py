@@ -25,7 +25,6 @@ PAGES = ("README.md", "docs/tutorial.md")
 PROGRAMS = {"make", "polygraphy", "python", "trt-qat"}
 # How a line begins, and why it is not run here.
 NOT_RUN = {
-    "python -m venv": "makes an environment, which needs a package registry",
     "pip install": "needs a package registry",
     "make test": "is this suite itself",
     "trt-qat infer rtsp://": "needs a camera",
