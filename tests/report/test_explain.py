@@ -499,6 +499,18 @@ def test_a_record_with_nothing_measured() -> None:
     assert [entry.rule for entry in explanation.remedies] == ["leave-it"]
 
 
+def test_a_name_that_is_no_name(tmp_path: Path) -> None:
+    """Neither a terminal's escape sequences nor the table's markup are obeyed."""
+    conv = group_of(WORST).convs[0].model_copy(update={"name": "model.0\x1b[2J[/red].conv"})
+    record = with_group(WORST, convs=(conv,))
+    assert "model.0\N{REPLACEMENT CHARACTER}[2J[/red].conv: convolution" in explain(layer(record), RUN).as_text()
+    write_record(tmp_path, record)
+    listed = CliRunner().invoke(cli, ["explain", str(tmp_path)])
+    assert listed.exit_code == 0, listed.output
+    assert "[2J[/red]" in listed.output
+    assert "\x1b" not in listed.output
+
+
 def test_nothing_at_all_was_measured_or_everything_is_zero() -> None:
     nothing = Histogram(low=0.0, high=0.0, counts=(0,) * 4, clipped=0.0, below_one_step=0.0, images=0)
     group = group_of(WORST)

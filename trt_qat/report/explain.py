@@ -56,7 +56,8 @@ class Explanation:
         blocks = ["\n".join([section.title, *_indented(section.lines)]) for section in self.sections]
         tried = [line for number, remedy in enumerate(self.remedies, 1) for line in _remedy_lines(number, remedy)]
         compare = [f"One at a time; then: {self.compare}"] if self.compare else []
-        return "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried]), *compare])
+        text = "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried]), *compare])
+        return "\n".join(_printable(line) for line in text.split("\n"))
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object: a key per section, and ``try``."""
@@ -88,7 +89,8 @@ class Overview:
 
     def cells(self) -> list[tuple[str, ...]]:
         """Rows under :data:`HEADER`."""
-        return [(_label(row.layer), *_figures(row.layer), "; ".join(row.reasons)) for row in self.rows]
+        rows = [(_label(row.layer), *_figures(row.layer), "; ".join(row.reasons)) for row in self.rows]
+        return [tuple(map(_printable, row)) for row in rows]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object."""
@@ -114,7 +116,7 @@ def overview(record: RunRecord, run: Path, among: Sequence[Layer] | None = None)
     network = Network(record)
     rows = standing_out(network, among) or standing_out(network, network.layers)
     command = f"trt-qat explain {shlex.quote(str(run))} --layer {shlex.quote(rows[0].layer.name)}"
-    return Overview(rows, command)
+    return Overview(rows, _printable(command))
 
 
 def _label(layer: Layer) -> str:
@@ -130,6 +132,11 @@ def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
     said = [*_wrapped(f"  {number}. {remedy.action}", 5), *_wrapped(f"     Why: {remedy.why}", 10)]
     said += _wrapped(f"     Brings: {remedy.expected}", 13)
     return said if remedy.command is None else [*said, f"     {remedy.command}"]  # whole, to be copied
+
+
+def _printable(line: str) -> str:
+    """Without what a terminal would obey: names come from a file."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
