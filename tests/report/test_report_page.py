@@ -167,7 +167,7 @@ def test_text_in_the_drawing_stands_out_from_its_box() -> None:
     light, dark = (re.findall(r"--([\w-]+): (#\w{6});", part) for part in found)
     for colours in (dict[str, str](light), dict[str, str](dark)):
         for shade in range(5):
-            text = colours.get(f"on-shade-{shade}", colours["ink"])
+            text = colours.get(f"on-shade-{shade}") or colours["ink"]
             lights = sorted((_luminance(text), _luminance(colours[f"shade-{shade}"])))
             assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, shade
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,7 @@ def html_page(record: RunRecord) -> str:
     return environment.get_template("report.html.j2").render(style=style, **_values(record))
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("trt_qat.report"),
