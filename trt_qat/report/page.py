@@ -88,11 +88,12 @@ def _environment() -> Environment:
                 numbers.short,
                 numbers.signed,
             ),
-            *(numbers.share, numbers.target_name, numbers.thousands, file_label, layer_label),
+            *(numbers.target_name, numbers.thousands, file_label, layer_label),
         )
     }
     environment.filters |= {
         "json": lambda value: json.dumps(value, ensure_ascii=False),
+        "share": lambda value: numbers.share(value).replace(" ", "\u00a0"),  # no line break splits it in a table
         "range_at": _range_at,
         "when": _when,
         "sqnr_at": _sqnr_at,
