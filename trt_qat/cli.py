@@ -876,7 +876,14 @@ def inspect(
 
 @cli.command()
 @click.argument("run", type=FILE)
-@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "markdown"]),
+    default="html",
+    show_default=True,
+    help="A page, or text.",
+)
 @click.option("--out", type=FILE, help="File to write [default: RUN/report.html or RUN/report.md].")
 @_command
 def report(config: Config, run: Path, form: str, out: Path | None) -> dict[str, str]:
