@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from example_page import example_page
@@ -73,10 +73,10 @@ def test_nothing_bars_anybody_in_light_and_dark(browser: Browser, file: Path, sa
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = opened(browser, file, said)
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-    schemes: dict[str, dict[str, Any]] = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}  # all else is the same
-    for scheme, options in schemes.items():
-        page.emulate_media(color_scheme=scheme)
-        violations = axe.run(page, options=options).response["violations"]
+    quick = {"resultTypes": ["violations"]}  # a fifth of the time: nothing is gathered about what is well
+    for dark, rules in ((False, {}), (True, {"runOnly": ["color-contrast"]})):  # all else is the same
+        page.emulate_media(color_scheme="dark" if dark else "light")
+        violations = axe.run(page, options={**quick, **rules}).response["violations"]
         assert [(found["id"], found["nodes"][0]["html"][:200]) for found in violations] == []
     assert said == []
 

@@ -24,8 +24,8 @@ WEAK_WEIGHTS_DB: Final = 35.0
 """With a scale per channel the demo's have 42 to 48 dB; with less, a few large weights take the steps of the others."""
 USUAL_WEIGHTS_DB: Final = 45.0
 """The middle of those."""
-UNLIKE: Final = 4.0
-"""Times what a member of a group reaches: that member lacks two of the eight bits."""
+UNLIKE: Final = 2.0
+"""Times what a member of a group reaches: that member lacks one of the eight bits."""
 STILL_RISING_DB: Final = 0.3
 """7 % less noise from one epoch to the next, on the same images."""
 DROP_POINTS: Final = 0.2
