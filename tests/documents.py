@@ -182,7 +182,8 @@ def _wrong_verb(words: Sequence[str], command: click.Command = cli) -> str | Non
     given = [word for word in words if word != "..."]
     try:
         command, rest = _resolve(command, given)
-        context = command.make_context("trt-qat", rest)
+        # a command made without the group keeps a help option that lacks -h, for every test after this one
+        context = command.make_context("trt-qat", rest, parent=click.Context(cli, **cli.context_settings))
         return _wrong_settings(context.params)
     except click.exceptions.Exit:  # --help, --version
         return None
