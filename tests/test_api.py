@@ -25,6 +25,7 @@ import trt_qat
 from trt_qat import api
 from trt_qat.checkpoint import Model, load
 from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.demo.generate import generate_demo_set
 from trt_qat.engine.flavor import import_tensorrt
 from trt_qat.errors import ConfigError, DatasetError, MissingDependency, QuantizationError, TrtQatError
 from trt_qat.model.loading import raw_output
@@ -45,18 +46,19 @@ def builds_engines() -> bool:
 
 
 @pytest.fixture(scope="module")
-def ran(demo_detector: Model, demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def ran(demo_detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The names that the package's own example leaves, run in its folder; the last example (the detector) is not run.
 
-    ``best.pt`` is the shipped detector as Ultralytics saves one, to be seen at half its size.
+    ``best.pt`` is the shipped detector as Ultralytics saves one, to be seen at half its size; few images, for the time.
     """
     folder = tmp_path_factory.mktemp("example")
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         torch.save({"model": copy.deepcopy(demo_detector.network).half(), "train_args": {"imgsz": 160}}, "best.pt")
-        content = yaml.safe_load(demo_set.read_text(encoding="utf-8"))
-        Path("data.yaml").write_text(yaml.safe_dump({**content, "path": str(demo_set.parent)}), encoding="utf-8")
+        few = generate_demo_set(folder / "set", train=8, val=16)
+        content = yaml.safe_load(few.read_text(encoding="utf-8"))
+        Path("data.yaml").write_text(yaml.safe_dump({**content, "path": str(few.parent)}), encoding="utf-8")
         for example in EXAMPLES[:-1]:
             if builds_engines() or "trt_qat.build" not in example.source:
                 exec(example.source, names)

@@ -61,9 +61,9 @@ def _json(path: str) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def _check_rows(rows: list[dict[str, Any]]) -> None:
+def _check_rows(rows: list[dict[str, Any]], *more: str) -> None:
     for row in rows:
-        assert set(row) == ROW_KEYS
+        assert set(row) == ROW_KEYS | set(more)
         assert set(row["latency_ms"]) == {"median", "p90", "p99"}
         assert 0 < row["latency_ms"]["median"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
         assert 0.25 < row["map50_95"] < row["map50"] <= 1  # the float detector has 0.42 at this size
@@ -112,7 +112,7 @@ def exported(tuned: str) -> str:
     return "out/qat.onnx"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rtx() -> None:
     try:
         import_tensorrt("tensorrt-rtx")
@@ -304,18 +304,16 @@ def test_a_budget_that_all_int8_meets(calibrated: str) -> None:
 
 
 def test_resuming_with_other_weights_is_refused_before_they_are_calibrated(
-    calibrated: str, monkeypatch: pytest.MonkeyPatch
+    tuned: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trt_qat import api
 
-    arguments = (*CHAIN, "--out", "out/resumed")
-    _succeed("qat", "--weights", calibrated, *arguments)
-    before = Path("out/resumed/best.safetensors").read_bytes()
+    before = Path(tuned).read_bytes()
     monkeypatch.setattr(api, "quantize", lambda *_, **__: pytest.fail("calibrated"))
-    result = _run("qat", "--weights", WEIGHTS, *arguments, "--resume")
+    result = _run("qat", "--weights", WEIGHTS, *CHAIN, "--epochs", "1", "--out", str(Path(tuned).parent), "--resume")
     assert result.exit_code == 1
     assert "belongs to a run with other weights" in result.stderr
-    assert Path("out/resumed/best.safetensors").read_bytes() == before
+    assert Path(tuned).read_bytes() == before
 
 
 # Ranges that clip a tenth of all values ruin each of two groups: no mix keeps the accuracy, for one stays INT8.
@@ -417,12 +415,24 @@ def test_lint_of_an_exported_file(exported: str) -> None:
     assert isinstance(_json("out/lint.json"), dict)
 
 
+RUN = ("run", "--weights", WEIGHTS, *CHAIN, "--out", "all")
+
+
+@pytest.fixture(scope="module")
+def ran(place: Path, rtx: None) -> str:
+    """What `run` said, which has left ``all/`` and ``out/run.json``."""
+    return _succeed(*RUN, "--json", "out/run.json")
+
+
+def _named(said: str) -> list[Path]:
+    """The files of ``all/`` that `run` names."""
+    return [Path(line.split(": ")[-1]) for line in said.splitlines() if ": all/" in line]
+
+
 @pytest.mark.usefixtures("rtx")
-def test_run_does_all_stages(place: Path) -> None:
-    arguments = ("--weights", WEIGHTS, *CHAIN)
-    said = _succeed("run", *arguments, "--out", "all", "--json", "out/run.json")
+def test_run_does_all_stages(ran: str) -> None:
     rows = _json("all/result.json")
-    _check_rows(rows)
+    _check_rows(rows, "details")
     assert rows == _json("out/run.json")
     assert [(row["model"], row["precision"]) for row in rows] == [
         ("all/fp32.onnx", "fp32"),
@@ -434,12 +444,11 @@ def test_run_does_all_stages(place: Path) -> None:
     assert rows[1]["size_bytes"] < 0.4 * rows[0]["size_bytes"]
     fp32, ptq = load_file("all/fp32.safetensors"), load_file("all/ptq.safetensors")
     assert all(np.array_equal(fp32[name], ptq[name]) for name in fp32)  # the rows compare the same weights
-    named = [Path(line.split(": ")[-1]) for line in said.splitlines() if ": all/" in line]
+    named = _named(ran)
     assert len(named) == 14
-    assert said.splitlines()[-1] == "report: all/report.html"
+    assert ran.splitlines()[-1] == "report: all/report.html"
     assert all(file.stat().st_size > 0 for file in named)
     assert list(Path("all").rglob(".*")) == []
-    _check_run_again(("run", *arguments, "--out", "all"), said, named)
 
 
 @pytest.mark.slow  # `run` above does the same on fewer images
@@ -474,29 +483,35 @@ STAGES = {
 }
 
 
-def _check_run_again(command: tuple[str, ...], said: str, files: list[Path]) -> None:
-    """Only what is missing, damaged or would come out otherwise is made again."""
-    before = {file: file.read_bytes() for file in files}
-    again = _succeed(*command)
+@pytest.mark.usefixtures("rtx")
+def test_run_again_makes_nothing_again(ran: str) -> None:
+    before = {file: file.read_bytes() for file in _named(ran)}
+    again = _succeed(*RUN)
     assert _reused(again) == STAGES
-    assert again.splitlines()[len(STAGES) :] == said.splitlines()[1:]  # the first says why the engine is built so
-    assert {file: file.read_bytes() for file in files} == before
+    assert again.splitlines()[len(STAGES) :] == ran.splitlines()[1:]  # the first says why the engine is built so
+    assert {file: file.read_bytes() for file in before} == before
 
+
+@pytest.mark.slow  # tests/test_manifest.py shows the rule
+@pytest.mark.usefixtures("rtx")
+def test_run_makes_again_what_is_damaged_or_would_come_out_otherwise(ran: str) -> None:
+    _succeed(*RUN)
+    before = {file: file.read_bytes() for file in _named(ran)}
     Path("all/qat.onnx").write_bytes(Path("all/qat.onnx").read_bytes()[:-1])
-    changed = _succeed(*command, "--set", "infer.conf=0.3")
+    changed = _succeed(*RUN, "--set", "infer.conf=0.3")
     anew = {"the QAT file: qat.onnx", "the picture: picture.jpg", "the parity: parity.json", "the record: run.json"}
     assert _reused(changed) == STAGES - anew - {"the report: report.html, report.md"}
     depends = (".jpg", "parity.json", "run.json", ".html")  # on infer.conf
-    assert {file: file.read_bytes() for file in files if not file.name.endswith(depends)} == {
+    assert {file: file.read_bytes() for file in before if not file.name.endswith(depends)} == {
         file: content for file, content in before.items() if not file.name.endswith(depends)
     }
-    _check_broken_parity(command)
 
 
-def _check_broken_parity(command: tuple[str, ...]) -> None:
+@pytest.mark.usefixtures("rtx", "ran")
+def test_run_says_in_one_line_that_parity_is_broken() -> None:
     """Everything is written, one line says what is broken, and that is the exit code: again when nothing is redone."""
     for _ in range(2):
-        result = _run(*command, "--set", "parity.max_logits=0.000001", "--json", "out/broken.json")
+        result = _run(*RUN, "--set", "parity.max_logits=0.000001", "--json", "out/broken.json")
         assert result.exit_code == 1
         (line,) = result.stderr.splitlines()
         assert line.startswith("Error: Parity is broken: 'all/qat/best.safetensors' on torch and ")

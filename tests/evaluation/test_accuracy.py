@@ -188,7 +188,7 @@ def test_trained_is_good_and_random_is_not(
     assert random.map50 < 0.1
 
 
-@pytest.mark.parametrize("keys", [{"dynamic_batch": True}, {"batch": 5}])
+@pytest.mark.parametrize("keys", [{"dynamic_batch": True}, pytest.param({"batch": 5}, marks=pytest.mark.slow)])
 def test_batch_does_not_change_map(
     demo_detector: Model, fp32: Path, signs: Dataset, tmp_path: Path, keys: dict[str, object]
 ) -> None:

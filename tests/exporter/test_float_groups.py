@@ -28,7 +28,7 @@ def whole(demo_int8: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(demo_int8, tmp_path_factory.mktemp("whole") / "whole.onnx", [])
 
 
-@pytest.mark.parametrize("every", [2, 3, 1])
+@pytest.mark.parametrize("every", [2, pytest.param(3, marks=pytest.mark.slow), 1])
 def test_like_an_export_without_these_groups(demo_int8: Model, whole: Path, tmp_path: Path, every: int) -> None:
     groups = demo_int8.require_quantized().placement.groups[:: every if every > 1 else 1]
     chosen = groups if every > 1 else groups[:-1]  # one stays: a network without quantizers is no INT8 model

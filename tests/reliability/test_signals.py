@@ -48,7 +48,11 @@ def test_a_stopped_verb_leaves_nothing_temporary(verb: str, number: signal.Signa
     _stopped_at_moments(place, verb, number, 4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    # what is said of SIGTERM, and its code, are in tests/test_entry.py as well
+    [pytest.param(signal.SIGINT, id="SIGINT"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
+)
 def test_infer_stops_at_once(number: signal.Signals, tmp_path: Path) -> None:
     """The verb that loads no torch, in `make test`."""
     starved.prepare(tmp_path)

@@ -17,8 +17,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# with little memory everything is loaded first, torch as well
-SLOW = {"little memory": pytest.mark.slow}
+# with little memory everything is loaded first, torch as well; the others are nearly as two that stay
+SLOW = dict.fromkeys(("little memory", "stdout closed", "HOME read-only"), pytest.mark.slow)
 
 
 @pytest.mark.parametrize("fault", [pytest.param(name, marks=SLOW.get(name, ())) for name in starved.FAULTS])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -50,9 +52,19 @@ def opened(browser: Browser, file: Path, said: list[str], width: int = 1280) -> 
     return page
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("report") / "report.html"
+def demo_report(folder: Path) -> Path:
+    """What the demo ends with."""
+    command = [sys.executable, "-W", "ignore", "-m", "trt_qat", "demo", "--out", str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return Path(said.splitlines()[-1].removeprefix("report: "))
+
+
+@pytest.fixture(scope="module", params=["example", pytest.param("demo", marks=pytest.mark.slow)])
+def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    if request.param == "demo":
+        return demo_report(folder)
+    file = folder / "report.html"
     file.write_text(example_page(), encoding="utf-8")
     return file
 
