@@ -33,7 +33,7 @@ from trt_qat.report.collect import ExportedFile, FinishedRun, collect
 from trt_qat.report.markdown import write_markdown
 from trt_qat.report.page import write_report
 from trt_qat.report.record import FILE as RECORD
-from trt_qat.report.record import Step, read_record, write_record
+from trt_qat.report.record import Step, read_record, schema_sha256, write_record
 from trt_qat.results import ResultRow, read_rows, write_rows
 from trt_qat.runtime.selection import open_runner
 from trt_qat.targets.export import fitting
@@ -381,6 +381,7 @@ class _Run:
                 "settings": self.config.model_dump(mode="json"),
                 "machine": machine(),
                 "told": list(told),
+                "schema": schema_sha256(),  # a record of another one could not be read
             },
             (file,),
             write,

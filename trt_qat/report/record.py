@@ -6,6 +6,8 @@ say, an infinite SQNR, are None as well: no value differs.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -458,6 +460,11 @@ class RunRecord(FileModel):
     def int8_file(self) -> ExportedRecord | None:
         """The file that the run is for."""
         return self.file(self.deployed)
+
+
+def schema_sha256() -> str:
+    """Hex SHA-256 of the schema, so that what depends on it is made again when it changes."""
+    return hashlib.sha256(json.dumps(RunRecord.model_json_schema(), sort_keys=True).encode()).hexdigest()
 
 
 def record_file(run: Path) -> Path:
