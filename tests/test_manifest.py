@@ -39,6 +39,23 @@ def test_a_finished_stage_is_reused_and_said(tmp_path: Path, make: Callable[[], 
     assert make() == 2  # it was called once
 
 
+def test_what_was_said_and_how_long_it_took_stay_with_a_stage(tmp_path: Path) -> None:
+    noting = Noting(Recording())
+    noting.note("before")
+
+    def make() -> None:
+        noting.note("during")
+        (tmp_path / "a.txt").write_text("content")
+
+    for told in (noting, Noting(Recording())):  # the second time it is reused
+        manifest = Manifest(tmp_path, told)
+        manifest.stage("the stage", {}, [tmp_path / "a.txt"], make)
+        stage = manifest.stages["the stage"]
+        assert stage.notes == ("during",)
+        assert stage.seconds is not None
+        assert 0 <= stage.seconds < 60
+
+
 @pytest.mark.parametrize("change", ["another input", "more inputs", "changed file", "file gone", "asked for anew"])
 def test_a_stage_is_done_again(change: str, tmp_path: Path, make: Callable[[], int]) -> None:
     _done(tmp_path, make)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trt_qat import api
 from trt_qat.checkpoint import Model
 from trt_qat.cli import Bars, cli
 from trt_qat.data.dataset import Dataset
-from trt_qat.progress import SILENT, Progress, Silent
+from trt_qat.progress import SILENT, Noting, Progress, Silent
 
 VERBS = [
     verb
@@ -32,7 +33,24 @@ def methods(kind: type) -> dict[str, inspect.Signature]:
     return {name: inspect.signature(getattr(kind, name)) for name in ("over", "step", "note")}
 
 
-@pytest.mark.parametrize("kind", [Silent, Bars, Recording])
+def test_what_was_said_is_shown_and_kept_with_the_warnings() -> None:
+    shown = Recording()
+    noting, logger = Noting(shown), logging.getLogger("trt_qat.training")
+    logger.warning("before")
+    noting.note("first")
+    with noting.with_warnings():
+        logger.warning("SQNR of %s fell.", "model.0")
+        logger.info("no warning")
+        noting.note("last")
+    logger.warning("after")
+    assert noting.lines == ["first", "SQNR of model.0 fell.", "last"]
+    assert shown.notes == ["first", "last"]
+    assert list(noting.over([1, 2], "counting")) == [1, 2]
+    noting.step("training", 1, 2)
+    assert (shown.seen, shown.steps) == ({"counting": 2}, [("training", 1, 2)])
+
+
+@pytest.mark.parametrize("kind", [Silent, Bars, Recording, Noting])
 def test_every_progress_has_the_methods_of_the_protocol(kind: type) -> None:
     """With the protocol's own parameter names, for verbs may give them by name."""
     for name, promised in methods(Progress).items():

@@ -876,7 +876,14 @@ def inspect(
 
 @cli.command()
 @click.argument("run", type=FILE)
-@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "markdown"]),
+    default="html",
+    show_default=True,
+    help="What to write.",
+)
 @click.option("--out", type=FILE, help="File to write [default: RUN/report.html or RUN/report.md].")
 @_command
 def report(config: Config, run: Path, form: str, out: Path | None) -> dict[str, str]:
@@ -920,7 +927,7 @@ def explain(config: Config, run_folder: Path, layer: str | None) -> dict[str, An
         click.echo(explanation.as_text())
         return explanation.as_dict()
     listed = explaining.overview(record, run_folder, found)
-    _print_table(explaining.HEADER, listed.cells())
+    _print_table(explaining.HEADER, listed.cells(), wrap_last=True)
     click.echo(f"Next: {listed.command}")
     return listed.as_dict()
 
@@ -1176,14 +1183,15 @@ def _advice_row(advice: Advice, form: Form) -> tuple[str, ...]:
     )
 
 
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]], wrap_last: bool = False) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
-    for name in header:
-        table.add_column(name, no_wrap=True)
+    for number, name in enumerate(header, 1):
+        table.add_column(name, no_wrap=not (wrap_last and number == len(header)))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # what comes from files is no markup
     _print(table)
 
 

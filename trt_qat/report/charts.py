@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -108,8 +108,8 @@ def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
             if reference is not None and row.interval is not None:
                 ends = [reference.file.result.map50_95 + points / 100 for points in row.interval]
                 axes.plot([at[0]] * 2, ends, color=colour, linewidth=1.0, solid_capstyle="butt")
-            style: dict[str, Any] = {"color": colour, "markersize": 8, "markeredgecolor": _PAPER, "linestyle": "none"}
-            axes.plot(*at, MARKERS[marker], label=_named(row.label), **style)
+            look: dict[str, Any] = {"color": colour, "markersize": 8, "markeredgecolor": _PAPER, "linestyle": "none"}
+            axes.plot(*at, MARKERS[marker], label=_named(row.label), **look)
         if reference is not None:
             axes.axhline(reference.file.result.map50_95, color=_FP32, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         slowest = max(row.file.result.latency_ms.median for row in rows)
@@ -202,14 +202,14 @@ def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
         axes.stairs(np.where(inside, counts, 0), edges, fill=True, color=_FP32, alpha=0.55)
         axes.stairs(np.where(inside, 0, counts), edges, fill=True, color=_PTQ, hatch="////")
         for step, end in steps:
-            style: dict[str, Any] = {
+            look: dict[str, Any] = {
                 "color": _STEP_COLOURS[step],
                 "linestyle": "--" if step == "ptq" else "-",
                 "linewidth": 1.4,
             }
-            axes.axvline(_bounded(end), label=f"{step.upper()} \u00b1{short(end)}", **style)
+            axes.axvline(_bounded(end), label=f"{step.upper()} \u00b1{short(end)}", **look)
             if edges[0] <= -end:
-                axes.axvline(-_bounded(end), **style)
+                axes.axvline(-_bounded(end), **look)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: _power(value))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -373,8 +373,8 @@ def _bars(axes: Axes, names: Sequence[str], series: Sequence[tuple[ExportedRecor
     for number_, (entry, values) in enumerate(series):
         places = [at + (number_ - (len(series) - 1) / 2) * height for at in range(len(names))]
         hatch = _STEP_HATCHES[entry.step]
-        style: Mapping[str, Any] = {"edgecolor": _PAPER, "linewidth": 0.5, "hatch": hatch}
-        axes.barh(places, values, height, color=_STEP_COLOURS[entry.step], label=_named(file_label(entry)), **style)
+        look: dict[str, Any] = {"edgecolor": _PAPER, "linewidth": 0.5, "hatch": hatch}
+        axes.barh(places, values, height, color=_STEP_COLOURS[entry.step], label=_named(file_label(entry)), **look)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
@@ -439,8 +439,8 @@ def _chart(
         above, left: room for a legend and for the names of the ticks, points.
     """
     title = _named(title)
-    # the salt: ids depend on the content alone, and are unique on the page
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title + message}):
+    # whatever style the user has; the salt: ids depend on the content alone, and are unique on the page
+    with style.context(_STYLE | {"svg.hashsalt": title + message}, after_reset=True):
         figure = Figure(figsize=inches)
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)
@@ -481,10 +481,7 @@ def _inline(text: str, label: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _page_style(style: str) -> str:
-    style = re.sub(r"#0(\d)0\1(?:0\1)", lambda found: f"var({_VARIABLES.get(found[0], '--ink')})", style)
-    return re.sub(r"font: ?([\d.]+px)[^;]*|font-family: ?[^;]*;? ?", lambda found: _font(found[1]), style)
-
-
-def _font(size: str | None) -> str:
-    return f"font-size: {size}" if size else ""
+def _page_style(attribute: str) -> str:
+    """An element's ``style`` with the page's colours and its font."""
+    coloured = re.sub("#[0-9a-f]{6}", lambda found: f"var({_VARIABLES.get(found[0], '--ink')})", attribute)
+    return re.sub("font-family: [^;]*;? ?", "", coloured)

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -133,7 +133,7 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
             built_from=run.built_from,
             run=any(row.runtime == "tensorrt" for _, row in run.exported),
         ),
-        parity=run.parity,
+        parity=tuple(_without_folder(report, run.folder) for report in run.parity),
         drawing=_drawing(run),
         disagreements=_disagreements(run, progress),
         warnings=tuple(printable(line) for line in dict.fromkeys(run.warnings)),
@@ -252,9 +252,21 @@ def _budget(content: BudgetContent) -> Budget:
     )
 
 
+def _inside(file: Path, folder: Path) -> str:
+    """A file of the run within its folder: where that lies is nobody's business who gets the record."""
+    return printable(file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name)
+
+
+def _without_folder(report: ParityReport, folder: Path) -> ParityReport:
+    sides = {
+        name: side.model_copy(update={"model": _inside(Path(side.model), folder)})
+        for name, side in (("first", report.first), ("second", report.second))
+    }
+    return report.model_copy(update=sides)
+
+
 def _record(file: Path, folder: Path) -> FileRecord:
-    inside = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
-    return FileRecord(path=printable(inside), sha256=file_sha256(file), size_bytes=file.stat().st_size)
+    return FileRecord(path=_inside(file, folder), sha256=file_sha256(file), size_bytes=file.stat().st_size)
 
 
 def _file(run: FinishedRun, entry: ExportedFile, result: ResultRow) -> ExportedRecord:
@@ -267,7 +279,7 @@ def _file(run: FinishedRun, entry: ExportedFile, result: ResultRow) -> ExportedR
         step=entry.step,
         target=entry.target,
         file=_record(entry.file, run.folder),
-        result=result,
+        result=replace(result, model=_inside(Path(result.model), run.folder)),
         lint=None if is_float else lint_record(entry.file, entry.target),
         compiler=compiler,
         not_compiled=printable(reason),

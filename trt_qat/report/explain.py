@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trt_qat.report import numbers
-from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, weakest
+from trt_qat.report.layer_facts import Layer, Listed, Network, percent, standing_out, weakest
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
 from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
@@ -56,7 +56,8 @@ class Explanation:
         blocks = ["\n".join([section.title, *_indented(section.lines)]) for section in self.sections]
         tried = [line for number, remedy in enumerate(self.remedies, 1) for line in _remedy_lines(number, remedy)]
         compare = [f"One at a time; then: {self.compare}"] if self.compare else []
-        return "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried]), *compare])
+        text = "\n\n".join([*blocks, "\n".join(["What to try, in this order", *tried]), *compare])
+        return "\n".join(_printable(line) for line in text.split("\n"))
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object: a key per section, and ``try``."""
@@ -88,7 +89,8 @@ class Overview:
 
     def cells(self) -> list[tuple[str, ...]]:
         """Rows under :data:`HEADER`."""
-        return [(_label(row.layer), *_figures(row.layer), "; ".join(row.reasons)) for row in self.rows]
+        rows = [(_label(row.layer), *_figures(row.layer), "; ".join(row.reasons)) for row in self.rows]
+        return [tuple(map(_printable, row)) for row in rows]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object."""
@@ -114,7 +116,7 @@ def overview(record: RunRecord, run: Path, among: Sequence[Layer] | None = None)
     network = Network(record)
     rows = standing_out(network, among) or standing_out(network, network.layers)
     command = f"trt-qat explain {shlex.quote(str(run))} --layer {shlex.quote(rows[0].layer.name)}"
-    return Overview(rows, command)
+    return Overview(rows, _printable(command))
 
 
 def _label(layer: Layer) -> str:
@@ -123,13 +125,18 @@ def _label(layer: Layer) -> str:
 
 def _figures(layer: Layer) -> tuple[str, str]:
     share = layer.error_share
-    return numbers.decibels(layer.sqnr_db) if layer.group else "", "" if share is None else numbers.share(share)
+    return numbers.decibels(layer.sqnr_db) if layer.group else "", "" if share is None else percent(share)
 
 
 def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
     said = [*_wrapped(f"  {number}. {remedy.action}", 5), *_wrapped(f"     Why: {remedy.why}", 10)]
     said += _wrapped(f"     Brings: {remedy.expected}", 13)
     return said if remedy.command is None else [*said, f"     {remedy.command}"]  # whole, to be copied
+
+
+def _printable(line: str) -> str:
+    """Without what a terminal would obey: names come from a file."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
@@ -175,7 +182,7 @@ def _conv_line(conv: ConvRecord, all_macs: int) -> str:
         f"{conv.name}: {kind} {conv.kernel[0]}x{conv.kernel[1]}, "
         f"{conv.input_channels} → {conv.output_channels} channels, "
         f"{conv.macs / 1e6:.1f} M multiply-accumulates per image, "
-        f"{numbers.share(conv.macs / max(1, all_macs))} of all in INT8."
+        f"{percent(conv.macs / max(1, all_macs))} of all in INT8."
     )
 
 
@@ -194,7 +201,7 @@ def _range(layer: Layer) -> Section | None:
     if histogram is not None and layer.bulk is not None:
         lines += text_histogram(histogram, last.amax)
         lines.append(
-            f"{numbers.share(histogram.clipped)} clipped, {numbers.share(histogram.below_one_step)} round to zero; "
+            f"{percent(histogram.clipped)} clipped, {percent(histogram.below_one_step)} round to zero; "
             f"99.9 % lie within {layer.bulk:.3g} ({histogram.images} images, heights logarithmic)."
         )
         figures |= {"histogram": histogram.model_dump(mode="json"), "bulk": layer.bulk}
@@ -255,9 +262,7 @@ def _sensitivity(layer: Layer) -> Section | None:
     lines = []
     if group.error is not None:
         of_sum = (
-            ""
-            if share is None
-            else f", {numbers.share(share)} of all groups' sum, number {place} of {len(network.groups)}"
+            "" if share is None else f", {percent(share)} of all groups' sum, number {place} of {len(network.groups)}"
         )
         lines.append(f"Output error with this group alone in INT8: {group.error:.3g}{of_sum}.")
     if group.map50_95_drop is not None:

@@ -46,10 +46,10 @@ def megabytes(size_bytes: int) -> str:
 
 
 def share(value: float) -> str:
-    """A fraction in percent with two significant digits, ``0.013 %``, that no line break splits."""
+    """A fraction in percent with two significant digits, ``0.013 %``."""
     if 0 < value < 1e-5:
-        return "less than 0.001\u00a0%"
-    return f"{100 * value:.2g}\u00a0%" if value < 0.1 else f"{100 * value:.0f}\u00a0%"
+        return "less than 0.001 %"
+    return f"{100 * value:.2g} %" if value < 0.1 else f"{100 * value:.0f} %"
 
 
 def decibels(value: float | None) -> str:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,7 @@ def html_page(record: RunRecord) -> str:
     return environment.get_template("report.html.j2").render(style=style, **_values(record))
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("trt_qat.report"),
@@ -86,11 +88,12 @@ def _environment() -> Environment:
                 numbers.short,
                 numbers.signed,
             ),
-            *(numbers.share, numbers.target_name, numbers.thousands, file_label, layer_label),
+            *(numbers.target_name, numbers.thousands, file_label, layer_label),
         )
     }
     environment.filters |= {
         "json": lambda value: json.dumps(value, ensure_ascii=False),
+        "share": lambda value: numbers.share(value).replace(" ", "\u00a0"),  # no line break splits it in a table
         "range_at": _range_at,
         "when": _when,
         "sqnr_at": _sqnr_at,
