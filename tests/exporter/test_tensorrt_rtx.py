@@ -27,7 +27,7 @@ Files = dict[str, Path]
 
 @pytest.fixture(scope="module")
 def files(demo_int8: Model, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The shipped detector by precision, plain and in this form; those with FP16, of which constants are read, smaller."""
+    """The shipped detector by precision, plain and in this form; those in FP16, only read, smaller."""
     folder, small = tmp_path_factory.mktemp("rtx"), replace(demo_int8, imgsz=(160, 160))
 
     def make(precision: Precision, rtx: bool) -> Path:
