@@ -246,7 +246,7 @@ def watch(event, arguments):
             written.append(str(path))
     elif event in ("os.mkdir", "os.rename", "os.remove"):
         written.append(str(arguments[0]))
-model = trt_qat.load(sys.argv[1])
+model = trt_qat.load(sys.argv[1], imgsz=64)
 sys.dont_write_bytecode = True
 sys.addaudithook(watch)
 int8 = trt_qat.quantize(model, sys.argv[2], images=4, calibrator="percentile")

@@ -129,7 +129,11 @@ def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("locale", [{}, C_LOCALE], ids=["UTF-8", "C"])
+@pytest.mark.parametrize(
+    "locale",
+    # odd names in the usual locale are in tests/hostile as well
+    [pytest.param({}, id="UTF-8", marks=pytest.mark.slow), pytest.param(C_LOCALE, id="C")],
+)
 @pytest.mark.parametrize("name", ["biển báo".encode(), b"\xff\xfe"], ids=["Vietnamese", "not UTF-8"])
 def test_any_name_in_any_locale(place: Path, name: bytes, locale: dict[str, str]) -> None:
     folder = Path(os.fsdecode(name))

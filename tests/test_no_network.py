@@ -24,10 +24,10 @@ ALL_STAGES = """
 from pathlib import Path
 import trt_qat
 from trt_qat.demo.generate import generate_demo_set
-from trt_qat.demo.model import DETECTOR
+from trt_qat.demo.shipped import DETECTOR
 
 data = generate_demo_set(Path("set"), train=4, val=2)
-model = trt_qat.load(DETECTOR)
+model = trt_qat.load(DETECTOR, imgsz=64)  # small: what is watched does not depend on it
 trt_qat.export(model, "a.onnx", target="onnxruntime")
 trt_qat.export(model, "b.onnx", target="openvino")
 trt_qat.export(model, "c.onnx", target="ultralytics")

@@ -144,6 +144,7 @@ def test_a_ruinous_epoch_keeps_the_calibrated_network(demo_int8: Model, demo_set
         assert torch.equal(value, demo_int8.network.state_dict()[name])
 
 
+@pytest.mark.slow  # tests/test_api.py compares the mAP of a tuned and exported detector with that of the float one
 def test_a_gentle_epoch_keeps_what_the_detector_can(demo_int8: Model, demo_set: Path, tmp_path: Path) -> None:
     api.finetune(demo_int8, demo_set, tmp_path / "run", epochs=1)
     last, before = load(tmp_path / "run" / "last.safetensors"), weights(demo_int8)

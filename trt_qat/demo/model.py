@@ -12,7 +12,7 @@ from trt_qat.demo.generate import generate_demo_set
 from trt_qat.demo.shipped import DETECTOR
 from trt_qat.progress import SILENT, Progress
 
-_IMAGES = 64
+_IMAGES = 32
 
 
 def export_demo_model(out: Path, progress: Progress = SILENT) -> OnnxArtifact:
