@@ -131,6 +131,16 @@ def test_help_lists_the_shared_options(command: tuple[str, ...]) -> None:
     assert (short.exit_code, short.stderr, short.stdout) == (0, "", result.stdout)
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_command_knows_its_help_without_its_group(command: tuple[str, ...]) -> None:
+    """A test or a tool may be the first that makes its context, and click keeps the help option of that one."""
+    found: click.Command = cli
+    for word in command:
+        assert isinstance(found, click.Group)
+        found = found.commands[word]
+    assert found.context_settings["help_option_names"] == ["-h", "--help"]
+
+
 def test_every_option_has_a_help_text_and_every_command_a_short_one() -> None:
     for words in COMMANDS:
         command: click.Command = cli

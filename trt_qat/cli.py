@@ -225,7 +225,19 @@ def _data(function: Command) -> Command:
     )
 
 
-@click.group(context_settings=HELP)
+class _Command(click.Command):
+    """A command with both help options whoever makes its context; click keeps those of the first one that does."""
+
+    def __init__(self, *arguments: Any, **keys: Any) -> None:
+        super().__init__(*arguments, **{"context_settings": HELP, **keys})
+
+
+class _Group(click.Group):
+    command_class = _Command
+    group_class = type
+
+
+@click.group(cls=_Group, context_settings=HELP)
 @click.version_option(__version__, prog_name="trt-qat")
 def cli() -> None:
     """YOLOv8 checkpoint to INT8 TensorRT engine, accuracy measured on the exported file.
@@ -689,7 +701,7 @@ def demo(config: Config, out: Path) -> list[dict[str, Any]]:
     return _all_stages(config, DETECTOR, _demo_set(out / "data"), out / "result")
 
 
-@cli.command(context_settings=HELP)  # it is also called by itself: python -m trt_qat.infer
+@cli.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--model", type=FILE, help="*.plan, *.onnx, *.engine or OpenVINO folder [default: newest in engines/].")
 @click.option("--out", help="Annotated file, folder, or rtsp:// rtmp:// udp:// address [default: runs/infer].")
