@@ -120,6 +120,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, call in {
         "trt-qat": f"PYTHONPATH='{ROOT}' '{sys.executable}' -m trt_qat",
         "python": f"PYTHONPATH='{ROOT}' '{sys.executable}'",
+        "torchrun": f"PYTHONPATH='{ROOT}' '{sys.executable}' -m torch.distributed.run",
         "make": f"PYTHONPATH='{clone}' {make}",
     }.items():
         (folder / name).write_text(f'#!/bin/sh\n{call} "$@"\n', encoding="utf-8")
@@ -170,8 +171,8 @@ RUN = {
     "ptq.safetensors": ("ptq.safetensors",),
     "qat/best.safetensors": ("best.safetensors", "qat/best.safetensors"),
     "fp32.onnx": ("fp32.onnx", "fp32_640.onnx", "fp16.onnx"),
-    "qat.onnx": ("qat.onnx", "int8.onnx", "int8_640.onnx", "deployed.onnx", "other.onnx", "signs_int8.onnx"),
-    "qat_tensorrt.onnx": ("model.onnx", "signs.onnx"),
+    "qat.onnx": ("qat.onnx", "int8_640.onnx", "deployed.onnx", "other.onnx", "signs_int8.onnx"),
+    "qat_tensorrt.onnx": ("model.onnx", "signs.onnx", "int8.onnx"),
     "run.json": ("run.json",),
 }
 
