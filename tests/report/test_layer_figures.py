@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -21,8 +20,7 @@ def placement(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> Placement:
     model = calibrated()
     groups = model.placement.groups
     ranking = [GroupSensitivity(groups[1].name, groups[1].convs, 0.25, 0.01)]
-    some = [partial(lambda batch: batch, batch) for batch in batches[:2]]
-    return placement_record(calibrated(calibrator="max"), model, some, ranking)
+    return placement_record(calibrated(calibrator="max"), model, batches[:2], ranking)
 
 
 def test_every_group_has_its_figures_at_both_steps(placement: Placement, calibrated: Calibrated) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trt_qat.errors import ConsistencyError
-from trt_qat.report.compare import map_difference, points
-from trt_qat.report.layer_facts import Network
+from trt_qat.report.compare import paired_difference, points
 from trt_qat.report.numbers import fraction, number, signed, target_name
 from trt_qat.report.record import ExportedRecord, RunRecord
-from trt_qat.results import ResultRow
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class FileRow:
 
 def file_rows(record: RunRecord) -> tuple[FileRow, ...]:
     """All exported files, in their order."""
-    reference = Network(record).float_file
+    reference = record.float_file
     return tuple(_row(entry, reference) for entry in record.files)
 
 
@@ -52,8 +49,7 @@ def file_label(entry: ExportedRecord) -> str:
 
 def answer(record: RunRecord) -> str:
     """What INT8 costs and brings, in one line."""
-    network = Network(record)
-    int8, fp32 = network.int8_file, network.float_file
+    int8, fp32 = record.int8_file, record.float_file
     if int8 is None:
         return "This run has no INT8 file."
     said = f"INT8 for {target_name(int8.target)} reaches an mAP50-95 of {fraction(int8.result.map50_95)}"
@@ -76,15 +72,8 @@ def _row(entry: ExportedRecord, reference: ExportedRecord | None) -> FileRow:
     if reference is None or entry is reference:
         return FileRow(file_label(entry), entry, None, None)
     difference = points(reference.result, entry.result)
-    return FileRow(file_label(entry), entry, difference, _paired_interval(reference.result, entry.result))
-
-
-def _paired_interval(first: ResultRow, second: ResultRow) -> tuple[float, float] | None:
-    try:
-        found = map_difference(first, second)
-    except ConsistencyError:  # measured on other images: that is no pair
-        return None
-    return None if found is None else (found.low, found.high)
+    paired = paired_difference(reference.result, entry.result)
+    return FileRow(file_label(entry), entry, difference, None if paired is None else (paired.low, paired.high))
 
 
 def _difference(row: FileRow) -> str:

@@ -19,7 +19,7 @@ from trt_qat.checkpoint import Model
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, calibration_images
 from trt_qat.data.images import images_sha256
-from trt_qat.data.labelled import labelled_split
+from trt_qat.data.labelled import LabelledSplit, labelled_split
 from trt_qat.engine.gpu import gpu_names
 from trt_qat.errors import TrtQatError
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
@@ -41,6 +41,7 @@ from trt_qat.report.record import (
     Budget,
     CalibrationRecord,
     CalibratorTried,
+    Disagreements,
     EngineRecord,
     ExportedRecord,
     FileRecord,
@@ -53,6 +54,7 @@ from trt_qat.report.record import (
     StageRecord,
     Step,
 )
+from trt_qat.report.settings import changed_settings
 from trt_qat.report.training_curves import training_record
 from trt_qat.results import ResultRow
 from trt_qat.runtime.detector import Detector
@@ -109,11 +111,11 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
         ArtifactError, RunnerError: a file of the run is missing or cannot be run.
     """
     calibration = run.tuned.provenance.get("calibration") or run.calibrated.provenance["calibration"]
-    found = machine()
+    found, train = machine(), labelled_split(run.dataset, "train")
     return RunRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=repeated(run.weights, run.dataset.source, run.folder, run.config),
-        inputs=_inputs(run),
+        inputs=_inputs(run, train),
         settings=run.config.model_dump(mode="json"),
         seeds={"qat": run.config.qat.seed},
         versions=package_versions(),
@@ -122,7 +124,7 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
         calibration=calibration_record(Calibration.from_dict(calibration)),
         placement=_placement(run, progress),
         training=training_record(
-            run.folder / "qat", run.config.qat, _trained_on(run), run.tuned.provenance.get("training", {})
+            run.folder / "qat", run.config.qat, _trained_on(train, run.config), run.tuned.provenance.get("training", {})
         ),
         budget=None if run.budget is None else _budget(run.budget),
         files=tuple(_file(run, *entry) for entry in progress.over(run.exported, "compiling for the report")),
@@ -142,13 +144,8 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
 
 def repeated(weights: Path, data: Path, folder: Path, config: Config) -> str:
     """The call of `trt-qat run` that makes the same again, with what differs from the defaults as ``--set``."""
-    usual = Config().model_dump(mode="json")
-    changed = [
-        f"--set {shlex.quote(f'{section}.{key}={_as_yaml(value)}')}"
-        for section, keys in config.model_dump(mode="json").items()
-        for key, value in keys.items()
-        if value != usual[section][key]
-    ]
+    found = changed_settings(config.model_dump(mode="json"))
+    changed = [f"--set {shlex.quote(f'{setting.key}={_as_yaml(setting.value)}')}" for setting in found]
     paths = {"--weights": weights, "--data": data, "--out": folder}
     given = [f"{option} {shlex.quote(_shown(path))}" for option, path in paths.items()]
     return " ".join(["trt-qat run", *given, *changed])
@@ -168,7 +165,7 @@ def _shown(path: Path) -> str:
         return printable(path.name)
 
 
-def _inputs(run: FinishedRun) -> Inputs:
+def _inputs(run: FinishedRun, train: LabelledSplit) -> Inputs:
     dataset = run.dataset
     images = calibration_images(dataset, run.config.quantization.images)
     weights = FileRecord(path=printable(run.weights.name), sha256="", size_bytes=0)
@@ -182,8 +179,8 @@ def _inputs(run: FinishedRun) -> Inputs:
         weights=weights,
         data=printable(dataset.source.name),
         data_sha256=run.data_sha256,
-        train=_split(dataset, "train"),
-        val=_split(dataset, "val"),
+        train=_split(train, dataset.train),
+        val=_split(labelled_split(dataset, "val"), dataset.val),
         classes=tuple(printable(dataset.names[index]) for index in sorted(dataset.names)),
         calibration_images=len(images),
         calibration_sha256=images_sha256(images),
@@ -191,15 +188,12 @@ def _inputs(run: FinishedRun) -> Inputs:
     )
 
 
-def _split(dataset: Dataset, name: Any) -> SplitRecord:
-    split = labelled_split(dataset, name)
-    listed = len(dataset.train if name == "train" else dataset.val)
-    return SplitRecord(images=listed, left_out=printable(str(split.left_out)) if split.left_out else "")
+def _split(split: LabelledSplit, listed: Sequence[Path]) -> SplitRecord:
+    return SplitRecord(images=len(listed), left_out=printable(str(split.left_out)) if split.left_out else "")
 
 
-def _trained_on(run: FinishedRun) -> int:
-    images = len(labelled_split(run.dataset, "train").images)
-    return max(1, round(images * run.config.qat.fraction))
+def _trained_on(train: LabelledSplit, config: Config) -> int:
+    return max(1, round(len(train.images) * config.qat.fraction))
 
 
 def calibration_record(calibration: Calibration) -> CalibrationRecord:
@@ -227,7 +221,9 @@ def _placement(run: FinishedRun, progress: Progress) -> Placement:
     calibrated, tuned = run.calibrated.require_quantized(), run.tuned.require_quantized()
 
     def measure(batch: int) -> Placement:
-        return placement_record(calibrated, tuned, batches(images, run.tuned.imgsz, batch), run.ranking)
+        return placement_record(
+            calibrated, tuned, [make() for make in batches(images, run.tuned.imgsz, batch)], run.ranking
+        )
 
     return halving(measure, section.batch, "sensitivity.batch", progress)
 
@@ -297,7 +293,7 @@ def _named(run: FinishedRun, name: str) -> ExportedFile:
     return next(entry for entry, _ in run.exported if entry.name == name)
 
 
-def _disagreements(run: FinishedRun, progress: Progress) -> Any:
+def _disagreements(run: FinishedRun, progress: Progress) -> Disagreements:
     infer, runtime = run.config.infer, run.config.evaluation.runtime
     first, second = (_named(run, name) for name in ("fp32", run.deployed))
     open_detector = partial(Detector, section=infer, runtime=runtime)

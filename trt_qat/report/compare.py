@@ -68,6 +68,14 @@ def map_difference(first: ResultRow, second: ResultRow) -> MapDifference | None:
     return MapDifference(points(first, second), round(float(low), _DIGITS), round(float(high), _DIGITS))
 
 
+def paired_difference(first: ResultRow, second: ResultRow) -> MapDifference | None:
+    """:func:`map_difference`, None also where the two were measured on other images and are no pair."""
+    try:
+        return map_difference(first, second)
+    except ConsistencyError:
+        return None
+
+
 def _other_images(first: ResultRow, second: ResultRow, counts: str = "") -> str:
     return (
         f"'{first.model}' and '{second.model}' were measured on other images or labels{counts}. Evaluate both on the "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trt_qat.report import numbers
-from trt_qat.report.layer_facts import Layer, Listed, Network, percent, standing_out, weakest
+from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, weakest
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
 from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
@@ -125,7 +125,7 @@ def _label(layer: Layer) -> str:
 
 def _figures(layer: Layer) -> tuple[str, str]:
     share = layer.error_share
-    return numbers.decibels(layer.sqnr_db) if layer.group else "", "" if share is None else percent(share)
+    return numbers.decibels(layer.sqnr_db) if layer.group else "", "" if share is None else numbers.share(share)
 
 
 def _remedy_lines(number: int, remedy: Remedy) -> list[str]:
@@ -182,7 +182,7 @@ def _conv_line(conv: ConvRecord, all_macs: int) -> str:
         f"{conv.name}: {kind} {conv.kernel[0]}x{conv.kernel[1]}, "
         f"{conv.input_channels} → {conv.output_channels} channels, "
         f"{conv.macs / 1e6:.1f} M multiply-accumulates per image, "
-        f"{percent(conv.macs / max(1, all_macs))} of all in INT8."
+        f"{numbers.share(conv.macs / max(1, all_macs))} of all in INT8."
     )
 
 
@@ -201,7 +201,7 @@ def _range(layer: Layer) -> Section | None:
     if histogram is not None and layer.bulk is not None:
         lines += text_histogram(histogram, last.amax)
         lines.append(
-            f"{percent(histogram.clipped)} clipped, {percent(histogram.below_one_step)} round to zero; "
+            f"{numbers.share(histogram.clipped)} clipped, {numbers.share(histogram.below_one_step)} round to zero; "
             f"99.9 % lie within {layer.bulk:.3g} ({histogram.images} images, heights logarithmic)."
         )
         figures |= {"histogram": histogram.model_dump(mode="json"), "bulk": layer.bulk}
@@ -261,9 +261,8 @@ def _sensitivity(layer: Layer) -> Section | None:
     place = network.rank(layer, lambda entry: entry.error_share, lowest_first=False)
     lines = []
     if group.error is not None:
-        of_sum = (
-            "" if share is None else f", {percent(share)} of all groups' sum, number {place} of {len(network.groups)}"
-        )
+        of_all = f"all groups' sum, number {place} of {len(network.groups)}"
+        of_sum = "" if share is None else f", {numbers.share(share)} of {of_all}"
         lines.append(f"Output error with this group alone in INT8: {group.error:.3g}{of_sum}.")
     if group.map50_95_drop is not None:
         lines.append(f"mAP50-95 with this group alone in INT8: {-100 * group.map50_95_drop:+.2f} points.")

@@ -15,10 +15,10 @@ from itertools import accumulate
 from typing import Any, Final
 
 from trt_qat.config import Config
-from trt_qat.errors import ArtifactError, ConfigError, ConsistencyError
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.reading import shown_name
 from trt_qat.report import numbers
-from trt_qat.report.compare import map_difference
+from trt_qat.report.compare import paired_difference
 from trt_qat.report.record import (
     ConvRecord,
     ExportedRecord,
@@ -260,10 +260,7 @@ class Network:
         ours, theirs = self.int8_file, self.float_file
         if ours is None or theirs is None:
             return ""
-        try:
-            found = map_difference(theirs.result, ours.result)
-        except ConsistencyError:  # of other images
-            return ""
+        found = paired_difference(theirs.result, ours.result)
         return "" if found is None else f" (95 % of resamples {found.low:+.2f} to {found.high:+.2f})"
 
     def find(self, name: str) -> tuple[Layer, ...]:
@@ -358,7 +355,7 @@ def _reasons(layer: Layer) -> Iterable[str]:
     share = layer.error_share
     place = layer.network.rank(layer, lambda entry: entry.error_share, lowest_first=False)
     if share is not None and place is not None and (share >= LARGE_SHARE or place <= EXTREMES):
-        yield f"{percent(share)} of the summed output error"
+        yield f"{numbers.share(share)} of the summed output error"
     place = layer.network.rank(layer, lambda entry: entry.sqnr_db, lowest_first=True)
     if layer.sqnr_db is not None and place is not None and place <= EXTREMES:
         yield f"SQNR {layer.sqnr_db:.1f} dB, {weakest(place)}"
@@ -367,7 +364,7 @@ def _reasons(layer: Layer) -> Iterable[str]:
         if of_all is not None and of_all <= EXTREMES:
             yield f"weights of {conv.name}: {weight.sqnr_db:.1f} dB, {weakest(of_all)}"
     if layer.histogram is not None and layer.histogram.clipped >= CLIPPED:
-        yield f"{percent(layer.histogram.clipped)} of its values clipped"
+        yield f"{numbers.share(layer.histogram.clipped)} of its values clipped"
     if layer.lost_db >= LOST_DB:
         yield f"lost {layer.lost_db:.1f} dB in the fine-tuning"
     if abs(layer.drift) >= DRIFT:
@@ -378,8 +375,3 @@ def weakest(place: int) -> str:
     """``weakest``, ``2nd weakest`` ..."""
     ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
     return "weakest" if place == 1 else f"{place}{ending} weakest"
-
-
-def percent(share: float) -> str:
-    """As the page writes it, with a space that a terminal's reader can search for."""
-    return numbers.share(share).replace("\xa0", " ")

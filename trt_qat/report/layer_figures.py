@@ -18,7 +18,7 @@ from trt_qat.report.record import ConvRecord, FloatLayer, GroupRecord, Histogram
 from trt_qat.training.features.error_monitor import QuantizationNoise, measure_noise
 
 BINS = 96
-Batches = Sequence[Callable[[], Tensor]]
+Batches = Sequence[Tensor]
 Noises = Mapping[tuple[str, str], QuantizationNoise]  # by kind and layer
 
 
@@ -30,11 +30,11 @@ def placement_record(
     Args:
         calibrated: before the fine-tuning; it may have more groups.
         deployed: what is exported.
-        batches: each makes a float32 tensor of shape (n, 3, h, w) in [0, 1].
+        batches: each float32, shape (n, 3, h, w), in [0, 1].
         ranking: what each group of ``calibrated`` costs alone.
     """
     noise = {
-        step: {(entry.kind, entry.layer): entry for entry in measure_noise(model, _made(batches), model.amax())}
+        step: {(entry.kind, entry.layer): entry for entry in measure_noise(model, batches, model.amax())}
         for step, model in _steps(calibrated, deployed)
     }
     costs = {row.group: row for row in ranking}
@@ -42,7 +42,7 @@ def placement_record(
     spans = _spans(deployed.network, {**_keyed("quantizer", quantizers), **_keyed("conv", convs)}, batches)
     histograms = _histograms(deployed, spans, batches)
     reach = {name: max(map(abs, spans[f"conv {name}"])) for name in convs}
-    work = _convolutions(deployed, batches[0]()[:1], reach)
+    work = _convolutions(deployed, batches[0][:1], reach)
     groups = tuple(
         GroupRecord(
             name=group.name,
@@ -59,12 +59,8 @@ def placement_record(
     return Placement(weights=deployed.placement.weights, groups=groups, float_layers=left, measured_on=_images(batches))
 
 
-def _made(batches: Batches) -> Iterator[Tensor]:
-    return (make() for make in batches)
-
-
 def _images(batches: Batches) -> int:
-    return sum(len(batch) for batch in _made(batches))
+    return sum(len(batch) for batch in batches)
 
 
 def _steps(calibrated: QuantizedModel, deployed: QuantizedModel) -> tuple[tuple[Step, QuantizedModel], ...]:
@@ -160,7 +156,7 @@ def _watch(
     """Run the batches and show each module's input."""
     with _hooked({name: (module, lambda name, values, _: see(name, values)) for name, module in modules.items()}):
         network.eval()
-        for batch in _made(batches):
+        for batch in batches:
             network(batch)
 
 

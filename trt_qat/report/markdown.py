@@ -228,5 +228,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _settings(record: RunRecord) -> str:
-    rows = ((_text(row.key), _text(str(row.value)), _text(str(row.default))) for row in changed_settings(record))
+    rows = (
+        (_text(row.key), _text(str(row.value)), _text(str(row.default))) for row in changed_settings(record.settings)
+    )
     return _table(("setting that differs", "value", "default"), rows)

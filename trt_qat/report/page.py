@@ -22,7 +22,7 @@ from trt_qat.evaluation.parity_report import HEADER as PARITY_HEADER
 from trt_qat.report import charts, numbers
 from trt_qat.report.answer import answer, file_label, file_rows
 from trt_qat.report.drawing import drawn_network
-from trt_qat.report.layer_facts import Layer, Network, layer_label
+from trt_qat.report.layer_facts import Layer, layer_label
 from trt_qat.report.layers import anchors, worst_layers
 from trt_qat.report.pictures import pictures
 from trt_qat.report.record import ConvRecord, ExportedRecord, GroupRecord, KernelRecord, RunRecord, Step
@@ -129,7 +129,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "parity_header": PARITY_HEADER,
         "pictures": pictures(record),
         "sides": [_label_of(record, name) for name in (record.disagreements.first, record.disagreements.second)],
-        "changed": changed_settings(record),
+        "changed": changed_settings(record.settings),
         "settings_yaml": yaml.safe_dump(record.settings, sort_keys=False, allow_unicode=True),
         "written": [*(entry.file for entry in record.files), record.engine.file],
     }
@@ -138,8 +138,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
 
 def _accuracy(record: RunRecord) -> dict[str, Any]:
     compared = [entry for step in ("fp32", "ptq", "qat") if (entry := _of_step(record, step)) is not None]
-    network = Network(record)
-    fp32, int8 = network.float_file, network.int8_file
+    fp32, int8 = record.float_file, record.int8_file
     return {
         "compared": compared,
         "classes": list(_class_rows(compared)),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trt_qat.report import numbers
-from trt_qat.report.layer_facts import CLIPPED, LARGE_SHARE, LEVELS, LOST_DB, Layer, Network, percent, weakest
+from trt_qat.report.layer_facts import CLIPPED, LARGE_SHARE, LEVELS, LOST_DB, Layer, Network, weakest
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord
 
 FAR_RANGE: Final = 2.0
@@ -134,12 +134,12 @@ def _range_fits_badly(layer: Layer) -> str | None:
         used = max(1, round(LEVELS * layer.bulk / activation.amax))
         return (
             f"99.9 % of its values lie within {layer.bulk:.3g}, its range is {activation.amax:.3g}: they have {used} "
-            f"of {LEVELS} steps, and {percent(histogram.below_one_step)} round to zero."
+            f"of {LEVELS} steps, and {numbers.share(histogram.below_one_step)} round to zero."
         )
     if histogram.clipped >= CLIPPED:
         reach = max(abs(histogram.low), abs(histogram.high))
         return (
-            f"{percent(histogram.clipped)} of its values lie beyond its range of {activation.amax:.3g} "
+            f"{numbers.share(histogram.clipped)} of its values lie beyond its range of {activation.amax:.3g} "
             f"and are clipped; the largest is {reach:.3g}."
         )
     return None
@@ -234,7 +234,7 @@ def _unlike_members(layer: Layer, run: Path) -> Said | None:
         f"{max(1, round(LEVELS * reach / activation.amax))} of {LEVELS} steps; "
         f"{large[0].name} reads the large ones.",
         f"Leave {_listed([entry.name for entry in large])} float: the rest of the group then has its own range.",
-        f"up to {LEVELS} steps for {conv.name}; costs {percent(macs)} of the INT8 multiply-accumulates in "
+        f"up to {LEVELS} steps for {conv.name}; costs {numbers.share(macs)} of the INT8 multiply-accumulates in "
         f"{_float_type(layer.network)}.",
         _excluding(layer.network, [entry.name for entry in large]),
     )
@@ -246,9 +246,9 @@ def _leave_float(layer: Layer, run: Path) -> Said | None:
         return None
     drop = "" if group.map50_95_drop is None else f", and {100 * group.map50_95_drop:.2f} points of mAP50-95"
     return (
-        f"This group alone costs {percent(share)} of the summed output error{drop}.",
+        f"This group alone costs {numbers.share(share)} of the summed output error{drop}.",
         f"Leave it float ({_listed([conv.name for conv in group.convs])}).",
-        f"about those {percent(share)} back, as far as errors add; costs {percent(layer.macs_share)} of "
+        f"about those {numbers.share(share)} back, as far as errors add; costs {numbers.share(layer.macs_share)} of "
         f"the INT8 multiply-accumulates in {_float_type(layer.network)}.{_mixes_say(layer)}",
         _excluding(layer.network, [conv.name for conv in group.convs]),
     )
@@ -291,11 +291,11 @@ def _float_layer(layer: Layer, run: Path) -> Said | None:
     if not all_macs or macs < MUCH_FLOAT * all_macs:
         return None
     figures = (
-        f"It is float ({reason}) and {percent(macs / all_macs)} of the network's multiply-accumulates, in "
+        f"It is float ({reason}) and {numbers.share(macs / all_macs)} of the network's multiply-accumulates, in "
         f"{len(ours)} kernels that move {numbers.megabytes(_bytes(ours))} MB."
     )
     expected = (
-        f"{percent(macs / all_macs)} of the work in INT8; look at its sensitivity in that run before you keep it."
+        f"{numbers.share(macs / all_macs)} of the work in INT8; look at its sensitivity in that run before you keep it."
     )
     changed = _in_int8(network, layer.left_float.name, reason)
     return None if changed is None else (figures, "Put it to INT8.", expected, _again(network, changed))
@@ -372,9 +372,9 @@ def _leave_it(layer: Layer) -> Said:
         ranked = "" if place is None else f", {weakest(place)} of {len(layer.network.groups)}"
         parts.append(f"its SQNR is {layer.sqnr_db:.1f} dB{ranked}")
     if layer.error_share is not None:
-        parts.append(f"it costs {percent(layer.error_share)} of the summed output error")
+        parts.append(f"it costs {numbers.share(layer.error_share)} of the summed output error")
     if layer.histogram is not None:
-        parts.append(f"{percent(layer.histogram.clipped)} of its values are clipped")
+        parts.append(f"{numbers.share(layer.histogram.clipped)} of its values are clipped")
     said = "; ".join(parts) or "nothing that the run measured stands out"
     return f"{said[0].upper()}{said[1:]}.", "Leave it.", _what_is_left(layer.network), None
 
@@ -391,7 +391,7 @@ def _what_is_left(network: Network) -> str:
 def _why_float(layer: Layer) -> str:
     file = layer.network.float_file
     macs, whole = sum(kernel.macs for kernel in layer.kernels(file)), _compiled_macs(file)
-    work = f"{percent(macs / whole)} of the network's multiply-accumulates" if whole else "its work is not known"
+    work = f"{numbers.share(macs / whole)} of the network's multiply-accumulates" if whole else "its work is not known"
     reason = layer.left_float.reason if layer.left_float else ""
     return f"{work}{_ROLES.get(reason, '')}{_kept_mix(layer.network) if 'max_drop' in reason else ''}."
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from trt_qat.config import Config
-from trt_qat.report.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -20,17 +19,17 @@ class Changed:
     default: JsonValue
 
 
-def changed_settings(record: RunRecord) -> tuple[Changed, ...]:
+def changed_settings(settings: Mapping[str, JsonValue]) -> tuple[Changed, ...]:
     """Keys whose value is not the default of this version, in their order."""
     defaults = dict(_flat(Config().model_dump(mode="json")))
     return tuple(
         Changed(key, value, defaults.get(key))
-        for key, value in _flat(record.settings)
+        for key, value in _flat(settings)
         if key not in defaults or defaults[key] != value
     )
 
 
-def _flat(sections: dict[str, JsonValue]) -> Iterator[tuple[str, JsonValue]]:
+def _flat(sections: Mapping[str, JsonValue]) -> Iterator[tuple[str, JsonValue]]:
     for name, section in sections.items():
         if isinstance(section, dict):
             yield from ((f"{name}.{key}", value) for key, value in section.items())
