@@ -57,7 +57,7 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
-from trt_qat.results import AccuracyDetails, ResultRow
+from trt_qat.results import AccuracyDetails, Measure, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target
@@ -451,9 +451,11 @@ def evaluate(
         runners = [stack.enter_context(_open(model, section, runtime, device)) for model in models]
         labels = [str(model.source if isinstance(model, Model) else model) for model in models]
         accuracies: list[tuple[Accuracy, AccuracyDetails | None]] = []
+        measure: Measure = "mAP"
         for label, runner in zip(labels, runners, strict=True):
             dataset = _loaded(data, class_names(runner.metadata) or None)
             if not accuracies:
+                measure = "agreement" if dataset.labelled_by == "model" else "mAP"
                 note_leaks(dataset, progress)
             measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name, details)
             accuracies.append(halving(measured, section.batch, "evaluation.batch", progress))
@@ -474,6 +476,7 @@ def evaluate(
             left_out=accuracy.left_out,
             gpu_latency=gpu_latency,
             details=behind,
+            measure=measure,
         )
         for label, runner, (accuracy, behind), latency, gpu_latency in zip(
             labels, runners, accuracies, latencies, on_gpu, strict=True

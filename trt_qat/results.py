@@ -18,6 +18,7 @@ Milliseconds = Annotated[float, Field(ge=0)]
 OutputError = Annotated[float, Field(ge=-1e-3)]  # rounding takes a zero slightly below it
 Text = Annotated[str, Field(min_length=1)]
 CURVE_POINTS: Final = 101
+Measure = Literal["mAP", "agreement"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,10 @@ class AccuracyDetails:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One measured model. mAP as fractions (0.418), never percent; ``images`` counts those that were measured."""
+    """One measured model. mAP as fractions (0.418), never percent; ``images`` counts those that were measured.
+
+    ``measure`` is "agreement" where the labels are the FP32 model's own detections: counted as mAP is, never called so.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -166,14 +170,15 @@ class ResultRow:
     left_out: LeftOut | None = None
     gpu_latency: GpuLatency | None = None
     details: AccuracyDetails | None = None
+    measure: Measure = "mAP"
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of the documented ``--json`` contract.
 
         ``left_out`` is there where images were left out, ``gpu_latency`` where a GPU was timed, ``details`` where they
-        were asked for.
+        were asked for, ``measure`` where it is not mAP.
         """
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        return {k: v for k, v in asdict(self).items() if v is not None and (k, v) != ("measure", "mAP")}
 
 
 class ResultRows(FileModel):

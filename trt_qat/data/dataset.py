@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from trt_qat.data.images import evenly_spaced
 from trt_qat.errors import DatasetError
@@ -25,6 +25,7 @@ _KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 _CLASS_ID = re.compile(r"\d{1,9}$", re.ASCII)
 _LONGEST_NAME = 200
 _MANY = 10**18  # what a message can print
+LabelledBy = Literal["people", "model"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Dataset:
         train: sorted absolute image files.
         val: sorted absolute image files; equal to ``train`` if the dataset has one split only.
         names: class id to name, ids 0 to n - 1.
+        labelled_by: "model" where the labels are what the FP32 model itself detected (``labelled_by: model`` in the
+            data.yaml): what is measured against them is agreement with that model, never mAP.
     """
 
     source: Path
     train: tuple[Path, ...]
     val: tuple[Path, ...]
     names: Mapping[int, str]
+    labelled_by: LabelledBy = "people"
 
 
 def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
@@ -133,7 +137,15 @@ def _from_yaml(path: Path, names: Mapping[int, str] | None) -> Dataset:
         entries.get("train") or entries["val"],
         entries.get("val") or entries["train"],
         _yaml_names(path, content, names),
+        _labelled_by(path, content.get("labelled_by", "people")),
     )
+
+
+def _labelled_by(path: Path, value: Any) -> LabelledBy:
+    for known in get_args(LabelledBy):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    raise DatasetError(f"'labelled_by: {shortened(value)}' in '{path}' must be people or model.")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -236,12 +248,15 @@ def _layout_splits(images: Path) -> tuple[list[Path], list[Path]]:
     return train or val, val or train
 
 
-def _assemble(source: Path, train: Sequence[Path], val: Sequence[Path], names: dict[int, str]) -> Dataset:
+def _assemble(
+    source: Path, train: Sequence[Path], val: Sequence[Path], names: dict[int, str], labelled_by: LabelledBy = "people"
+) -> Dataset:
     return Dataset(
         source=source,
         train=_images(train, "train", source),
         val=_images(val, "val", source),
         names=names,
+        labelled_by=labelled_by,
     )
 
 
