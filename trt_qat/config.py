@@ -140,9 +140,13 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where the stages keep what they need again."""
+    """Where the stages keep what they need again, and how images and videos without labels become a dataset."""
 
     calibration_cache: str = "calib"
+    frames: int = Field(default=512, ge=1)
+    difference: float = Field(default=3.0, ge=0, le=255)
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+    label_conf: float = Field(default=0.25, ge=0, lt=1)
 
 
 class TrainSection(Section):
