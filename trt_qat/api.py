@@ -183,10 +183,10 @@ def sensitivity(
     """Rank the scale groups of a calibrated model by what INT8 costs in each alone.
 
     Args:
-        evaluation: how mAP is measured, where ``sensitivity.metric`` asks for it.
+        evaluation: how mAP or agreement is measured, where ``sensitivity.metric`` asks for it.
         done: what was measured before, which is not measured again.
         keep: told all that is measured after each group.
-        settings: keys of the ``sensitivity`` section, e.g. ``metric="map"``.
+        settings: keys of the ``sensitivity`` section, e.g. ``metric="drop"``.
 
     Raises:
         QuantizationError: the model is float.
@@ -291,7 +291,7 @@ def keep_budget(
     Args:
         start: the calibrated model that fine-tuning started from.
         tuned: what :func:`finetune` returned.
-        max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
+        max_drop: the budget in points of mAP50-95, or of agreement (0.2 is 0.002 as a fraction).
         ranking: on how many images the layers are ranked.
 
     Raises:
@@ -311,7 +311,7 @@ def keep_budget(
         images = calibration_images(dataset, section.images)
         measure = ExportedMeasure(tuned, dataset, export or ExportSection(), evaluation, Path(folder), progress)
         inputs = (make() for make in batches(images, start.imgsz, section.batch))
-        return keep_budget_by(start, tuned, max_drop, measure, inputs, progress)
+        return keep_budget_by(start, tuned, max_drop, measure, inputs, progress, of=dataset.measure)
 
 
 def advise(
@@ -334,11 +334,11 @@ def advise(
 
     Args:
         model: calibrated, with scales per channel.
-        data: its val split is what mAP is measured on; None measures none.
+        data: its val split is what mAP or agreement is measured on; None measures none.
         out: folder for the ONNX file of every form.
         gpu: a key of :data:`trt_qat.engine.roofline.GPUS`, e.g. "rtx4090".
         batch: images per inference.
-        max_drop: what INT8 may cost, mAP points; None recommends at any price.
+        max_drop: what INT8 may cost, points of mAP50-95 (or agreement); None recommends at any price.
         mixes: how many the compiler judges at most.
         ranking: on how many images groups are ranked, should the cheapest mix cost more than ``max_drop``.
 
@@ -373,7 +373,8 @@ def advise(
         found = rank_candidates(calibrated.require_quantized(), inputs, calibrated.imgsz, progress)
         return [candidate.sensitivity.group for candidate in found]
 
-    adviser = Adviser(model, folder, None if dataset is None else accuracy, rank, progress)
+    measure: Measure = "mAP" if dataset is None else dataset.measure
+    adviser = Adviser(model, folder, None if dataset is None else accuracy, rank, progress, measure=measure)
     return adviser.advise(card, batch, max_drop, mixes)
 
 
@@ -449,7 +450,7 @@ def evaluate(
     progress: Progress = SILENT,
     **settings: Any,
 ) -> list[ResultRow]:
-    """mAP, latency and size of each model, on the dataset's val split. Latency is interleaved over all of them.
+    """mAP (or agreement), latency and size of each model, on the dataset's val split; latency interleaved over all.
 
     Args:
         models: ``*.onnx``, ``*.plan``, OpenVINO folders, checkpoints, or models in memory.
@@ -458,7 +459,7 @@ def evaluate(
             ``models``.
         footage: how such images and videos become a dataset.
         device: of models that run on PyTorch.
-        details: also what stands behind each mAP; that takes seconds more.
+        details: also what stands behind each figure; that takes seconds more.
         settings: keys of the ``evaluation`` section, e.g. ``threads=1``.
 
     Raises:
@@ -487,7 +488,7 @@ def evaluate(
         for label, runner in zip(labels, runners, strict=True):
             dataset = labelled_dataset(data, class_names(runner.metadata) or None)
             if not accuracies:
-                measure = "agreement" if dataset.labelled_by == "model" else "mAP"
+                measure = dataset.measure
                 note_leaks(dataset, progress)
             measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name, details)
             accuracies.append(halving(measured, section.batch, "evaluation.batch", progress))
@@ -537,11 +538,11 @@ def parity(
     Args:
         first: ``*.onnx``, ``*.plan``, an OpenVINO folder, a checkpoint (float or fake-quantized), or a model in memory.
         second: likewise.
-        data: images of the val split are taken, evenly spaced; labels are needed for mAP only.
+        data: images of the val split are taken, evenly spaced; labels are needed for mAP or agreement only.
         runtimes: of either; None lets the file decide, as :func:`evaluate` does.
         imgsz: side or (height, width) of the input that checkpoints are run at; None is their own.
         bisect: also look for the first layer that differs, on the images where the two differ most.
-        evaluation: the runtime of ``*.onnx``, how mAP is measured, and images per forward pass.
+        evaluation: the runtime of ``*.onnx``, how mAP or agreement is measured, and images per forward pass.
         infer: what counts as a detection.
         footage: how images and videos without labels become a dataset; the first float one of the two labels them.
         device: where a checkpoint computes: "auto", "cpu", "cuda", "cuda:N".

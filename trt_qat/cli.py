@@ -40,7 +40,7 @@ from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
 from trt_qat.redact import redacted_message
 from trt_qat.registry import DEPLOYMENTS, RUNTIMES, TARGETS
-from trt_qat.results import ResultRow
+from trt_qat.results import NO_ACCURACY, NOT_ONE, Measure, ResultRow
 
 if TYPE_CHECKING:
     import rich.progress
@@ -329,7 +329,7 @@ def sensitivity(
         from trt_qat import pipeline  # seconds: torch and its friends
 
         ranking, content = pipeline.sensitivity(weights, data, out, config, bars)
-    _print_sensitivity(ranking.rows)
+    _print_sensitivity(ranking.rows, content.get("measure", "mAP"))
     click.echo(f"Ranking: {out}\nChart: {out.with_suffix('.png')}")
     click.echo(
         f"What to do about the first, after `trt-qat run`: trt-qat explain RUN --layer {ranking.rows[0].convs[0]}"
@@ -353,9 +353,9 @@ def qat(
     Starts from a calibrated checkpoint; float weights are calibrated first. Beside the checkpoints OUT gets
     results.csv, quantization_error.csv (SQNR and drift per layer), TensorBoard's event file and resume.pt.
 
-    With --max-drop, the fewest layers are left float that keep mAP50-95 within so many points of the float model,
-    measured on exported files (OUT/mixed_precision.json says which and what they cost; OUT/best_int8.safetensors has
-    none left float); exit code 3 if none do.
+    With --max-drop, the fewest layers are left float that keep mAP50-95 (or agreement, where the FP32 model made the
+    labels) within so many points of the float model, measured on exported files (OUT/mixed_precision.json says which
+    and what they cost; OUT/best_int8.safetensors has none left float); exit code 3 if none do.
     """
     if epochs is not None:
         config = config.with_values("qat", epochs=epochs)
@@ -477,10 +477,14 @@ def targets(config: Config) -> list[dict[str, Any]]:
 
 @cli.command()
 @_weights
-@functools.partial(_data_option, text=f"{_ANY_DATA} Without it no mAP, and files only to look at.", required=False)
+@functools.partial(_data_option, text=f"{_ANY_DATA} Without it no accuracy, and files only to look at.", required=False)
 @click.option("--gpu", required=True, metavar="NAME", help="E.g. rtx4090; docs/compiler.md lists them.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="What INT8 may cost, mAP points [default: any].")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="What INT8 may cost, points of mAP50-95 or of agreement [default: any].",
+)
 @click.option("--mixes", type=click.IntRange(min=3), default=40, show_default=True, help="Mixes to compile at most.")
 @click.option("--out", type=FILE, required=True, help="Folder for the ONNX file of every form and advice.json.")
 @_command
@@ -497,14 +501,23 @@ def advise(
     """FP16, INT8 or a mix on this RTX GPU? Needs no GPU.
 
     TensorRT-RTX compiles each form; its kernels and bytes are counted, milliseconds ESTIMATED from the GPU's published
-    rates, and mAP is measured on the file itself. The mix leaves in FP16 what INT8 would make slower. Float weights are
-    calibrated first.
+    rates, and accuracy is measured on the file itself. The mix leaves in FP16 what INT8 would make slower. Float
+    weights are calibrated first.
     """
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
         advice, file = pipeline.advise(weights, data, out, config, gpu, batch, max_drop, mixes, bars)
-    header = ("form", "kernels", "activations, MB", "weights, MB", "estimated ms", "mAP50-95", "in INT8", "")
+    header = (
+        "form",
+        "kernels",
+        "activations, MB",
+        "weights, MB",
+        "estimated ms",
+        f"{advice.measure}50-95",
+        "in INT8",
+        "",
+    )
     _print_table(header, [_advice_row(advice, form) for form in advice.forms])
     click.echo(f"{advice.sentence}\nEstimates from published rates; nothing was run on a GPU.\nAdvice: {file}")
     return advice.as_dict()
@@ -550,7 +563,7 @@ def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -
 @click.option(
     "--labels-from", type=FILE, help="Float model that labels --data without labels [default: the first of MODELS]."
 )
-@click.option("--details", is_flag=True, help="Also what stands behind each mAP, into --json: compare needs it.")
+@click.option("--details", is_flag=True, help="Also what stands behind each figure, into --json: compare needs it.")
 @_command
 def evaluate(
     config: Config,
@@ -592,11 +605,11 @@ def evaluate(
     "--model", "models", multiple=True, metavar="NAME[=NAME]", help="Of A, and of B if it is another; repeatable."
 )
 @click.option(
-    "--max-map-drop",
+    "--max-drop",
     type=click.FloatRange(min=0),
     default=0.5,
     show_default=True,
-    help="How much worse B may be, points of mAP50-95.",
+    help="How much worse B may be, points of mAP50-95 or of agreement.",
 )
 @click.option(
     "--max-latency-ratio",
@@ -609,19 +622,19 @@ def compare(
     first: Path,
     second: Path,
     models: tuple[str, ...],
-    max_map_drop: float,
+    max_drop: float,
     max_latency_ratio: float | None,
 ) -> dict[str, Any]:
     """Is B worse than A, and by more than chance?
 
     A and B are folders of `trt-qat run`, their run.json, or files of `trt-qat evaluate --details --json`. The exit code
-    is 1 if the mAP of a model in B is lower than in A by more than --max-map-drop, chance or not, or its latency above
-    --max-latency-ratio.
+    is 1 if the mAP (or agreement) of a model in B is lower than in A by more than --max-drop, chance or not, or its
+    latency above --max-latency-ratio. An agreement beside an mAP is refused.
     """
     from trt_qat.report.compare import Tolerance
     from trt_qat.report.compare import compare as compare_files
 
-    found = compare_files(first, second, Tolerance(max_map_drop, max_latency_ratio), models)
+    found = compare_files(first, second, Tolerance(max_drop, max_latency_ratio), models)
     for line in found.lines():
         click.echo(line)
     if found.worse:
@@ -651,8 +664,8 @@ def parity(
     """Do A and B compute the same?
 
     A and B are *.onnx, *.plan, *_openvino_model, or checkpoints (PyTorch, fake-quantized if calibrated); one file on
-    two runtimes is A, A again and --runtime-b. Their outputs, detections and mAP are compared on images of the val
-    split of --data; the exit code is 1 if a threshold of the section parity is not met.
+    two runtimes is A, A again and --runtime-b. Their outputs, detections and mAP (or agreement) are compared on images
+    of the val split of --data; the exit code is 1 if a threshold of the section parity is not met.
     """
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
@@ -675,7 +688,7 @@ def parity(
     if report.broken:
         _say_error(f"Parity is broken: {report.summary()}")
         _exit_at_end(1)
-    return report.model_dump(mode="json")
+    return report.as_dict()
 
 
 @cli.command()
@@ -1196,13 +1209,16 @@ def _print_inferred(done: Inferred, on_stderr: bool) -> None:
 
 
 def _print_rows(rows: Sequence[ResultRow]) -> None:
-    from trt_qat.evaluation.report import HEADER, cells
+    from trt_qat.evaluation.report import cells, header
 
-    _print_table(HEADER, [cells(row) for row in rows])
+    measure = rows[0].measure
+    _print_table(header(measure), [cells(row) for row in rows])
+    if measure == "agreement":
+        click.echo(f"{NO_ACCURACY}\n{NOT_ONE}")
 
 
-def _print_sensitivity(rows: Sequence[GroupSensitivity]) -> None:
-    header = ("worst groups alone in INT8", "output error", "mAP50-95 drop, points")
+def _print_sensitivity(rows: Sequence[GroupSensitivity], measure: Measure) -> None:
+    header = ("worst groups alone in INT8", "output error", f"{measure}50-95 drop, points")
     _print_table(
         header,
         [
@@ -1233,8 +1249,9 @@ def _print_budget(budget: Budget, folder: Path) -> Path:
     _print_table(header, rows)
     click.echo(f"{said}\nMixed precision: {folder / REPORT}")
     if not budget.met:
+        measure, points = budget.report.get("measure", "mAP"), budget.report["max_drop_points"]
         _say_error(
-            f"No mix keeps mAP50-95 within {budget.report['max_drop_points']:g} points of the float model; "
+            f"No mix keeps {measure}50-95 within {points:g} points of the float model; "
             f"'{folder / 'best.safetensors'}' is the most accurate one. Raise qat.max_drop or fine-tune longer."
         )
         _exit_at_end(3)
@@ -1252,7 +1269,7 @@ def _advice_row(advice: Advice, form: Form) -> tuple[str, ...]:
         f"{form.ms:.3f}",
         "" if form.map50_95 is None else f"{form.map50_95:.4f}",
         f"{len(form.int8_groups)} of {groups} groups" if form.int8_groups else "",
-        recommended if advice.keeps_accuracy(form) else "costs too much mAP",
+        recommended if advice.keeps_accuracy(form) else f"costs too much {advice.measure}",
     )
 
 

@@ -118,7 +118,7 @@ def sensitivity(
             device=config.model.device,
             progress=progress,
         )
-        draw_sensitivity(ranking.rows, out.with_suffix(".png"))
+        draw_sensitivity(ranking.rows, out.with_suffix(".png"), dataset.measure)
         return ranking, file.write(ranking)
 
 

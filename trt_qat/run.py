@@ -305,7 +305,7 @@ class _Run:
         return EngineArtifact(plan, sidecar, read_sidecar(plan).flavor)
 
     def evaluated(self, exported: Sequence[ExportedFile]) -> Path:
-        """mAP, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
+        """Accuracy, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
         file, section = self.out / "result.json", self.config.evaluation
         files = [entry.file for entry in exported]
 

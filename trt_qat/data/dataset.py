@@ -18,6 +18,7 @@ from trt_qat.data.images import evenly_spaced
 from trt_qat.errors import DatasetError
 from trt_qat.limits import CLASSES, LIST_MEGABYTES, LISTED_FILES
 from trt_qat.reading import file_name, read_bytes, read_yaml, shortened
+from trt_qat.results import Measure
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -48,6 +49,11 @@ class Dataset:
     names: Mapping[int, str]
     labelled_by: LabelledBy = "people"
     weights_sha256: str = ""
+
+    @property
+    def measure(self) -> Measure:
+        """What counting detections against its labels gives."""
+        return "agreement" if self.labelled_by == "model" else "mAP"
 
 
 def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
