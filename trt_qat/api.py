@@ -258,7 +258,9 @@ def finetune(
     computes_on = torch_device(device)
     section = (section or QatSection()).replace(**settings)
     check_features(section, model)
-    with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
+    with given_dataset(
+        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
+    ) as dataset:
         check_trainable_dataset(model, dataset)
     order: list[str] = []
     if section.progressive == "sensitivity":
@@ -684,6 +686,7 @@ def footage_for(
     section: DataSection | None = None,
     evaluation: EvaluationSection | None = None,
     labels: bool = True,
+    to_train: bool = False,
     sized: Callable[[Model, Dataset], Model] | None = None,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -692,6 +695,7 @@ def footage_for(
 
     Args:
         labels: whether its labels are needed.
+        to_train: whether it must be one that can be fine-tuned on.
         sized: the model at the size that it runs at on such a dataset; None is its own.
 
     Raises:
@@ -710,7 +714,8 @@ def footage_for(
     size = f"{'auto ' if sized else ''}{list(model.imgsz)}"
     labeller = Labeller(model.source.name, model.weights_sha256, size, opened) if labels else None
     section, evaluation = section or DataSection(), evaluation or EvaluationSection()
-    return Making(footage, folder, model.names, labeller, section, evaluation, progress)
+    check = partial(check_trainable_dataset, model) if to_train else None
+    return Making(footage, folder, model.names, labeller, section, evaluation, progress, check)
 
 
 def dataset_for(model: Model, data: Data) -> Dataset:
