@@ -510,7 +510,7 @@ def test_run_on_a_video_measures_agreement_and_reuses_its_frames() -> None:
     write_street_clip(Path("street.mp4"), frames=40)
     command = ("run", "--weights", WEIGHTS, "--data", "street.mp4", "--config", "quick.yaml", "--out", "driven")
     said = _succeed(*command)
-    assert said.startswith("Footage in 'driven/footage': 10 images to train on, 3 held out; 13 of 13 differing frames")
+    assert said.startswith("Footage in 'driven/footage': 10 images, and 3 held out; 13 of 13 differing frames")
     rows = _json("driven/result.json")
     assert {(row["measure"], row["images"]) for row in rows} == {("agreement", 3)}
     assert _reused(_succeed(*command)) == STAGES | {"the footage: data.yaml, footage.json"}

@@ -11,6 +11,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -652,7 +653,8 @@ def label(
     tune_cpu()
     section = (section or DataSection()).replace(**settings)
     if footage_in(data) is None:
-        raise DatasetError("Only images and videos without labels are labelled; a dataset with labels was given.")
+        source = labelled_dataset(data, model.names).source  # which says what is wrong with it
+        raise DatasetError(f"'{source}' has labels. Images and videos without labels are labelled.")
     with given_dataset(
         model, data, folder=Path(out), section=section, evaluation=evaluation, device=device, progress=progress
     ) as dataset:
@@ -675,7 +677,7 @@ def given_dataset(
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory())) / FOOTAGE
         making = footage_for(model, data, folder or temporary, progress=progress, **how)
-        yield dataset_for(model, data) if making is None else making.dataset(shared=folder is not None)
+        yield dataset_for(model, data) if making is None else replace(making, kept=folder is not None).dataset()
 
 
 def footage_for(
@@ -817,7 +819,7 @@ def _labelled_by(
         labeller = Labeller(file.name, sha256, str(runner.input_shape), lambda train: nullcontext(runner))
     with tempfile.TemporaryDirectory() as folder:
         out, section = Path(folder) / FOOTAGE, section or DataSection()
-        yield Making(footage, out, names, labeller, section, evaluation, progress).dataset(shared=False)
+        yield Making(footage, out, names, labeller, section, evaluation, progress, kept=False).dataset()
 
 
 @contextmanager

@@ -69,9 +69,11 @@ def given(
 def label(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> Dataset:
     """Images and videos as a dataset in ``out`` whose labels are what the float weights detect."""
     with locked(out.absolute().parent, out.name):
-        making = footage_of(load(weights, config.model.fixed_imgsz), data, out, config, progress)
+        model = load(weights, config.model.fixed_imgsz)
+        making = footage_of(model, data, out, config, progress)
         if making is None:
-            raise DatasetError("--data is a dataset with labels; images and videos without labels are labelled.")
+            source = api.labelled_dataset(data, model.names).source  # which says what is wrong with it
+            raise DatasetError(f"'{source}' has labels. Images and videos without labels are labelled.")
         return making.dataset()
 
 

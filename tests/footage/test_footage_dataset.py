@@ -17,13 +17,14 @@ from clips import write_clip
 import trt_qat
 from trt_qat import api
 from trt_qat.checkpoint import Model
-from trt_qat.config import DataSection
+from trt_qat.config import Config, DataSection
 from trt_qat.data.dataset import Dataset, label_path, load_dataset
 from trt_qat.data.labels import read_labels
 from trt_qat.demo.clip import street_clip
 from trt_qat.errors import ArtifactError, DatasetError
-from trt_qat.footage.dataset import FILE
-from trt_qat.progress import Noting, Silent
+from trt_qat.footage.dataset import FILE, Making
+from trt_qat.footage.named import footage_in
+from trt_qat.progress import SILENT, Noting, Silent
 
 SIZE_WH = (320, 192)
 
@@ -104,7 +105,7 @@ def test_the_users_images_are_linked_and_stay_as_they_are(images: Path, small: M
     linked = [file.readlink() for file in (*dataset.train, *dataset.val)]
     assert linked == sorted(images.iterdir())
     assert len(dataset.val) == 1
-    assert "5 images to train on, 1 held out" in lines[0]
+    assert "5 images, and 1 held out" in lines[0]
     assert f"1 left out: Image '{images / 'broken.jpg'}' is not an image" in lines[0]
 
 
@@ -131,7 +132,7 @@ def test_only_its_own_folder_is_replaced(images: Path, small: Model, tmp_path: P
 def test_what_cannot_be_labelled_is_said_in_one_line(
     images: Path, small: Model, demo_set: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DatasetError, match="a dataset with labels was given"):
+    with pytest.raises(DatasetError, match=r"data\.yaml' has labels\. Images and videos without"):
         trt_qat.label(small, demo_set, tmp_path / "footage")
     with pytest.raises(DatasetError, match="is fine-tuned and cannot label images"):
         trt_qat.label(replace(small, stage="qat"), images, tmp_path / "footage")
@@ -142,6 +143,15 @@ def test_what_cannot_be_labelled_is_said_in_one_line(
     with pytest.raises(DatasetError, match=r"No image of '.*bad' can be read: Image '.*x\.png' is not an image"):
         trt_qat.label(small, tmp_path / "bad", tmp_path / "footage")
     assert not (tmp_path / "footage").exists()
+
+
+def test_of_sources_with_few_images_the_last_of_all_are_held_out(images: Path, street: Path, tmp_path: Path) -> None:
+    footage = footage_in([*sorted(images.iterdir())[:3], street])
+    assert footage is not None
+    section = DataSection(frames=3, difference=1.0)
+    made = Making(footage, tmp_path / "footage", {0: "x"}, None, section, Config().evaluation, SILENT).dataset()
+    assert (len(made.train), [file.name[:13] for file in made.val]) == (5, ["000005_street"])
+    assert read_labels(label_path(made.val[0]), 1).boxes_cxcywh.shape == (0, 4)
 
 
 def test_what_cannot_be_trained_on_is_said_before_the_time(images: Path, small: Model, tmp_path: Path) -> None:

@@ -73,8 +73,9 @@ def test_a_dataset(place: Path, data: str) -> None:
         ("nothing", "Folder 'nothing' holds neither a data.yaml nor a folder images/, and no images and no videos"),
         (["drive", "two.yaml"], "'two.yaml' is no image or video, and one of 2 that are given"),
         (["drive", "none"], "'none' is no image or video, and one of 2"),
-        (["drive", "0"], "'0' is no image or video"),
-        (["drive", "rtsp://user:secret@camera/1"], "'rtsp://***@camera/1' is no image or video"),
+        (["drive", "0"], "'0' is live or on the network"),
+        ("/dev/video0", "'/dev/video0' is live or on the network"),
+        ("rtsp://user:secret@camera/1", "'rtsp://***@camera/1' is live or on the network"),
     ],
 )
 def test_what_is_neither_is_said_in_one_line(place: Path, data: str | list[str], said: str) -> None:

@@ -95,6 +95,7 @@ class Making:
         section: which frames, how many are held out, which detections count.
         evaluation: how detections are suppressed.
         check: refuses a dataset that is of no use, before it takes its place.
+        kept: whether the folder stays, and all processes of a job share it: then the main one makes it.
     """
 
     footage: Footage
@@ -105,6 +106,7 @@ class Making:
     evaluation: EvaluationSection
     progress: Progress
     check: Callable[[Dataset], object] | None = None
+    kept: bool = True
 
     @cached_property
     def key(self) -> str:
@@ -146,19 +148,16 @@ class Making:
         _check_replaceable(self.out)
         _make(self)
 
-    def dataset(self, *, shared: bool = True) -> Dataset:
-        """The dataset, made if it is not there.
-
-        Args:
-            shared: whether the processes of a job share the folder: then the main one makes it, and the others wait.
-        """
-        if distributed.is_main() or not shared:
+    def dataset(self) -> Dataset:
+        """The dataset, made if it is not there; one that is not kept is called as its footage was given."""
+        if distributed.is_main() or not self.kept:
             if self.is_made():
                 self.progress.note(f"Reusing the footage: {self.out / DATA}.")
             else:
                 self.make()
-        if shared:
-            distributed.barrier()
+        if not self.kept:
+            return replace(load_dataset(self.out / DATA), source=Path(self.footage.shown))
+        distributed.barrier()
         return load_dataset(self.out / DATA)
 
 
@@ -200,7 +199,7 @@ def _make(making: Making) -> None:
         )
         write_json(folder / FILE, content.model_dump(mode="json"))
         if making.check is not None:
-            making.check(replace(load_dataset(folder / DATA), source=making.out / DATA))
+            making.check(replace(load_dataset(folder / DATA), source=Path(making.footage.shown)))
     _tell(making, content, {split: len(there[split]) for split in _SPLITS})
 
 
@@ -246,6 +245,11 @@ def _written_images(
             number += 1
     if not written["train"]:
         raise DatasetError(f"No frame of '{making.footage.shown}' can be read: {(*left_out, 'there is none.')[0]}")
+    if not written["val"]:  # of sources with few images each the last of all are held out
+        there = len(written["train"])
+        for image in written["train"][there - held_out_count(there, share) :]:
+            written["train"].remove(image)
+            written["val"].append(image.rename(folder / "images" / "val" / image.name))
     return written
 
 
@@ -285,7 +289,8 @@ def _settings(section: DataSection) -> dict[str, Any]:
 
 def _tell(making: Making, content: FootageFile, counts: Mapping[str, int]) -> None:
     """In one line what there is now."""
-    parts = [f"{counts['train']} images to train on, {counts['val']} held out"]
+    held_out = f"and {counts['val']} held out" if counts["val"] else "too few to hold some out"
+    parts = [f"{counts['train']} images, {held_out}"]
     parts += [f"{taken} of {found} differing frames of {Path(name).name}" for name, (found, taken) in _some(content)]
     if making.labeller is not None:
         parts.append(
@@ -293,7 +298,8 @@ def _tell(making: Making, content: FootageFile, counts: Mapping[str, int]) -> No
         )
     if content.left_out:
         parts.append(f"{len(content.left_out)} left out: {content.left_out[0].rstrip('.')}")
-    making.progress.note(f"Footage in '{making.out}': {'; '.join(parts)}.")
+    place = f"Footage in '{making.out}'" if making.kept else f"Footage of '{making.footage.shown}'"
+    making.progress.note(f"{place}: {'; '.join(parts)}.")
 
 
 def _some(content: FootageFile) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ Data = str | Path | Dataset | Sequence[str | Path]
 images and videos, an image, a video, a pattern, a list (``*.txt``), or several of these."""
 
 _YAML_SUFFIXES = (".yaml", ".yml")
+_LIVE = re.compile(r"[a-z][a-z0-9+.-]+:/|\d{1,9}$|/dev/video\d+$", re.ASCII | re.IGNORECASE)
 _MEDIA = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {LIST_SUFFIX}
 
 
@@ -52,6 +54,11 @@ def footage_in(data: Data, out: Path | None = None) -> Footage | None:
     given = [str(data)] if isinstance(data, str | Path) else [str(one) for one in data]
     if not given:
         raise DatasetError("No data is given. Give a data.yaml, or images and videos.")
+    for one in given:
+        if _LIVE.match(one) and not os.path.exists(one):  # noqa: PTH110
+            raise DatasetError(
+                f"'{redacted(one)}' is live or on the network. Record some minutes of it and give the video."
+            )
     if len(given) == 1 and is_dataset(given[0]):
         return None
     for one in given:
@@ -64,10 +71,8 @@ def footage_in(data: Data, out: Path | None = None) -> Footage | None:
     kinds: dict[str, dict[str, None]] = {"images": {}, "video": {}}
     for one in given:
         for named in _sources(one):
-            if named.kind not in kinds:
-                raise DatasetError(
-                    f"'{redacted(one)}' is live. Give files: record some minutes of it first and give the video."
-                )
+            if named.kind not in kinds:  # an address in a list
+                raise DatasetError(f"'{redacted(named.text)}' is live or on the network. Give files.")
             files = sorted(os.path.abspath(path) for path in named.paths)  # noqa: PTH100  -- links stay links
             kinds[named.kind].update(dict.fromkeys(file for file in files if not _is_ours(file, one, out)))
     images, videos = (tuple(map(Path, kinds[kind])) for kind in ("images", "video"))
