@@ -169,7 +169,7 @@ CASES = {
     "labels made of labels": (f"data label {GOOD} --out a", "data.yaml' has labels"),
     "labels into another folder": (
         f"data label {SEVEN} --data good/images --out signs",
-        "holds other files than foota",
+        "holds other files than",
     ),
     "broken data.yaml": ("data validate broken.yaml", "is not valid YAML"),
     "list as data.yaml": ("evaluate tiny.onnx --data list.yaml", "must hold the keys"),

@@ -75,7 +75,8 @@ def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
 def _load(path: Path, names: Mapping[int, str] | None) -> Dataset:
     if not path.exists():
         raise DatasetError(
-            f"Dataset '{path}' does not exist. Give a data.yaml or a folder with images/ and labels/, or images and videos."
+            f"Dataset '{path}' does not exist. Give a data.yaml or a folder with images/ and labels/, or images and "
+            "videos without labels."
         )
     path = path.absolute()
     if not path.is_dir():
