@@ -152,6 +152,7 @@ class TrainSection(Section):
     batch: int = Field(default=16, ge=1)
     lr0: float = Field(default=0.01, gt=0)
     optimizer: Literal["auto", "SGD", "AdamW"] = "auto"
+    amp: Amp = "none"
     seed: int = 0
 
 

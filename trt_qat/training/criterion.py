@@ -1,4 +1,4 @@
-"""The loss of QAT: the detection loss where the labels are followed, and the terms of the features."""
+"""The loss of training: the detection loss where the labels are followed, and the terms of the features."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ class QATCriterion:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QATCriterion:
         return self  # the EMA copy of the network shares the teacher
+
+    def update(self) -> None:
+        """After each epoch: an end-to-end head's loss moves its weight from one-to-many to one-to-one matching."""
+        update = getattr(self._detection, "update", None)
+        if update is not None:
+            update()
 
     def __call__(self, predictions: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss scaled by the batch size, as Ultralytics expects, and its detached parts; a part not computed is NaN.
