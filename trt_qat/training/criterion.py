@@ -7,11 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
 
+from trt_qat.model.loading import is_end_to_end
 from trt_qat.training.features.base import Feature
 from trt_qat.training.precision import exact, in_float32
 
 DetectionLoss = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
+
+
+def deployed_criterion(network: DetectionModel) -> DetectionLoss:
+    """Ultralytics' criterion of what is deployed: an end-to-end head's one-to-one matching (``E2ELoss.one2one``)."""
+    criterion: DetectionLoss = (
+        v8DetectionLoss(network, tal_topk=7, tal_topk2=1) if is_end_to_end(network) else network.init_criterion()
+    )
+    return criterion
 
 
 class QATCriterion:

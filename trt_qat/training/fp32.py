@@ -101,7 +101,7 @@ def trainable_network(model: Model, names: Mapping[int, str]) -> DetectionModel:
     """
     if model.source.suffix in ARCHITECTURE_SUFFIXES:  # its weights are random, and these follow the seed
         return network_from_architecture(model.network.yaml, names)
-    start = model.unfolded()
+    start = model.as_trained()
     fresh = network_from_architecture(start.yaml, names)
     fresh.load(start, verbose=False)
     return fresh

@@ -1,4 +1,4 @@
-"""Mixed precision of training (``train.amp``, ``qat.amp``): the network's forward pass in 16 bit, everything that must be exact in float32.
+"""Mixed precision of training (``train.amp``, ``qat.amp``): the forward pass in 16 bit, what must be exact in float32.
 
 Exact are the weights, the ranges, the rounding to the INT8 grid (see ``quantization/fake_quant.py``), the loss and its
 terms, the gradients' norm, the average of the weights and every validation. Ultralytics' own switch is not used: it
