@@ -18,7 +18,7 @@ from trt_qat.reading import FileModel, explain, shortened
 SMALLEST_SIDE, LARGEST_SIDE = 32, 8192  # pixels of a network input
 NMS_KEY = "nms"  # of a file with NMS built in: its thresholds
 NMS_FREE_KEY = "nms_free"  # of a raw file: its detector was trained to find each object once
-_ROWS_KEY = "end2end"  # Ultralytics' own
+ROWS_KEY = "end2end"  # Ultralytics' own: whether the output is rows of an end-to-end head
 _LONGEST_TEXT = 4_000_000  # characters; ten thousand names of 200 fit twice
 _LONGEST_NAME = 200
 _TOKEN = re.compile(
@@ -57,7 +57,7 @@ head, whose boxes are not suppressed. rows: (batch, n, 6) of such a head, each r
 
 def output_layout(texts: Mapping[str, str]) -> Layout:
     """Which layout a file's metadata say; raw where they say nothing."""
-    if texts.get(_ROWS_KEY) == "True":
+    if texts.get(ROWS_KEY) == "True":
         return "rows"
     return "nms_free" if texts.get(NMS_FREE_KEY) == "True" else "raw"
 

@@ -78,7 +78,12 @@ def train_fp32(
     side = max(model.imgsz)
     if min(model.imgsz) != side:
         progress.note(f"FP32 training is at {side} pixels square; what follows it is at {shown_size(model.imgsz)}.")
-    own = {"optimizer": section.optimizer, "lr0": section.lr0, "close_mosaic": min(10, section.epochs // 4)}
+    own = {
+        "optimizer": section.optimizer,
+        "lr0": section.lr0,
+        "nbs": section.nominal_batch,
+        "close_mosaic": min(10, section.epochs // 4),
+    }
     precision = Precision(section.amp, device, "train.amp")
 
     def attempt(batch: int) -> Path:
