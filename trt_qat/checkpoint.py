@@ -34,6 +34,7 @@ from trt_qat.model.loading import (
     check_same_output,
     checked_names,
     class_names,
+    deployed_,
     fold_batchnorm,
     load_weights_,
     network_from_architecture,
@@ -97,7 +98,7 @@ class Model:
         stage: how far it is on its way to INT8.
         quantized: the same network with its placement and toolkit; None while it is float.
         provenance: what it was made from, JSON values.
-        with_batchnorm: see :meth:`unfolded`; None where the file holds folded weights.
+        with_batchnorm: see :meth:`as_trained`; None where the file holds folded weights.
 
     Examples:
         >>> model = trt_qat.load("best.pt")
@@ -123,7 +124,15 @@ class Model:
         return "detect"
 
     def unfolded(self) -> DetectionModel:
-        """A copy of the float network with its BatchNorm apart, as it was trained.
+        """A copy of the float network with its BatchNorm apart; of an end-to-end head only what is deployed.
+
+        Raises:
+            ArtifactError: the file it came from holds folded weights.
+        """
+        return deployed_(self.as_trained())
+
+    def as_trained(self) -> DetectionModel:
+        """A copy of the float network as it was trained: BatchNorm apart, both branches of an end-to-end head.
 
         Raises:
             ArtifactError: the file it came from holds folded weights.
@@ -191,8 +200,9 @@ def load(
         file = read_ultralytics(path, trust_pickle=trust_pickle or PICKLE_TRUSTED.get())
         network, trained_at = file.network, file.imgsz
     check_runs(network, path)
-    folded = fold_batchnorm(copy.deepcopy(network))
-    check_same_output(network, folded, f"'{path}' with BatchNorm folded")
+    deployed = deployed_(copy.deepcopy(network))
+    folded = fold_batchnorm(copy.deepcopy(deployed))
+    check_same_output(deployed, folded, f"'{path}' with BatchNorm folded")
     unfolded = None if network.is_fused() else network
     size = wanted or image_size_of(trained_at or DEFAULT_IMAGE_SIZE)
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)

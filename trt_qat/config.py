@@ -154,8 +154,10 @@ class TrainSection(Section):
 
     epochs: int = Field(default=100, ge=1)
     batch: int = Field(default=16, ge=1)
+    nominal_batch: int = Field(default=64, ge=1)
     lr0: float = Field(default=0.01, gt=0)
     optimizer: Literal["auto", "SGD", "AdamW"] = "auto"
+    amp: Amp = "none"
     seed: int = 0
 
 

@@ -28,10 +28,11 @@ from trt_qat.config import QatSection
 from trt_qat.data.dataset import Dataset
 from trt_qat.halving import halving
 from trt_qat.model.device import CPU
+from trt_qat.model.loading import is_end_to_end
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.results import file_content
-from trt_qat.training.criterion import QATCriterion
+from trt_qat.training.criterion import QATCriterion, deployed_criterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
 from trt_qat.training.features.choose import features_from_section
@@ -84,6 +85,8 @@ class QATTrainer(DatasetTrainer):
         overrides = _overrides(section, out, batch or section.batch, device)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
+        if is_end_to_end(model.network):
+            overrides["iou"] = 1.0  # validation suppresses no box, as deployment
         super().__init__(model.network, dataset, detector.imgsz, overrides, progress)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
         self.add_callback("on_train_epoch_start", QATTrainer._seed_epoch)
@@ -104,7 +107,7 @@ class QATTrainer(DatasetTrainer):
         super()._setup_train()
         network = self._quantized.network
         self._precision.forward_in_16_bit_(network)
-        network.criterion = QATCriterion(network.init_criterion(), self._with_labels, self._features)
+        network.criterion = QATCriterion(deployed_criterion(network), self._with_labels, self._features)
         self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
 
     @override
