@@ -140,8 +140,10 @@ def test_a_record_says_once_what_was_measured(tmp_path: Path) -> None:
     assert content["placement"]["groups"][0]["agreement50_95_drop"] == pytest.approx(0.0031)
     assert content["files"][0]["result"]["details"].keys() >= {"agreement75", "agreement95"}
     assert read_record(tmp_path) == RECORD
-    with pytest.raises(ValueError, match="file 'fp32' says agreement, the run mAP"):
-        RunRecord.model_validate(example_record().model_dump() | {"files": RECORD.files})
+    content["files"][0]["result"] = replace(ROWS[0], measure="mAP").as_dict()
+    file.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="file 'fp32' says mAP, the run agreement"):
+        read_record(tmp_path)
 
 
 def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
