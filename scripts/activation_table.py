@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -77,12 +78,30 @@ def trained(activation: Activation, epochs: int, setting: Setting) -> trt_qat.Mo
     return trt_qat.load(folder / "last.safetensors")
 
 
+def ptq(name: str, model: trt_qat.Model, setting: Setting) -> Row:
+    """Calibrated, not trained."""
+    return measured(name, calibrated(model, setting), setting, "trt_qat.quantize(...)")
+
+
 def qat(name: str, model: trt_qat.Model, setting: Setting) -> Row:
     """Calibrated, and one epoch with the quantizers, taught by the SiLU network."""
     folder = setting.out / f"{name.replace(' ', '_')}"
     int8, section = calibrated(model, setting), setting.section.replace(epochs=1)
     trt_qat.finetune(int8, setting.dataset, folder, section, teacher=setting.model, resume=True)
     return measured(name, trt_qat.load(folder / "last.safetensors"), setting, "trt_qat.finetune(..., epochs=1)")
+
+
+def replaced(name: str, activation: Activation, epochs: int, setting: Setting) -> Row:
+    """The float network with another activation."""
+    call = f"trt_qat.replace_activation(..., activation={activation!r}, activation_epochs={epochs})"
+    return measured(name, trained(activation, epochs, setting), setting, call)
+
+
+def on_replaced(
+    make: Callable[[str, trt_qat.Model, Setting], Row], name: str, activation: Activation, epochs: int, setting: Setting
+) -> Row:
+    """What is made of that network."""
+    return make(name, trained(activation, epochs, setting), setting)
 
 
 def nncf(name: str, setting: Setting) -> Row:
@@ -114,23 +133,18 @@ def nncf(name: str, setting: Setting) -> Row:
 
 def rows(setting: Setting) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Every row's name and how it is made."""
-    silu, export = setting.model, "trt_qat.export(..., target='openvino')"
-    yield "FP32", lambda: measured("FP32", silu, setting, export)
-    yield "silu PTQ", lambda: measured("silu PTQ", calibrated(silu, setting), setting, "trt_qat.quantize(...)")
+    silu = setting.model
+    yield "FP32", lambda: measured("FP32", silu, setting, "trt_qat.export(...)")
+    yield "silu PTQ", lambda: ptq("silu PTQ", silu, setting)
     yield "silu QAT", lambda: qat("silu QAT", silu, setting)
     yield "NNCF PTQ", lambda: nncf("NNCF PTQ", setting)
     for activation in ACTIVATIONS:
         for epochs in EPOCHS:
-            start, made = f"{activation} {epochs}", (activation, epochs, setting)
-            call = f"trt_qat.replace_activation(..., activation={activation!r}, activation_epochs={epochs})"
-            yield f"{start} FP32", lambda n=f"{start} FP32", m=made, c=call: measured(n, trained(*m), setting, c)
-            yield (
-                f"{start} PTQ",
-                lambda n=f"{start} PTQ", m=made: measured(
-                    n, calibrated(trained(*m), setting), setting, "trt_qat.quantize(...)"
-                ),
-            )
-            yield f"{start} QAT", lambda n=f"{start} QAT", m=made: qat(n, trained(*m), setting)
+            name = f"{activation} {epochs}"
+            yield f"{name} FP32", partial(replaced, f"{name} FP32", activation, epochs, setting)
+            for kind, make in (("PTQ", ptq), ("QAT", qat)):
+                row = f"{name} {kind}"
+                yield row, partial(on_replaced, make, row, activation, epochs, setting)
 
 
 def as_markdown(table: dict[str, Row]) -> str:

@@ -50,6 +50,7 @@ from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, Advice, Adviser, gpu_
 from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
+from trt_qat.model.activation import has_silu
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.model.device import computing_on, torch_device
 from trt_qat.progress import SILENT, Progress
@@ -280,7 +281,8 @@ def finetune(
         QuantizationError: the model is float.
         DatasetError: the dataset cannot be trained on, or has another number of classes.
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
-        ConfigError: no such ``device`` here, or ``qat.amp`` of a type that it does not compute in.
+        ConfigError: no such ``device`` here, ``qat.amp`` of a type that it does not compute in, or ``qat.activation``
+            of a model that still has SiLU.
 
     Examples:
         >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
@@ -291,6 +293,11 @@ def finetune(
     computes_on = torch_device(device)
     section = (section or QatSection()).replace(**settings)
     check_features(section, model)
+    if section.activation != "keep" and has_silu(model.network):
+        raise ConfigError(
+            f"qat.activation={section.activation}: '{model.source}' has SiLU. Put the other activation in its float "
+            "network first (replace_activation), calibrate that, and fine-tune it."
+        )
     dataset = dataset_for(model, data)
     order: list[str] = []
     if section.progressive == "sensitivity":

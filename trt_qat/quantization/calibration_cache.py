@@ -116,7 +116,7 @@ class CachedCalibration:
 
 
 def cache_key(model: QuantizedModel, data_sha256: str, imgsz: ImageSize, bins: int) -> str:
-    """Everything that decides the histograms, as one hash: weights, activation, images, preprocessing, placement, bins.
+    """Everything that decides the histograms, as one hash: weights, images, preprocessing, placement, bins.
 
     The calibrator is left out on purpose: changing it needs no new pass over the images.
     """
@@ -127,8 +127,6 @@ def cache_key(model: QuantizedModel, data_sha256: str, imgsz: ImageSize, bins: i
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     scheme = f"power-of-two-limit-{SAMPLES_PER_IMAGE}-samples"
     recipe = [data_sha256, "letterbox-114-rgb-255", scheme, imgsz, bins, model.placement.as_dict()["groups"]]
-    if "activation" in model.network.yaml:  # else it is Ultralytics' own
-        recipe.append(model.network.yaml["activation"])
     digest.update(json.dumps(recipe, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

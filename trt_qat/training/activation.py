@@ -21,7 +21,7 @@ from trt_qat.artifacts import CheckpointArtifact
 from trt_qat.checkpoint import Model
 from trt_qat.config import Activation, QatSection
 from trt_qat.data.dataset import Dataset
-from trt_qat.errors import ArtifactError
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.model.activation import with_activation
 from trt_qat.model.device import CPU
 from trt_qat.progress import SILENT, Progress
@@ -57,6 +57,16 @@ def with_untrained_activation(model: Model, activation: Activation) -> Model:
     )
 
 
+def check_activation(section: QatSection, model: Model) -> None:
+    """Refuse what :func:`train_activation` would refuse, before anything long is done.
+
+    Raises:
+        TrtQatError: see :func:`with_untrained_activation`.
+    """
+    if section.activation != "keep":
+        with_untrained_activation(model, section.activation)
+
+
 def train_activation(
     model: Model,
     dataset: Dataset,
@@ -78,6 +88,8 @@ def train_activation(
         ArtifactError: the model is quantized; ``resume`` with other settings than the interrupted run's.
         ConfigError: see :func:`~trt_qat.model.activation.with_activation`.
     """
+    if section.activation == "keep":
+        raise ConfigError(f"qat.activation=keep: '{model.source}' keeps its own. Name hardswish or relu.")
     student = with_untrained_activation(model, section.activation)
     no_quantizers = QuantizedModel(student.network, student.names, Placement((), {}), toolkit_from_name("modelopt"))
     start = replace(student, quantized=no_quantizers)

@@ -80,6 +80,8 @@ class QATTrainer(DatasetTrainer):
         self._out = out
         self.start_fitness = 0.0
         self._precision = Precision(section.amp, device)
+        if not model.placement.groups:  # see activation.py
+            self.stage = "activation"
         overrides = _overrides(section, out, batch or section.batch, device)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
@@ -134,9 +136,11 @@ class QATTrainer(DatasetTrainer):
             self.ema.update(self.model)
         elif not is_scale_too_large(self.scaler):
             LOG.warning(
-                "QAT diverged: the gradient of step %d is not finite. Stopped; the best checkpoint is kept. "
-                "Lower qat.lr0.",
+                "%s diverged: the gradient of step %d is not finite. Stopped; the best checkpoint is kept. "
+                "Lower qat.%s.",
+                self.stage,
                 self.steps_done,
+                "lr0" if self._quantized.placement.groups else "activation_lr0",
             )
             self.stop = True
         self.scaler.update()
@@ -166,8 +170,8 @@ class QATTrainer(DatasetTrainer):
         }
         provenance = {**self._provenance, "training": fitness}
         detector = self._detector.with_quantized(model, "qat", provenance)
-        if not model.placement.groups:  # a float network, see activation.py
-            detector = replace(detector, quantized=None, stage="fp32", with_batchnorm=None)
+        if not model.placement.groups:  # a float network
+            detector = replace(detector, quantized=None, stage="fp32")
         save(self.last, detector)
         if self.best_fitness == self.fitness:
             save(self.best, detector)
