@@ -62,6 +62,7 @@ from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, Advice, Adviser, gpu_
 from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
+from trt_qat.model.activation import has_silu
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.model.device import computing_on, torch_device
 from trt_qat.progress import SILENT, Progress
@@ -73,6 +74,7 @@ from trt_qat.results import AccuracyDetails, Measure, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target
+from trt_qat.training.activation import train_activation
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import train_qat
@@ -215,12 +217,59 @@ def sensitivity(
         return halving(rank, section.batch, "sensitivity.batch", progress)
 
 
+def replace_activation(
+    model: Model,
+    data: Data,
+    out: str | Path,
+    section: QatSection | None = None,
+    *,
+    resume: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Model:
+    """Put another activation in SiLU's place and distil the network from the one with SiLU, before calibration.
+
+    Args:
+        model: float, with SiLU; left as it is.
+        out: folder for ``best.safetensors``, ``last.safetensors``, the curve and what a resumed run needs.
+        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+        provenance: what goes into the checkpoints and decides whether a run may be resumed; None makes one.
+        settings: keys of the ``qat`` section; ``activation`` says which, ``activation_epochs`` how long.
+
+    Returns:
+        The best epoch's float model, to be quantized; :func:`finetune` takes ``model`` as its teacher.
+
+    Raises:
+        ConfigError: ``activation`` is ``keep``; the network has no SiLU, or one that its architecture does not name.
+        ArtifactError: the model is quantized; ``resume`` with other settings than the run's.
+        DatasetError: the dataset cannot be trained on, or has another number of classes.
+
+    Examples:
+        >>> fast = trt_qat.replace_activation(model, "data.yaml", "runs/act", activation="relu", activation_epochs=2)
+        >>> int8 = trt_qat.quantize(fast, "data.yaml")
+        >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", teacher=model)
+    """
+    tune_cpu()
+    section = (section or QatSection()).replace(**settings)
+    dataset = dataset_for(model, data)
+    if provenance is None:
+        settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
+        provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
+    best = train_activation(
+        model, dataset, Path(out), section, provenance, progress, device=torch_device(device), resume=resume
+    )
+    return load(best.path, model.imgsz)
+
+
 def finetune(
     model: Model,
     data: Data,
     out: str | Path,
     section: QatSection | None = None,
     *,
+    teacher: Model | None = None,
     ranking: SensitivitySection | None = None,
     resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
@@ -235,6 +284,7 @@ def finetune(
     Args:
         model: calibrated; left as it is.
         out: folder for ``best.safetensors``, ``last.safetensors``, the curves and what a resumed run needs.
+        teacher: the float model that distillation follows; None is the one that ``model`` was calibrated from.
         ranking: how ``progressive="sensitivity"`` ranks the scale groups.
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
         provenance: what goes into the checkpoints and decides whether a run may be resumed; None makes one.
@@ -247,7 +297,8 @@ def finetune(
         QuantizationError: the model is float.
         DatasetError: the dataset cannot be trained on, or has another number of classes.
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
-        ConfigError: no such ``device`` here, or ``qat.amp`` of a type that it does not compute in.
+        ConfigError: no such ``device`` here, ``qat.amp`` of a type that it does not compute in, or ``qat.activation``
+            of a model that still has SiLU.
 
     Examples:
         >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
@@ -258,6 +309,11 @@ def finetune(
     computes_on = torch_device(device)
     section = (section or QatSection()).replace(**settings)
     check_features(section, model)
+    if section.activation != "keep" and has_silu(model.network):
+        raise ConfigError(
+            f"qat.activation={section.activation}: '{model.source}' has SiLU. Put the other activation in its float "
+            "network first (replace_activation), calibrate that, and fine-tune it."
+        )
     with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
         check_trainable(model, dataset)
     order: list[str] = []
@@ -270,7 +326,16 @@ def finetune(
         settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
     best = train_qat(
-        model, dataset, Path(out), section, provenance, progress, device=computes_on, order=order, resume=resume
+        model,
+        dataset,
+        Path(out),
+        section,
+        provenance,
+        progress,
+        device=computes_on,
+        order=order,
+        teacher=None if teacher is None else teacher.network,
+        resume=resume,
     )
     return load(best.path, model.imgsz)
 

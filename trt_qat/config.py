@@ -38,6 +38,7 @@ Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 WeightScales = Literal["channel", "tensor"]
 QatLoss = Literal["detection", "distill", "both"]
+Activation = Literal["keep", "hardswish", "relu"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
@@ -230,6 +231,9 @@ class QatSection(Section):
     monitor: bool = True
     collapse: float = Field(default=0.5, ge=0, lt=1)
     max_drop: float | None = Field(default=None, ge=0)
+    activation: Activation = "keep"
+    activation_epochs: int = Field(default=12, ge=1)
+    activation_lr0: float = Field(default=1e-3, gt=0)
     features: tuple[str, ...] = ()
     seed: int = 0
 

@@ -292,12 +292,16 @@ def _trained_size(checkpoint: Mapping[str, Any]) -> int | None:
     return -(-size // 32) * 32
 
 
-def rebuild(network: DetectionModel, source: Path = Path("network")) -> DetectionModel:
+def rebuild(network: DetectionModel, source: Path = Path("network"), activation: str | None = None) -> DetectionModel:
     """The same detector built anew from its architecture dictionary, with the weights copied over.
 
     A checkpoint that trt_qat writes is later built the same way, so a difference shows here and not after training.
+
+    Args:
+        activation: what the dictionary is to say under that key, e.g. "torch.nn.ReLU()"; None leaves it.
     """
-    return _with_weights(network.yaml, class_names(network), network.state_dict(), network.is_fused(), source)
+    architecture = network.yaml if activation is None else {**network.yaml, "activation": activation}
+    return _with_weights(architecture, class_names(network), network.state_dict(), network.is_fused(), source)
 
 
 def network_from_architecture(
