@@ -44,7 +44,7 @@ Role = Literal["first_conv", "head_last", "dfl"]
 HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
 Amp = Literal["none", "bfloat16", "float16"]
 InferMode = Literal["auto", "latency", "throughput"]
-SensitivityMetric = Literal["error", "map", "both"]
+SensitivityMetric = Literal["error", "drop", "both"]
 
 
 SectionType = TypeVar("SectionType", bound="Section")
@@ -141,9 +141,13 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where the stages keep what they need again."""
+    """Where the stages keep what they need again, and how images and videos without labels become a dataset."""
 
     calibration_cache: str = "calib"
+    frames: int = Field(default=512, ge=1)
+    difference: float = Field(default=3.0, ge=0, le=255)
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+    label_conf: float = Field(default=0.25, ge=0, lt=1)
 
 
 class TrainSection(Section):
@@ -198,7 +202,7 @@ class SensitivitySection(Section):
 
     metric: SensitivityMetric = "error"
     images: int = Field(default=16, ge=1)
-    map_images: int = Field(default=128, ge=1)
+    val_images: int = Field(default=128, ge=1)
     batch: int = Field(default=8, ge=1)
 
 
@@ -297,7 +301,7 @@ class EngineSection(Section):
 
 
 class EvaluationSection(Section):
-    """mAP and latency."""
+    """mAP (or agreement) and latency."""
 
     runtime: str = "openvino"
     batch: int = Field(default=8, ge=1)
@@ -323,12 +327,12 @@ class ParitySection(Section):
     max_logits: float | None = Field(default=0.25, ge=0)
     match_iou: float = Field(default=0.9, gt=0, le=1)
     min_matched: float | None = Field(default=0.9, ge=0, le=1)
-    max_map_drop: float | None = Field(default=1.0, ge=0)
+    max_drop: float | None = Field(default=1.0, ge=0)
     bisect_sqnr: float = Field(default=35.0, ge=0)
 
     def thresholds(self) -> dict[str, float | None]:
         """What decides whether parity is broken; None is not asked."""
-        names = ("min_cosine", "min_psnr", "max_logits", "min_matched", "max_map_drop")
+        names = ("min_cosine", "min_psnr", "max_logits", "min_matched", "max_drop")
         return {name: getattr(self, name) for name in names}
 
 

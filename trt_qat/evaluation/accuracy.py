@@ -37,7 +37,10 @@ COCO_IOU: Final = torch.linspace(0.5, 0.95, 10)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean average precision as fractions, on how many images, and which were left out (None: none)."""
+    """Mean average precision as fractions, on how many images, and which were left out (None: none).
+
+    Against labels that the FP32 model made it is agreement with that model, see :data:`trt_qat.results.Measure`.
+    """
 
     map50_95: float
     map50: float
@@ -131,8 +134,8 @@ def _check_all_counted(matched: int, left_out: LeftOut | None, dataset: Dataset)
     listed, missing = len(dataset.val), left_out.images if left_out else 0
     if matched + missing != listed:
         raise ConsistencyError(
-            f"mAP was counted on {matched} images and {missing} were left out, but '{dataset.source}' lists {listed}. "
-            "No figure is given."
+            f"{dataset.measure} was counted on {matched} images and {missing} were left out, but '{dataset.source}' "
+            f"lists {listed}. No figure is given."
         )
 
 

@@ -1,4 +1,5 @@
-"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP.
+"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP
+(or agreement with the float network, where that made the labels).
 
 Each idea is a feature with a file of its own and a key in the ``qat`` section; the trainer calls all of them alike and
 knows none by name, see :mod:`trt_qat.training.features.base`.
@@ -29,6 +30,7 @@ from trt_qat.halving import halving
 from trt_qat.model.device import CPU
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.results import file_content
 from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
@@ -159,11 +161,12 @@ class QATTrainer(DatasetTrainer):
         for feature in self._features:
             model = feature.as_saved(model)
         fitness = {
+            "measure": self._dataset.measure,
             "epoch": self.epoch + 1,
             "fake_quant_map50_95": float(self.fitness),
             "start_fake_quant_map50_95": self.start_fitness,  # of the calibrated network, which no table of epochs has
         }
-        detector = self._detector.with_quantized(model, "qat", {**self._provenance, "training": fitness})
+        detector = self._detector.with_quantized(model, "qat", {**self._provenance, "training": file_content(fitness)})
         save(self.last, detector)
         if self.best_fitness == self.fitness:
             save(self.best, detector)
@@ -244,7 +247,8 @@ class QATTrainer(DatasetTrainer):
             feature.begin(self._evaluated_model(), self._validation_images())
 
     def _after_epoch(self) -> None:
-        epoch = Epoch(self.epoch + 1, self._evaluated_model(), float(self.fitness), float(self.best_fitness))
+        fitness = float(self.fitness), float(self.best_fitness)
+        epoch = Epoch(self.epoch + 1, self._evaluated_model(), *fitness, self._dataset.measure)
         ends = [feature.after_epoch(epoch) for feature in self._features]  # each is told, whatever another says
         self.stop |= any(ends)
         self._save_state()
