@@ -1,15 +1,17 @@
 """A grid of 256 codes laid where a tensor's values are, instead of evenly round zero.
 
 SiLU gives values from -0.28 to some maximum, an image has none below 0: half of a symmetric grid's codes are never
-used. The asymmetric grid (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", section 2.1) has the step ``(high - low) / 255`` and gives zero the code
-``round(-low / step)``, its zero point: zero stays exact, which the padding of a convolution needs.
+used. An asymmetric grid (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", section 2.1) gives zero a code of its own, the zero point, and so many codes to
+either side as the values there need. Zero stays exact, which the padding of a convolution needs.
 
-A quantizer keeps its step as a range, ``127 * step``, whatever its scheme; the symmetric one is zero point 128.
+A quantizer keeps its step as a range, ``127 * step``, whatever its scheme; the symmetric one is zero point 128, and
+what comes out for a range that reaches as far below zero as above.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trt_qat.quantization.fake_quant import HIGHEST, LOWEST
@@ -46,11 +48,13 @@ class Grid:
 
 
 def grid_between(low: float, high: float) -> Grid:
-    """The grid that spans a range; zero lies on it, so its ends may be off by half a step.
+    """The grid with the least step that spans a range: nearly ``(high - low) / 255``, for zero must lie on it.
 
     Args:
         low: 0 or below.
         high: 0 or above, and above ``low``.
     """
-    step = (high - low) / STEPS
-    return Grid(HIGHEST * step, round(-low / step))
+    zero_point = min(math.ceil(-low * STEPS / (high - low)), STEPS - (high > 0))
+    below = -low / zero_point if zero_point else 0.0
+    above = high / (STEPS - zero_point) if zero_point < STEPS else 0.0
+    return Grid(HIGHEST * max(below, above), zero_point)
