@@ -253,7 +253,8 @@ def replace_activation(
     """
     tune_cpu()
     section = (section or QatSection()).replace(**settings)
-    dataset = dataset_for(model, data)
+    with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
+        check_trainable(model, dataset)
     if provenance is None:
         settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}

@@ -285,7 +285,7 @@ def with_weight_scales(model: Model, scales: WeightScales) -> Model:
     placement = replace(before.placement, weights=scales)
     insert_quantizers_(network.eval(), placement, before.toolkit)
     quantized = replace(before, network=network, placement=placement)
-    quantized.load_amax_({name: amax for name, amax in before.amax().items() if name.startswith("activation.")})
+    quantized.load_amax_(before.activation_ranges())
     return model.with_quantized(quantized, model.stage, model.provenance)
 
 
@@ -354,11 +354,14 @@ def _range_shapes(placement: Placement, network: DetectionModel) -> dict[str, li
         for group in placement.groups
         for conv in group.convs
     }
-    return activations | weights
+    zero_points: dict[str, list[int]] = {}
+    if placement.scheme == "asymmetric":
+        zero_points = {f"zero_point.{group.name}": [] for group in placement.groups}
+    return activations | weights | zero_points
 
 
 def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
-    """Ranges are there for every quantizer and for no other, of its shape, finite and positive.
+    """Ranges are there for every quantizer and for no other, of its shape, finite and positive; zero points are codes.
 
     Raises:
         ArtifactError: one is not.
@@ -372,7 +375,10 @@ def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], p
         found = list(amax[name].shape)
         if found != shapes[name] and not (name.startswith("activation.") and found == [1]):
             raise ArtifactError(f"{where} has shape {found}, needs {shapes[name]}. {_ADVICE}")
-        if not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
+        if name.startswith("zero_point."):
+            if float(amax[name]) not in range(256):
+                raise ArtifactError(f"{where} = {float(amax[name]):g}: a zero point is a code, 0 to 255. {_ADVICE}")
+        elif not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
             raise ArtifactError(f"{where} = {float(amax[name].min()):g}: a range is finite and above 0. {_ADVICE}")
 
 

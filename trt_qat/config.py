@@ -37,6 +37,7 @@ ExportFormat = Literal["onnx", "openvino", "engine"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 WeightScales = Literal["channel", "tensor"]
+Scheme = Literal["symmetric", "asymmetric"]
 QatLoss = Literal["detection", "distill", "both"]
 Activation = Literal["keep", "hardswish", "relu"]
 Progressive = Literal["none", "depth", "sensitivity"]
@@ -173,6 +174,7 @@ class QuantizationSection(Section):
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
+    scheme: Scheme = "symmetric"
     weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
@@ -188,6 +190,13 @@ class QuantizationSection(Section):
     def _needs_auto(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("calibrator", "auto") != "auto":
             raise ValueError("needs quantization.calibrator=auto")
+        return value
+
+    @field_validator("scheme")
+    @classmethod
+    def _needs_modelopt(cls, value: Scheme, info: ValidationInfo) -> Scheme:
+        if value == "asymmetric" and info.data.get("toolkit") == "pytorch-quantization":
+            raise ValueError("asymmetric needs quantization.toolkit=modelopt: the other one has no zero points")
         return value
 
 
