@@ -37,6 +37,7 @@ ExportFormat = Literal["onnx", "openvino", "engine"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 WeightScales = Literal["channel", "tensor"]
+Refit = Literal["none", "bias", "weights"]
 QatLoss = Literal["detection", "distill", "both"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
@@ -166,6 +167,8 @@ class QuantizationSection(Section):
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
+    refit: Refit = "none"
+    refit_images: int = Field(default=32, ge=2)
     weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
