@@ -33,7 +33,7 @@ from trt_qat.quantization.weight_range import weight_range
 _PART = 8  # images per forward pass
 _HELD_OUT = 4  # one image in so many decides how far the weights move
 # of the mean square that an input has; none at all, infinity, is tried as well
-_RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+_RIDGES = (0.01, 0.1, 1.0, 10.0)
 _OBJECTS = 0.5  # share of the pixels that are drawn where the float network sees objects
 
 
@@ -287,7 +287,8 @@ class _Sums:
         diagonal = self.gram.diagonal(dim1=1, dim2=2)
         strength = ridge * diagonal[:, :-1].mean(1, keepdim=True).clamp(min=1e-12).expand(-1, diagonal.shape[1] - 1)
         bias = 1e-3 * diagonal[:, -1:]  # free, but for what keeps the solution from being undefined
-        return torch.linalg.solve(self.gram + torch.diag_embed(torch.cat([strength, bias], 1)), self.cross)
+        damped = self.gram + torch.diag_embed(torch.cat([strength, bias], 1))
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped))
 
     def error(self, moved: Tensor) -> float:
         """The squared error that is left after a move."""

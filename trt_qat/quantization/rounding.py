@@ -2,7 +2,8 @@
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", on whole layers of the detector as
 in Li et al. 2021, "BRECQ". Layer after layer of the network, on what the layers before it, already in INT8, give it,
-learns for each weight whether it is rounded up or down; the target is what the float network's layer says. No labels are used.
+learns for each weight whether it is rounded up or down; the target is what the float network's layer says. No labels
+are used.
 
 What was chosen is written into the float weight: it becomes a multiple of its scale, so that the plain rounding of
 every client gives it. Ranges stay as they were.
