@@ -108,7 +108,7 @@ class _Pixels:
 
     def __init__(self, network: Any, images: Tensor, rows: int, objects: float, generator: torch.Generator) -> None:
         self._rows, self._objects, self._generator = rows, objects, generator
-        self._maps = torch.cat([_object_map(network, part) for part in images.split(_PART)])
+        self._maps = torch.cat([_object_map(network, part) for part in torch.split(images, _PART)])
         self._chosen: dict[tuple[int, int], Tensor] = {}
 
     def of(self, size: tuple[int, int]) -> Tensor:
@@ -165,18 +165,19 @@ def _outputs(walk: LayersInTurn, prefix: str, pixels: _Pixels) -> dict[str, Tens
     return {name: torch.cat(outputs) for name, outputs in parts.items() if len(outputs) == runs}
 
 
-def _reads(model: QuantizedModel, walk: LayersInTurn, name: str, pixels: _Pixels) -> Tensor:
+def _reads(model: QuantizedModel, walk: LayersInTurn, name: str, pixels: _Pixels, rounded: bool = True) -> Tensor:
     """The patches that a convolution reads at its pixels, (images, groups, rows, inputs of one output)."""
     conv: Any = model.network.get_submodule(name)
-    quantize = model.toolkit.input_quantizer(conv) if model.toolkit.is_quant_conv(conv) else nn.Identity()
+    rounded &= model.toolkit.is_quant_conv(conv)
+    quantize = model.toolkit.input_quantizer(conv) if rounded else nn.Identity()
     parts: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        for image in quantize(inputs[0]).split(1):  # patches of one image at a time: all of it are many
+        for image in torch.split(quantize(inputs[0]), 1):  # patches of one image at a time: all of it are many
             patches = F.unfold(image, conv.kernel_size, conv.dilation, conv.padding, conv.stride)[0]
             size = _output_size(conv, image)
             where = pixels.of(size)[len(parts)]
-            parts.append(patches[:, where].unflatten(0, (conv.groups, -1)).transpose(1, 2))
+            parts.append(patches[:, where].reshape(conv.groups, -1, len(where)).transpose(1, 2))
         raise _Stop
 
     handle = conv.register_forward_pre_hook(keep)
@@ -187,9 +188,9 @@ def _reads(model: QuantizedModel, walk: LayersInTurn, name: str, pixels: _Pixels
     return torch.stack(parts)
 
 
-def _output_size(conv: nn.Conv2d, image: Tensor) -> tuple[int, int]:
+def _output_size(conv: Any, image: Tensor) -> tuple[int, int]:
     sides = zip(image.shape[-2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
-    height, width = ((n + 2 * int(pad) - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in sides)
+    height, width = ((n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in sides)
     return height, width
 
 
@@ -228,7 +229,7 @@ class _Fit:
         ones = torch.ones(*reads.shape[:3], 1)
         inputs = torch.cat([reads, ones], dim=3).transpose(0, 1)  # (groups, images, rows, inputs + 1)
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        wanted = (targets - bias).unflatten(2, (groups, -1)).permute(2, 0, 1, 3)
+        wanted = (targets - bias).reshape(*targets.shape[:2], groups, -1).permute(2, 0, 1, 3)
         missing = wanted - inputs[..., :-1] @ self._weight.transpose(1, 2)[:, None]
         judges = torch.arange(len(targets)) % _HELD_OUT == 0
         self._fitting, self._judging = (_Sums.of(inputs[:, part], missing[:, part]) for part in (~judges, judges))
@@ -288,7 +289,8 @@ class _Sums:
         strength = ridge * diagonal[:, :-1].mean(1, keepdim=True).clamp(min=1e-12).expand(-1, diagonal.shape[1] - 1)
         bias = 1e-3 * diagonal[:, -1:]  # free, but for what keeps the solution from being undefined
         damped = self.gram + torch.diag_embed(torch.cat([strength, bias], 1))
-        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped))
+        solution: Tensor = torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped))
+        return solution
 
     def error(self, moved: Tensor) -> float:
         """The squared error that is left after a move."""

@@ -143,7 +143,7 @@ def _fit_(
             undecided = [1 - (2 * share - 1).abs().pow(beta) for share in shares]
             loss = loss + _PULL * before * sum(u.sum() for u in undecided) / sum(u.numel() for u in undecided)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     chosen_shares = [(_share(position.detach()) >= 0.5).float() for position in positions]
     after = _error(weights, chosen_shares, inputs, targets, batch)
@@ -186,7 +186,7 @@ def _distance(output: Values, target: Values) -> Tensor:
     if isinstance(output, list):
         mine, theirs = (dict(zip(("scores", "boxes"), values, strict=True)) for values in (output, target))
         return score_error(mine, theirs) + box_error(mine, theirs)
-    return F.mse_loss(output, target) / target.var().clamp(min=1e-6)  # type: ignore[union-attr]
+    return F.mse_loss(output, target) / target.var().clamp(min=1e-6)  # type: ignore[union-attr,arg-type]
 
 
 def _joined(parts: list[Values]) -> Values:
