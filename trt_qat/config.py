@@ -38,6 +38,7 @@ Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 WeightScales = Literal["channel", "tensor"]
 Scheme = Literal["symmetric", "asymmetric"]
+Refit = Literal["none", "bias", "weights"]
 QatLoss = Literal["detection", "distill", "both"]
 Activation = Literal["keep", "hardswish", "relu"]
 Progressive = Literal["none", "depth", "sensitivity"]
@@ -175,6 +176,8 @@ class QuantizationSection(Section):
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
     scheme: Scheme = "symmetric"
+    refit: Refit = "none"
+    refit_images: int = Field(default=32, ge=2)
     weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
@@ -229,6 +232,8 @@ class QatSection(Section):
     distill_score: float = Field(default=1.0, ge=0)
     distill_box: float = Field(default=1.0, ge=0)
     distill_feature: float = Field(default=1.0, ge=0)
+    distill_blocks: float = Field(default=0.0, ge=0)
+    distill_objects: float = Field(default=0.0, ge=0, le=1)
     dampening: float = Field(default=0.0, ge=0)
     scheduler: Literal["qat", "ultralytics"] = "qat"
     progressive: Progressive = "none"
