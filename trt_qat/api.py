@@ -323,7 +323,7 @@ def finetune(
             "network first (replace_activation), calibrate that, and fine-tune it."
         )
     with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
-        check_trainable(model, dataset)
+        check_trainable_dataset(model, dataset)
     order: list[str] = []
     if section.progressive == "sensitivity":
         by_error = (ranking or SensitivitySection()).replace(metric="error")
@@ -781,7 +781,7 @@ def footage_for(
             yield runner
 
     size = f"{'auto ' if sized else ''}{list(model.imgsz)}"
-    labeller = Labeller(model.source.name, weights_sha256(model), size, opened) if labels else None
+    labeller = Labeller(model.source.name, model.weights_sha256, size, opened) if labels else None
     section, evaluation = section or DataSection(), evaluation or EvaluationSection()
     return Making(footage, folder, model.names, labeller, section, evaluation, progress)
 
@@ -817,14 +817,14 @@ def labelled_dataset(data: Data, names: Mapping[int, str] | None) -> Dataset:
 
 
 def trainable_dataset(model: Model, data: Data, progress: Progress = SILENT) -> Dataset:
-    """:func:`dataset_for` and :func:`check_trainable`; val images that are in train as well are noted."""
+    """:func:`dataset_for` and :func:`check_trainable_dataset`; val images that are in train as well are noted."""
     dataset = dataset_for(model, data)
-    check_trainable(model, dataset)
+    check_trainable_dataset(model, dataset)
     note_leaks(dataset, progress)
     return dataset
 
 
-def check_trainable(model: Model, dataset: Dataset) -> None:
+def check_trainable_dataset(model: Model, dataset: Dataset) -> None:
     """Refuse what fine-tuning cannot start with, asked before calibration takes its time.
 
     Raises:
@@ -837,7 +837,7 @@ def check_trainable(model: Model, dataset: Dataset) -> None:
 
 
 def _check_labelled_by(model: Model, dataset: Dataset) -> None:
-    sha256 = weights_sha256(model)
+    sha256 = model.weights_sha256
     if dataset.weights_sha256 and sha256 and sha256 != dataset.weights_sha256:
         raise DatasetError(
             f"The labels of '{dataset.source}' are of another model ({dataset.weights_sha256[:12]}) than "
@@ -849,12 +849,6 @@ def _check_labelled_by(model: Model, dataset: Dataset) -> None:
             f"{count} image{' is' if count == 1 else 's are'} too few to fine-tune on and to hold some out: "
             f"'{dataset.source}' needs {FEWEST} or more. Give more, or lower data.difference if a video shows more."
         )
-
-
-def weights_sha256(model: Model) -> str:
-    """The hash of the float weights that a model began with; empty if there is no such file (random weights)."""
-    known = str(model.provenance.get("weights_sha256", ""))
-    return known or (file_sha256(model.source) if model.source.is_file() else "")
 
 
 @contextmanager

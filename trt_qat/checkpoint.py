@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file
+from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file, file_sha256
 from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import ArtifactError, ConfigError, QuantizationError
 from trt_qat.limits import HEADER_MEGABYTES, PARAMETERS, WEIGHTS_MEGABYTES
@@ -123,6 +123,12 @@ class Model:
     def task(self) -> str:
         """What the network predicts: ``detect``."""
         return "detect"
+
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of the float weights that it began with; empty if they are no file (random weights)."""
+        known = str(self.provenance.get("weights_sha256", ""))
+        return known or (file_sha256(self.source) if self.source.is_file() else "")
 
     def unfolded(self) -> DetectionModel:
         """A copy of the float network with its BatchNorm apart; of an end-to-end head only what is deployed.
