@@ -319,7 +319,7 @@ def as_markdown(table: dict[str, Row]) -> str:
     base = table["FP32"].result
     figures = f"{base.measure}50-95 | {base.measure}50"
     lines = [f"| | {figures} | points against FP32 | 95 % of resamples |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(_cells(row.result, base))} |" for name, row in table.items()]
+    lines += [f"| {name} | {' | '.join(cells(row.result, base))} |" for name, row in table.items()]
     for variant in QAT_VARIANTS:
         seeds = [row.result.map50_95 for name, row in table.items() if name.startswith(f"{variant} seed")]
         if seeds:
@@ -330,7 +330,8 @@ def as_markdown(table: dict[str, Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
+def cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
+    """mAP50-95, mAP50, the difference to ``base`` in points and its interval."""
     found = None if row is base else map_difference(base, row)
     interval = (f"{found.points:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}") if found else ("", "")
     return f"{row.map50_95:.4f}", f"{row.map50:.4f}", *interval

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         keep_budget,
         parity,
         quantize,
+        replace_activation,
         sensitivity,
         train,
     )
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "parity",
     "quantize",
+    "replace_activation",
     "save",
     "sensitivity",
     "train",
@@ -84,7 +86,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("advise", "build", "evaluate", "export", "finetune", "keep_budget"), "trt_qat.api"),
-    **dict.fromkeys(("parity", "quantize", "sensitivity", "train"), "trt_qat.api"),
+    **dict.fromkeys(("parity", "quantize", "replace_activation", "sensitivity", "train"), "trt_qat.api"),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",
     "Detector": "trt_qat.runtime.detector",

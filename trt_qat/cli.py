@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from trt_qat.evaluation.group_sensitivity import GroupSensitivity
     from trt_qat.evaluation.parity_report import ParityReport
+    from trt_qat.footage.named import Data
     from trt_qat.mixed_precision.advice import Advice, Form
     from trt_qat.mixed_precision.mixes import Budget
     from trt_qat.runtime.infer import Inferred
@@ -219,10 +220,26 @@ def _weights(function: Command) -> Command:
     return click.option("--weights", type=FILE, required=True, help=text)(_trust_pickle(function))
 
 
+_LABELLED = "data.yaml, or a folder with images/ and labels/."
+_ANY_DATA = (
+    f"{_LABELLED[:-1]}; or without labels: a folder, an image, a video, a pattern in quotes, a list (*.txt); "
+    "repeatable (docs/label-free.md)."
+)
+
+
 def _data(function: Command) -> Command:
-    return click.option("--data", type=FILE, required=True, help="data.yaml, or a folder with images/ and labels/.")(
-        function
-    )
+    return _data_option(function, _ANY_DATA)
+
+
+def _data_option(function: Command, text: str, required: bool = True) -> Command:
+    """``--data``, repeatable; the function gets what was given, None where nothing was."""
+
+    @click.option("--data", "given", type=FILE, multiple=True, required=required, help=text)
+    @functools.wraps(function)
+    def wrapped(given: tuple[Path, ...], **arguments: Any) -> Any:
+        return function(data=(given[0] if len(given) == 1 else given) or None, **arguments)
+
+    return wrapped
 
 
 class _Command(click.Command):
@@ -250,10 +267,10 @@ def cli() -> None:
 @cli.command()
 @click.option("--weights", type=FILE, required=True, help="Ultralytics *.pt, or architecture *.yaml (random weights).")
 @_trust_pickle
-@_data
+@functools.partial(_data_option, text=_LABELLED)
 @click.option("--out", type=FILE, required=True, help="Folder for the run.")
 @_command
-def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str]:
+def train(config: Config, weights: Path, data: Data, out: Path) -> dict[str, str]:
     """Train an FP32 detector.
 
     Writes OUT/weights/best.pt (Ultralytics' format) and OUT/best.safetensors.
@@ -271,8 +288,10 @@ def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str
 @_data
 @click.option("--out", type=FILE, required=True, help="Checkpoint to write, e.g. ptq.safetensors.")
 @_command
-def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str, Any]:
+def calibrate(config: Config, weights: Path, data: Data, out: Path) -> dict[str, Any]:
     """Quantize and calibrate float weights (PTQ).
+
+    Of --data the training images are used; of videos without labels frames that differ, which are not kept.
 
     The histograms of the training images are cached in data.calibration_cache (calib/), so that another calibrator
     needs no second pass over the images. torchrun -m trt_qat calibrate ... shares the images among processes.
@@ -296,7 +315,7 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
 @click.option("--out", type=FILE, required=True, help="JSON file to write; it is continued if it is there.")
 @_command
 def sensitivity(
-    config: Config, weights: Path, data: Path, metric: SensitivityMetric | None, out: Path
+    config: Config, weights: Path, data: Data, metric: SensitivityMetric | None, out: Path
 ) -> dict[str, Any]:
     """Rank layers by what INT8 costs in each alone.
 
@@ -327,7 +346,7 @@ def sensitivity(
 @click.option("--out", type=FILE, required=True, help="Folder for best.safetensors and last.safetensors.")
 @_command
 def qat(
-    config: Config, weights: Path, data: Path, epochs: int | None, max_drop: float | None, resume: bool, out: Path
+    config: Config, weights: Path, data: Data, epochs: int | None, max_drop: float | None, resume: bool, out: Path
 ) -> dict[str, str]:
     """Fine-tune with quantization in the loop.
 
@@ -361,7 +380,7 @@ def qat(
 @click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
 @click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
-@click.option("--nms", is_flag=True, help="Build NMS into the ONNX file, with infer.conf, infer.iou, infer.max_det.")
+@click.option("--nms", is_flag=True, help="Rows of detections as the file's output, with NMS built in.")
 @click.option("--no-check", is_flag=True, help="Write the file without running it in its client.")
 @click.option("--out", type=FILE, required=True, help="*.onnx, *_openvino_model or *.engine, see `trt-qat targets`.")
 @_command
@@ -458,7 +477,7 @@ def targets(config: Config) -> list[dict[str, Any]]:
 
 @cli.command()
 @_weights
-@click.option("--data", type=FILE, help="data.yaml or folder; without it no accuracy, and files only to look at.")
+@functools.partial(_data_option, text=f"{_ANY_DATA} Without it no accuracy, and files only to look at.", required=False)
 @click.option("--gpu", required=True, metavar="NAME", help="E.g. rtx4090; docs/compiler.md lists them.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
 @click.option(
@@ -472,7 +491,7 @@ def targets(config: Config) -> list[dict[str, Any]]:
 def advise(
     config: Config,
     weights: Path,
-    data: Path | None,
+    data: Data | None,
     gpu: str,
     batch: int,
     max_drop: float | None,
@@ -541,24 +560,39 @@ def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -
     type=click.Choice([*RUNTIMES.rows, "torch"]),
     help="Default by file: *.onnx OpenVINO, *.plan TensorRT, else torch.",
 )
+@click.option(
+    "--labels-from", type=FILE, help="Float model that labels --data without labels [default: the first of MODELS]."
+)
 @click.option("--details", is_flag=True, help="Also what stands behind each figure, into --json: compare needs it.")
 @_command
 def evaluate(
-    config: Config, models: tuple[Path, ...], data: Path, runtime: str | None, details: bool
+    config: Config,
+    models: tuple[Path, ...],
+    data: Data,
+    runtime: str | None,
+    labels_from: Path | None,
+    details: bool,
 ) -> list[dict[str, Any]]:
     """Measure mAP, latency and size of MODELS.
 
-    Where the FP32 model made the labels (labelled_by: model in the data.yaml) it is agreement with that model, and is
-    named so.
-
-    MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data.
+    MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data. Of images and videos
+    without labels it is the part that is held out, and what is measured is agreement with a float model; the frames
+    and labels are removed at the end (`data label` keeps them).
     """
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
 
         device = config.model.device
         rows = api.evaluate(
-            models, data, config.evaluation, runtime=runtime, device=device, details=details, progress=bars
+            models,
+            data,
+            config.evaluation,
+            runtime=runtime,
+            labels_from=labels_from,
+            footage=config.data,
+            device=device,
+            details=details,
+            progress=bars,
         )
     _print_rows(rows)
     return [row.as_dict() for row in rows]
@@ -622,7 +656,7 @@ def parity(
     config: Config,
     first: Path,
     second: Path,
-    data: Path,
+    data: Data,
     runtime_a: str | None,
     runtime_b: str | None,
     bisect: bool,
@@ -646,6 +680,7 @@ def parity(
             bisect=bisect,
             evaluation=config.evaluation,
             infer=config.infer,
+            footage=config.data,
             device=config.model.device,
             progress=bars,
         )
@@ -662,8 +697,11 @@ def parity(
 @click.option("--out", type=FILE, required=True, help="Folder for every artifact and result.json.")
 @click.option("--anew", is_flag=True, help="Make again what an earlier run in OUT has finished.")
 @_command
-def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> list[dict[str, Any]]:
+def run(config: Config, weights: Path, data: Data, out: Path, anew: bool) -> list[dict[str, Any]]:
     """All stages, from float weights to an engine.
+
+    --data needs no labels: images and videos are labelled by the float weights themselves (into OUT/footage), and what
+    is measured then is agreement with them.
 
     Calibrate, fine-tune, export, build the engine, evaluate FP32 against PTQ and QAT, and compare the exported files
     with the checkpoint that they are of. The exit code is 1 if that parity is broken, and with qat.max_drop set 3 if
@@ -675,7 +713,7 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
     return _all_stages(config, weights, data, out, anew)
 
 
-def _all_stages(config: Config, weights: Path, data: Path, out: Path, anew: bool = False) -> list[dict[str, Any]]:
+def _all_stages(config: Config, weights: Path, data: Data, out: Path, anew: bool = False) -> list[dict[str, Any]]:
     with _bars() as bars:
         from trt_qat.run import run as run_all  # seconds: torch and its friends
 
@@ -1019,6 +1057,26 @@ def convert(
     yaml_file = convert_from(annotations, images, out, val_fraction, seed)
     click.echo(f"Converted: {yaml_file}")
     return {"data": str(yaml_file)}
+
+
+@data.command("label")
+@_weights
+@_data
+@click.option("--out", type=FILE, required=True, help="New or empty folder, or one of this command.")
+@_command
+def label_footage(config: Config, weights: Path, data: Data, out: Path) -> dict[str, Any]:
+    """Make a dataset of images and videos without labels.
+
+    Its labels are what the float weights detect: what is measured on it is agreement with them, never mAP. Frames of
+    videos that differ are taken (data.frames, data.difference), the last of them held out (data.held_out). `run` and
+    `qat` do the same in OUT/footage.
+    """
+    with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
+        dataset = pipeline.label(weights, data, out, config, bars)
+    click.echo(f"Labelled: {dataset.source}")
+    return {"data": str(dataset.source), "train": len(dataset.train), "val": len(dataset.val)}
 
 
 @data.command("demo-model")

@@ -63,6 +63,15 @@ def labelled_sha256(images: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def files_sha256(files: Sequence[Path]) -> str:
+    """The same of files without labels, e.g. videos: their names, sizes and endings, in their order."""
+    digest = hashlib.sha256(f"{len(files)};".encode())
+    for file in files:
+        content = _content(file, _ENDING)
+        digest.update(os.fsencode(file.name) + f":{len(content)}:".encode() + content)
+    return digest.hexdigest()
+
+
 def _add_labelled(digest: hashlib._Hash, images: Sequence[Path]) -> None:
     digest.update(f"{len(images)};".encode())
     for image in images:

@@ -14,7 +14,7 @@ from trt_qat import api, pipeline
 from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config, Flavor
-from trt_qat.data.dataset import Dataset, calibration_images
+from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
 from trt_qat.data.images import images_sha256
 from trt_qat.engine.build import choose_flavor
 from trt_qat.engine.engine_file import read_sidecar, sidecar_path
@@ -23,6 +23,7 @@ from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_parity
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.sensitivity import SensitivityFile, ranking_of, sensitivity_key
+from trt_qat.footage.named import Data
 from trt_qat.lock import locked
 from trt_qat.manifest import Manifest
 from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget, read_budget
@@ -37,6 +38,7 @@ from trt_qat.report.record import Step, read_record, schema_sha256, write_record
 from trt_qat.results import ResultRow, read_rows, write_rows
 from trt_qat.runtime.selection import open_runner
 from trt_qat.targets.export import fitting
+from trt_qat.training.activation import check_activation
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
@@ -64,9 +66,12 @@ class RunResult:
 
 
 def run(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT, *, anew: bool = False
+    weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT, *, anew: bool = False
 ) -> RunResult:
     """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector.
+
+    Images and videos without labels become a dataset in ``out/footage`` first, whose labels are the float model's own
+    detections.
 
     ``out/manifest.json`` says for each finished stage from what it was made; called again, only what is missing or
     would come out otherwise is made, and fine-tuning goes on where it was interrupted.
@@ -84,9 +89,22 @@ def run(
     with locked(out), noting.with_warnings():
         model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)
-        dataset = api.trainable_dataset(model, data, noting)
+        check_activation(config.qat, model)
+        manifest = Manifest(out, noting, anew=anew)
+        dataset = _dataset(model, data, out, config, manifest, noting)
         model = pipeline.sized(model, dataset, config, noting)
-        return _Run(model, weights, dataset, out, config, Manifest(out, noting, anew=anew), noting, anew).result()
+        return _Run(model, weights, dataset, out, config, manifest, noting, anew).result()
+
+
+def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Manifest, progress: Noting) -> Dataset:
+    """What is trained and measured on."""
+    making = pipeline.footage_of(model, data, out / api.FOOTAGE, config, progress)
+    if making is None:
+        return api.trainable_dataset(model, data, progress)
+    if not making.is_made():  # its images are too many to be files of the stage
+        making.files[-1].unlink(missing_ok=True)
+    manifest.stage("the footage", {"key": making.key}, making.files, making.make)
+    return api.trainable_dataset(model, load_dataset(making.files[0]), progress)
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,7 @@ class _Run:
     def result(self) -> RunResult:
         """Do every stage that is not done."""
         told = tuple(self.progress.lines)
-        int8 = self.calibrated(self.float_checkpoint())
+        int8 = self.calibrated(*self.replaced(self.float_checkpoint()))
         ranking = self.sensitivity(int8)
         tuned, budget = self.fine_tuned(int8)
         exported = self.exported({"fp32": self.model, "ptq": int8, "qat": tuned})
@@ -171,8 +189,33 @@ class _Run:
         )
         return file
 
-    def calibrated(self, checkpoint: Path) -> Model:
-        """Post-training quantization."""
+    def replaced(self, checkpoint: Path) -> tuple[Model, Path]:
+        """What is calibrated, and its checkpoint: the float model, or it with ``qat.activation`` in SiLU's place."""
+        if self.config.qat.activation == "keep":
+            return self.model, checkpoint
+        folder = self.out / "qat" / pipeline.ACTIVATION
+        file = folder / BEST
+        self.stage(
+            "the activation",
+            {
+                "checkpoint": file_sha256(checkpoint),
+                "data": self.data,
+                "settings": self.config.qat.model_dump(mode="json"),
+            },
+            (file, folder / "last.safetensors"),
+            lambda: pipeline.replaced_activation(
+                self.model, self.weights, self.dataset, folder, self.config, self.progress, self.resumable(folder)
+            ),
+        )
+        return load(file), file
+
+    def calibrated(self, model: Model, checkpoint: Path) -> Model:
+        """Post-training quantization.
+
+        Args:
+            model: float.
+            checkpoint: where it is kept.
+        """
         file, section = self.checkpoints["ptq"], self.config.quantization
         images = images_sha256(calibration_images(self.dataset, section.images))
         self.stage(
@@ -181,11 +224,11 @@ class _Run:
             (file,),
             lambda: save(
                 file,
-                pipeline.calibrated_model(self.model, self.weights, self.dataset, self.config, self.progress),
+                pipeline.calibrated_model(model, self.weights, self.dataset, self.config, self.progress),
             ),
         )
         # a checkpoint holds folded weights; qat.bn=freeze wants those of the file that was given
-        return replace(load(file), with_batchnorm=self.model.with_batchnorm)
+        return replace(load(file), with_batchnorm=model.with_batchnorm)
 
     def sensitivity(self, int8: Model) -> Path:
         """What INT8 costs per scale group of the calibrated network."""
@@ -227,7 +270,14 @@ class _Run:
             },
             files,
             lambda: pipeline.fine_tuned_model(
-                int8, self.weights, self.dataset, writable_folder(folder), config, self.progress, self.resumable(folder)
+                int8,
+                self.weights,
+                self.dataset,
+                writable_folder(folder),
+                config,
+                self.progress,
+                self.resumable(folder),
+                None if config.qat.activation == "keep" else self.model,
             ),
         )
         tuned = load(folder / BEST)

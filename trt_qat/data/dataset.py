@@ -40,6 +40,7 @@ class Dataset:
         names: class id to name, ids 0 to n - 1.
         labelled_by: "model" where the labels are what the FP32 model itself detected (``labelled_by: model`` in the
             data.yaml): what is measured against them is agreement with that model, never mAP.
+        weights_sha256: of the weights that labelled, where the data.yaml says it.
     """
 
     source: Path
@@ -47,6 +48,7 @@ class Dataset:
     val: tuple[Path, ...]
     names: Mapping[int, str]
     labelled_by: LabelledBy = "people"
+    weights_sha256: str = ""
 
     @property
     def measure(self) -> Measure:
@@ -144,6 +146,7 @@ def _from_yaml(path: Path, names: Mapping[int, str] | None) -> Dataset:
         entries.get("val") or entries["train"],
         _yaml_names(path, content, names),
         _labelled_by(path, content.get("labelled_by", "people")),
+        str(content.get("weights_sha256", "")),
     )
 
 
@@ -255,7 +258,12 @@ def _layout_splits(images: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _assemble(
-    source: Path, train: Sequence[Path], val: Sequence[Path], names: dict[int, str], labelled_by: LabelledBy = "people"
+    source: Path,
+    train: Sequence[Path],
+    val: Sequence[Path],
+    names: dict[int, str],
+    labelled_by: LabelledBy = "people",
+    weights_sha256: str = "",
 ) -> Dataset:
     return Dataset(
         source=source,
@@ -263,6 +271,7 @@ def _assemble(
         val=_images(val, "val", source),
         names=names,
         labelled_by=labelled_by,
+        weights_sha256=weights_sha256,
     )
 
 
