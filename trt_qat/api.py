@@ -59,7 +59,7 @@ from trt_qat.footage.frames import FEWEST
 from trt_qat.footage.labelling import float_runner
 from trt_qat.footage.named import Data, footage_in
 from trt_qat.halving import halving
-from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, Advice, Adviser, gpu_for_advice
+from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, NEEDS_SYMMETRIC, Advice, Adviser, gpu_for_advice
 from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
@@ -417,7 +417,7 @@ def advise(
 
     Raises:
         QuantizationError: the model is float.
-        ConfigError: no such GPU, one whose compiler needs the GPU itself, or scales per tensor.
+        ConfigError: no such GPU, one whose compiler needs the GPU itself, scales per tensor, or zero points.
         MissingDependency: tensorrt-rtx is not installed.
 
     Examples:
@@ -427,8 +427,11 @@ def advise(
     """
     tune_cpu()
     card, evaluation, ranking = gpu_for_advice(gpu), evaluation or EvaluationSection(), ranking or SensitivitySection()
-    if model.require_quantized().placement.weights != "channel":
+    placement = model.require_quantized().placement
+    if placement.weights != "channel":
         raise ConfigError(NEEDS_CHANNELS)
+    if placement.scheme != "symmetric":
+        raise ConfigError(NEEDS_SYMMETRIC)
     check_budget_runtime(evaluation)
     folder, runtime = writable_folder(Path(out)), evaluation.runtime
     dataset: Dataset | None = None

@@ -21,6 +21,7 @@ from trt_qat.report.numbers import (
     share,
     short,
     signed,
+    span,
     target_name,
 )
 from trt_qat.report.record import GroupRecord, RunRecord, Step
@@ -107,8 +108,9 @@ def _files(record: RunRecord) -> str:
     how = f"{figure} on {images} val images, letterboxed; points: difference to FP32 with its paired 95 % interval "
     how += "over the images. Latency: one forward pass, all files in turns."
     engine = record.engine
-    run = "" if engine.run else f" The engine {_text(engine.file.path)} was built, not run: no GPU is here."
-    return f"{table}\n\n{how}{run}"
+    if engine is not None and not engine.run:
+        how += f" The engine {_text(engine.file.path)} was built, not run: no GPU is here."
+    return f"{table}\n\n{how}"
 
 
 def _layers(record: RunRecord) -> str:
@@ -135,7 +137,7 @@ def _sqnr(group: GroupRecord, step: Step) -> str:
 
 def _range(group: GroupRecord, step: Step) -> str:
     entry = group.at(step)
-    return "" if entry is None else f"\u00b1{short(entry.amax)}"
+    return "" if entry is None else span(entry.range)
 
 
 def _calibrators(record: RunRecord) -> str:
