@@ -48,6 +48,7 @@ from trt_qat.evaluation.accuracy import (
 from trt_qat.evaluation.bootstrap import draws, weighted_map
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.quantization.calibration_cache import CalibrationCache
+from trt_qat.quantization.range_by_output import choose_ranges_
 from trt_qat.quantization.refit import refitted
 from trt_qat.quantization.rounding import choose_rounding_
 from trt_qat.reading import FileModel, checked, read_json
@@ -56,8 +57,8 @@ from trt_qat.runtime.runner import Runner
 from trt_qat.vision.postprocess import detections_from_output
 
 SECTION = EvaluationSection()
-IMAGES = 32  # what an idea of PTQ sees of the calibration images; the seed chooses them
-CROPS, CROP = 64, 320  # what learning the rounding sees
+IMAGES = 24  # what an idea of PTQ sees of the calibration images; the seed chooses them
+CROPS, CROP = 48, 320  # what learning the rounding sees
 STEPS = 80  # of QAT, in batches of 8
 QAT = {"batch": 8, "amp": "bfloat16", "monitor": False}
 CONFIDENT = 0.25
@@ -127,13 +128,24 @@ def refit(half: Half, start: Model, seed: int, **keys: Any) -> Model:
     return start.with_quantized(quantized, "ptq", start.provenance)
 
 
+def ranges(half: Half, start: Model, seed: int) -> Model:
+    """Ranges by output."""
+    choose_ranges_(start.require_quantized(), _tensor(half, half.some(seed, IMAGES)), seed=seed)
+    return start
+
+
+def refit_in_ranges(half: Half, start: Model, seed: int, **keys: Any) -> Model:
+    """Ranges by output, then weights, or biases alone, refitted."""
+    return refit(half, ranges(half, start, seed), seed, **keys)
+
+
 def learned_rounding(half: Half, start: Model, seed: int) -> Model:
     """AdaRound on crops."""
     generator, crops = Random(seed), []
     for image in _tensor(half, half.some(seed, CROPS)):
         top, left = (generator.randint(0, side - CROP) for side in image.shape[1:])
         crops.append(image[:, top : top + CROP, left : left + CROP])
-    choose_rounding_(start.require_quantized(), torch.stack(crops), steps=100, seed=seed)
+    choose_rounding_(start.require_quantized(), torch.stack(crops), steps=80, seed=seed)
     return start
 
 
@@ -148,18 +160,30 @@ def qat(half: Half, start: Model, seed: int, **keys: Any) -> Model:
 
 
 def qat_of_refit(half: Half, start: Model, seed: int, **keys: Any) -> Model:
-    """Fine-tuned from refitted weights."""
-    return qat(half, refit(half, start, seed), seed, **keys)
+    """Fine-tuned from ranges by output and refitted weights."""
+    return qat(half, refit_in_ranges(half, start, seed), seed, **keys)
 
 
 PTQ_IDEAS: dict[str, Idea] = {
+    "ranges by output": ranges,
+    "ranges by output, weights refitted": refit_in_ranges,
     "weights refitted": refit,
-    "biases refitted": lambda half, start, seed: refit(half, start, seed, what="bias"),
-    "weights refitted, pixels of anything": lambda half, start, seed: refit(half, start, seed, objects=0.0),
-    "weights refitted and rounded by output": lambda half, start, seed: refit(half, start, seed, rounding=True),
     "rounding learned": learned_rounding,
+    "ranges by output, biases corrected": lambda half, start, seed: refit_in_ranges(half, start, seed, what="bias"),
+    "ranges by output, weights refitted to pixels of anything": lambda half, start, seed: refit_in_ranges(
+        half, start, seed, objects=0.0
+    ),
+    "ranges by output, weights refitted, rounding by output": lambda half, start, seed: refit_in_ranges(
+        half, start, seed, rounding=True
+    ),
 }
-QAT_IDEAS: dict[str, Idea] = {"QAT": qat, "QAT of refitted weights": qat_of_refit}
+QAT_IDEAS: dict[str, Idea] = {
+    "QAT": qat,
+    "QAT of ranges by output and refitted weights": qat_of_refit,
+    "QAT with the outputs of all layers": lambda half, start, seed: qat(
+        half, start, seed, distill_blocks=1.0, distill_objects=0.5
+    ),
+}
 
 
 class Row(FileModel):
@@ -218,7 +242,8 @@ def rows(seeds: Sequence[int]) -> Iterator[tuple[str, int, Callable[[Half], Runn
     for name, idea in ideas.items():
         for seed in seeds:
             yield name, seed, lambda half, idea=idea, seed=seed: TorchRunner(idea(half, _copied(half.calibrated), seed))
-    for name, idea in (("PTQ, weights refitted", refit), ("QAT", qat), ("QAT of refitted weights", qat_of_refit)):
+    both = "ranges by output, weights refitted"
+    for name, idea in ((f"PTQ, {both}", refit_in_ranges), ("QAT", qat), (f"QAT of {both}", qat_of_refit)):
         yield (
             f"{name}, exported",
             0,
@@ -235,7 +260,7 @@ def as_markdown(found: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, mine in of.items():
-        base = of.get("QAT" if name.startswith("QAT of") else "PTQ") if name not in ("FP32", "PTQ") else None
+        base = of.get("QAT" if name.startswith("QAT ") else "PTQ") if name not in ("FP32", "PTQ") else None
         cells = [name, str(len(mine))]
         for measure in ("agreement", "map"):
             cells.append(f"{np.mean([getattr(row, measure) for row in mine]):.4f}")
@@ -274,7 +299,7 @@ def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, fold
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--folds", is_flag=True, help="Halves of the val split, each once seen and once measured.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--only", multiple=True, help="FP32, PTQ and rows whose name starts with this; repeatable.")
+@click.option("--only", multiple=True, help="FP32, PTQ and the rows of this name; repeatable.")
 def main(weights: Path, data: Path, imgsz: str, out: Path, folds: bool, seeds: str, only: tuple[str, ...]) -> None:
     """Make the table."""
     halves = halves_of(weights, data, tuple(map(int, imgsz.split(","))), out, folds)
@@ -284,7 +309,7 @@ def main(weights: Path, data: Path, imgsz: str, out: Path, folds: bool, seeds: s
     found = list(checked(Table, read_json(file, "Table"), file, "Delete it.").rows) if file.is_file() else []
     for name, seed, make in rows(tuple(int(seed) for seed in seeds.split(","))):
         done = any((row.name, row.seed) == (name, seed) for row in found)
-        if done or (only and not name.startswith(only) and name not in ("FP32", "PTQ")):
+        if done or (only and name not in ("FP32", "PTQ", *only)):
             continue
         found.append(measured(name, seed, halves, make))
         click.echo(f"== {name}, seed {seed}: {found[-1].agreement:.4f} {found[-1].map:.4f}")

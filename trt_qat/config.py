@@ -167,6 +167,7 @@ class QuantizationSection(Section):
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
+    range_by_output: bool = False
     refit: Refit = "none"
     refit_images: int = Field(default=32, ge=2)
     weights: WeightScales = "channel"
