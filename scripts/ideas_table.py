@@ -1,11 +1,11 @@
 """What each idea for the start of INT8 brings on images that neither calibration nor training saw.
 
-    python scripts/ideas_table.py --weights yolov8n.pt --data coco128.yaml --out runs/ideas_coco --folds
+    python scripts/ideas_table.py --weights yolov8n.pt --data coco128.yaml --out runs/ideas_coco --halves both
     python scripts/ideas_table.py --weights signs.pt --data vnsigns.yaml --imgsz 384,640 --out runs/ideas_signs
 
-With ``--folds`` every second image of the val split, sorted by name, calibrates and trains, the others are measured;
-then the roles are exchanged and the images of both halves measured together. Without it the training split calibrates
-and trains, and all of val is measured. QAT validates on eight of its own training images and its last epoch is
+With ``--halves first`` every second image of the val split, sorted by name from the first, calibrates and trains, and
+the others are measured; with ``both`` the roles are exchanged as well and all images measured together. Without it the
+training split calibrates and trains, and all of val is measured. QAT validates on eight of its own training images and its last epoch is
 measured, so that the measured images choose nothing.
 
 Every row is measured twice on the same forward passes: mAP against the labels, and agreement with FP32, whose confident
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 import trt_qat
 from trt_qat.artifacts import write_json
-from trt_qat.checkpoint import Model, load
+from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.data.images import network_batch
@@ -135,8 +135,14 @@ def ranges(half: Half, start: Model, seed: int) -> Model:
 
 
 def refit_in_ranges(half: Half, start: Model, seed: int, **keys: Any) -> Model:
-    """Ranges by output, then weights, or biases alone, refitted."""
-    return refit(half, ranges(half, start, seed), seed, **keys)
+    """Ranges by output, then weights, or biases alone, refitted; what QAT may start from is kept."""
+    file = half.out / f"start_{seed}.safetensors"
+    if not keys and file.is_file():
+        return load(file)
+    model = refit(half, ranges(half, start, seed), seed, **keys)
+    if not keys:
+        save(file, model)
+    return model
 
 
 def learned_rounding(half: Half, start: Model, seed: int) -> Model:
@@ -279,16 +285,16 @@ def _difference(mine: Sequence[Row], others: Sequence[Row] | None, measure: str)
     return f"{100 * points:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, folds: bool) -> list[Half]:
+def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, wanted: str) -> list[Half]:
     """The splits."""
     model, dataset = load(weights, imgsz), load_dataset(data)
     images = labelled_split(dataset, "val").images
-    if not folds:
+    if wanted == "none":
         return [Half(model, dataset, dataset.train, images, out)]
     parts = images[::2], images[1::2]
     return [
         Half(model, dataset, tuple(image.image for image in seen), unseen, out / f"half_{index}")
-        for index, (seen, unseen) in enumerate((parts, parts[::-1]))
+        for index, (seen, unseen) in enumerate((parts, parts[::-1])[: 1 if wanted == "first" else 2])
     ]
 
 
@@ -297,13 +303,13 @@ def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, fold
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--imgsz", default="640,640", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--folds", is_flag=True, help="Halves of the val split, each once seen and once measured.")
+@click.option("--halves", type=click.Choice(["none", "first", "both"]), default="none", help="Split val, see above.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--only", multiple=True, help="FP32, PTQ and the rows of this name; repeatable.")
-def main(weights: Path, data: Path, imgsz: str, out: Path, folds: bool, seeds: str, only: tuple[str, ...]) -> None:
+def main(weights: Path, data: Path, imgsz: str, out: Path, halves: str, seeds: str, only: tuple[str, ...]) -> None:
     """Make the table."""
-    halves = halves_of(weights, data, tuple(map(int, imgsz.split(","))), out, folds)
-    for half in halves:
+    parts = halves_of(weights, data, tuple(map(int, imgsz.split(","))), out, halves)
+    for half in parts:
         half.out.mkdir(parents=True, exist_ok=True)
     file = out / "ideas.json"
     found = list(checked(Table, read_json(file, "Table"), file, "Delete it.").rows) if file.is_file() else []
@@ -311,7 +317,7 @@ def main(weights: Path, data: Path, imgsz: str, out: Path, folds: bool, seeds: s
         done = any((row.name, row.seed) == (name, seed) for row in found)
         if done or (only and name not in ("FP32", "PTQ", *only)):
             continue
-        found.append(measured(name, seed, halves, make))
+        found.append(measured(name, seed, parts, make))
         click.echo(f"== {name}, seed {seed}: {found[-1].agreement:.4f} {found[-1].map:.4f}")
         write_json(file, Table(rows=tuple(found)).model_dump(mode="json"))
         (out / "ideas.md").write_text(as_markdown(found), encoding="utf-8")
