@@ -5,8 +5,8 @@
 
 With ``--halves first`` every second image of the val split, sorted by name from the first, calibrates and trains, and
 the others are measured; with ``both`` the roles are exchanged as well and all images measured together. Without it the
-training split calibrates and trains, and all of val is measured. QAT validates on eight of its own training images and its last epoch is
-measured, so that the measured images choose nothing.
+training split calibrates and trains, and all of val is measured. QAT validates on eight of its own training images and
+its last epoch is measured, so that the measured images choose nothing.
 
 Every row is measured twice on the same forward passes: mAP against the labels, and agreement with FP32, whose confident
 detections are then the labels. Networks are fake-quantized; rows named "exported" are ONNX files on OpenVINO. A
