@@ -47,6 +47,7 @@ from trt_qat.evaluation.accuracy import (
 )
 from trt_qat.evaluation.bootstrap import draws, weighted_map
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.quantization.auto import CANDIDATES
 from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.quantization.range_by_output import choose_ranges_
 from trt_qat.quantization.refit import refitted
@@ -81,6 +82,12 @@ class Half:
         """PTQ as it is by default."""
         cache = CalibrationCache(self.out / "calib", "ideas")
         return trt_qat.quantize(self.model, list(self.seen), remember=cache, images=256)
+
+    def calibrated_by(self, index: int) -> Model:
+        """PTQ with one of the candidates of ``auto``."""
+        cache, settings = CalibrationCache(self.out / "calib", "ideas"), CANDIDATES[index].as_dict()
+        keys = {name: value for name, value in settings.items() if value is not None}
+        return trt_qat.quantize(self.model, list(self.seen), remember=cache, images=256, **keys)
 
     @cached_property
     def labelled(self) -> list[PreparedImage]:
@@ -170,11 +177,27 @@ def qat_of_refit(half: Half, start: Model, seed: int, **keys: Any) -> Model:
     return qat(half, refit_in_ranges(half, start, seed), seed, **keys)
 
 
+def by_detections(half: Half, start: Model, seed: int) -> Model:
+    """The calibrator of ``auto``'s candidates whose network detects most like FP32 on calibration images."""
+    nothing = Labels(np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.float32))
+    images = [LabelledImage(path, nothing) for path in half.some(seed, IMAGES)]
+    items = list(prepared(images, start.imgsz, {}))
+    raw = outputs(TorchRunner(half.model), items)
+    agreed = [_as_labelled(*pair) for pair in zip(raw, items, strict=True)]
+
+    def agreement(model: Model) -> float:
+        pairs = zip(outputs(TorchRunner(model), items), agreed, strict=True)
+        return mean_average_precision([match_image(*pair, SECTION) for pair in pairs])[0]
+
+    return max((half.calibrated_by(index) for index in range(len(CANDIDATES))), key=agreement)
+
+
 PTQ_IDEAS: dict[str, Idea] = {
     "ranges by output": ranges,
     "ranges by output, weights refitted": refit_in_ranges,
     "weights refitted": refit,
     "rounding learned": learned_rounding,
+    "calibrator chosen by detections": by_detections,
     "ranges by output, biases corrected": lambda half, start, seed: refit_in_ranges(half, start, seed, what="bias"),
     "ranges by output, weights refitted to pixels of anything": lambda half, start, seed: refit_in_ranges(
         half, start, seed, objects=0.0
@@ -189,6 +212,7 @@ QAT_IDEAS: dict[str, Idea] = {
     "QAT with the outputs of all layers": lambda half, start, seed: qat(
         half, start, seed, distill_blocks=1.0, distill_objects=0.5
     ),
+    "QAT with quantization dropped at random": lambda half, start, seed: qat(half, start, seed, drop=0.5),
 }
 
 
