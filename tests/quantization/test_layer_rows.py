@@ -31,7 +31,7 @@ def test_patches_are_those_of_unfold(kernel: int, stride: int, padding: int, dil
 
 @torch.no_grad()
 def test_reads_times_weight_is_what_the_network_says(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
-    """Of every convolution of every layer, with two parts of images and a head that reads three layers."""
+    """Of every convolution of some layers, with two parts of images and a head that reads three layers."""
     model = calibrated()
     network, images = model.network.eval(), torch.cat(batches)[:6]
     count = 0
@@ -39,7 +39,8 @@ def test_reads_times_weight_is_what_the_network_says(calibrated: Calibrated, bat
         pixels = Pixels(network, images, rows=5, objects=0.5, seed=0, part=4)
         walk = LayersInTurn(network, images, part=4)
         for index in range(len(network.model)):
-            for name, outputs in outputs_of(walk, f"model.{index}", pixels).items():
+            layer_outputs = outputs_of(walk, f"model.{index}", pixels) if index in (0, 2, 9, 22) else {}
+            for name, outputs in layer_outputs.items():
                 conv = network.get_submodule(name)
                 reads = reads_of(model, walk, name, pixels)
                 weight = conv.weight.reshape(conv.groups, conv.out_channels // conv.groups, -1)
@@ -47,7 +48,7 @@ def test_reads_times_weight_is_what_the_network_says(calibrated: Calibrated, bat
                 assert torch.allclose(said, outputs, rtol=1e-3, atol=1e-3 * float(outputs.std())), name
                 count += 1
             walk.advance()
-    assert count == 63
+    assert count == 1 + 4 + 2 + 18
 
 
 @torch.no_grad()

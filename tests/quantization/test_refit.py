@@ -63,7 +63,7 @@ def test_network_comes_nearer_to_float(refit: Refitted, batches: tuple[Tensor, .
         name for name, reason in before.placement.float_convs.items() if reason == "role head_last"
     }
     assert all(layer.after <= layer.before for layer in layers)
-    assert sum(layer.ridge is not None for layer in layers) > len(layers) / 2
+    assert sum(layer.after < layer.before for layer in layers) > len(layers) / 2
 
 
 @torch.no_grad()
@@ -113,19 +113,14 @@ def test_weights_of_before_that_fit_nowhere_are_refused(refit: Refitted, detecto
     file = tmp_path / "ptq.safetensors"
     for moved in ({"nowhere.weight": torch.zeros(1)}, {"model.0.conv.weight": torch.zeros(1)}):
         save(file, detector.with_quantized(replace(refit[0], float_weights=moved), "ptq", {}))
-        with pytest.raises(ArtifactError, match=r"float\..*of shape \[1\]: the network has no such weight"):
+        with pytest.raises(ArtifactError, match=r"float\..*of shape \[1\] is none of the network"):
             load(file)
-
-
-def test_biases_alone(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
-    model, _ = refitted(copy.deepcopy(calibrated()), torch.cat(batches), "bias", rows=50)
-    assert model.float_weights
-    assert all(name.endswith(".bias") for name in model.float_weights)
 
 
 def test_quantize_says_what_became_of_each_layer(detector: Model, demo_yaml: Path) -> None:
     int8 = quantize(detector, demo_yaml, calibrator="max", range_by_output=True, refit="bias", refit_images=4)
     assert len(int8.provenance["refit"]) == 63
     assert int8.provenance["range_by_output"].keys() == int8.require_quantized().activation_quantizers().keys()
-    assert int8.require_quantized().float_weights
-    assert not {"refit", "range_by_output"} & quantize(detector, demo_yaml, calibrator="max").provenance.keys()
+    moved = int8.require_quantized().float_weights
+    assert moved
+    assert all(name.endswith(".bias") for name in moved)

@@ -20,7 +20,7 @@ def test_rounding_is_chosen_on_the_grid(calibrated: Calibrated, batches: tuple[T
     model = copy.deepcopy(before)
     layers = choose_rounding_(model, torch.cat(batches), steps=8, batch=4)
     assert all(layer.after <= layer.before for layer in layers)
-    assert sum(layer.after < 0.98 * layer.before for layer in layers) > len(layers) / 2
+    assert sum(layer.after < 0.98 * layer.before for layer in layers) > len(layers) / 3
     moved = 0
     for name, quantizer in model.weight_quantizers().items():
         weight, original = model.network.get_submodule(name).weight, before.network.get_submodule(name).weight

@@ -111,7 +111,8 @@ def reads_of(model: QuantizedModel, walk: LayersInTurn, name: str, pixels: Pixel
         done = sum(len(part) for part in parts)
         values = quantize(inputs[0])
         where = pixels.of(_output_size(conv, values))[done : done + len(values)]
-        parts.append(_patches(conv, values, where).unflatten(1, (conv.groups, -1)).transpose(2, 3))
+        patches = _patches(conv, values, where)
+        parts.append(patches.reshape(len(patches), conv.groups, -1, patches.shape[2]).transpose(2, 3))
         raise _Stop
 
     handle = conv.register_forward_pre_hook(keep)

@@ -27,8 +27,7 @@ from trt_qat.quantization.rounding_by_output import rounded_by_output
 from trt_qat.quantization.weight_range import weight_range
 
 _HELD_OUT = 4  # one image in so many decides how far the weights move
-# of the mean square that an input has; none at all, infinity, is tried as well
-_RIDGES = (0.01, 0.1, 1.0, 10.0)
+_RIDGES = (0.01, 0.1, 1.0, 10.0, float("inf"))  # of the mean square that an input has; the last moves biases alone
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ class _Fit:
         wanted = (targets - bias).reshape(*targets.shape[:2], groups, -1).permute(2, 0, 1, 3)
         missing = wanted - inputs[..., :-1] @ self._weight.transpose(1, 2)[:, None]
         judges = torch.arange(len(targets)) % _HELD_OUT == 0
+        self._rows = int((~judges).sum()) * targets.shape[1]
         self._fitting, self._judging = (_Sums.of(inputs[:, part], missing[:, part]) for part in (~judges, judges))
         spread = targets[judges].flatten(0, 1)
         self._variance = float(((spread - spread.mean(0)) ** 2).sum().clamp(min=1e-12))
@@ -121,7 +121,8 @@ class _Fit:
         """Move weight and bias, in place; the weight's range and rounding follow."""
         before, chosen = self._judging.square, None
         least = before
-        for ridge in _RIDGES if weights else (float("inf"),):
+        # of fewer rows than inputs the weights learn nothing that holds
+        for ridge in _RIDGES if weights and self._rows >= self._weight.shape[2] else _RIDGES[-1:]:
             error = self._judging.error(self._fitting.solved(ridge))
             if error < least:
                 least, chosen = error, ridge
