@@ -71,6 +71,7 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
+from trt_qat.quantization.range_by_output import choose_ranges_
 from trt_qat.quantization.refit import refitted
 from trt_qat.results import AccuracyDetails, Measure, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
@@ -170,10 +171,13 @@ def quantize(
         with computing_on(quantized.network, computes_on):
             calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
         provenance = {**model.provenance, "calibration": calibration.as_dict()}
-        if section.refit != "none":
-            some = network_batch(evenly_spaced(images, section.refit_images), model.imgsz)
-            quantized, layers = refitted(quantized, torch.from_numpy(some), section.refit, progress=progress)
-            provenance["refit"] = [layer.as_dict() for layer in layers]
+        if section.range_by_output or section.refit != "none":
+            some = torch.from_numpy(network_batch(evenly_spaced(images, section.refit_images), model.imgsz))
+            if section.range_by_output:
+                provenance["range_by_output"] = choose_ranges_(quantized, some, progress=progress)
+            if section.refit != "none":
+                quantized, layers = refitted(quantized, some, section.refit, progress=progress)
+                provenance["refit"] = [layer.as_dict() for layer in layers]
     return model.with_quantized(quantized, "ptq", provenance)
 
 
