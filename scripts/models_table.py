@@ -95,11 +95,13 @@ class Table(FileModel):
     rows: tuple[Row, ...] = ()
 
 
-def make(name: str, weights: Path, data: Path, out: Path, epochs: int, batch: int) -> Row:
+def make(
+    name: str, weights: Path, data: Path, out: Path, epochs: int, batch: int, imgsz: tuple[int, int] | None
+) -> Row:
     """Quantize, fine-tune, export, lint, build and measure one detector."""
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    model = trt_qat.load(weights)
+    model = trt_qat.load(weights, imgsz)
     int8 = trt_qat.quantize(model, data)
     save(out / "ptq.safetensors", int8)
     tuned = trt_qat.finetune(int8, data, out / "qat", epochs=epochs, batch=batch, resume=True)
@@ -219,7 +221,10 @@ def as_markdown(table: Table) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--epochs", default=2, show_default=True, help="Of QAT.")
 @click.option("--batch", default=8, show_default=True, help="Of QAT.")
-def main(weights: tuple[Path, ...], data: Path, out: Path, epochs: int, batch: int) -> None:
+@click.option("--imgsz", nargs=2, type=int, help="Height and width; the weights' own size without it.")
+def main(
+    weights: tuple[Path, ...], data: Path, out: Path, epochs: int, batch: int, imgsz: tuple[int, int] | None
+) -> None:
     """Make the table."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "models.json"
@@ -230,7 +235,7 @@ def main(weights: tuple[Path, ...], data: Path, out: Path, epochs: int, batch: i
         if name in {row.name for row in table.rows}:
             continue
         try:
-            row = make(name, path, data, out / name, epochs, batch)
+            row = make(name, path, data, out / name, epochs, batch, imgsz)
         except Exception as exc:  # noqa: BLE001  a row that fails is named, the others are still wanted
             click.echo(f"== left out: {name} ({type(exc).__name__}: {' '.join(str(exc).split())[:300]})")
             continue

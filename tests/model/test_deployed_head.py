@@ -13,7 +13,7 @@ from tiny_network import NAMES, save_pt, tiny_architecture
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.checkpoint import load, save
-from trt_qat.errors import ArtifactError
+from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.model.loading import build_network, deployed_, is_end_to_end, network_from_architecture, raw_output
 from trt_qat.model.output_error import output_error, raw_predictions
 from trt_qat.training.fp32 import trainable_network
@@ -127,3 +127,15 @@ def test_other_kinds_are_refused_by_name(name: str) -> None:
         build_network(Path(f"{name}.yaml"))
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("a detection model: YOLOv5u, v8 (p2 and p6 too), v9, v10, 11, 12 or 26.")
+
+
+def test_a_size_that_is_no_multiple_of_the_stride_is_refused(tmp_path: Path) -> None:
+    """The tiny detector's cells have 4 pixels; with three more halvings 64, as in a P6 network."""
+    architecture = tiny_architecture()
+    architecture["backbone"] += [[-1, 1, "Conv", [16, 3, 2]]] * 4
+    architecture["head"] = [[-1, 1, "SPPF", [16, 5]], [[-1], 1, "Detect", ["nc"]]]
+    network = network_from_architecture(architecture, NAMES)
+    save_pt(network, tmp_path / "p6.pt")
+    assert load(tmp_path / "p6.pt", 64).imgsz == (64, 64)
+    with pytest.raises(ConfigError, match=r"imgsz=\[96, 64\] does not fit .* must be multiples of 64"):
+        load(tmp_path / "p6.pt", (96, 64))

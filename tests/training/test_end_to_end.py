@@ -44,7 +44,7 @@ def test_both_branches_are_trained(trained: Model) -> None:
         assert all(not torch.equal(start[name], trained_values[name]) for name in names)
 
 
-@pytest.mark.parametrize("loss", ["distill", "detection"])
+@pytest.mark.parametrize("loss", ["detection", pytest.param("distill", marks=pytest.mark.slow)])
 def test_qat(int8: Model, demo: Dataset, tmp_path: Path, loss: QatLoss) -> None:
     tuned = api.finetune(int8, demo, tmp_path / loss, epochs=1, batch=4, lr0=1e-3, loss=loss)
     last = load(tmp_path / loss / "last.safetensors").network.state_dict()
@@ -67,5 +67,5 @@ def test_both_layouts_find_the_same(int8: Model, demo: Dataset, tmp_path: Path) 
     assert len(found[0]) == 50  # of boxes side by side nothing is suppressed, whatever the overlap
     np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-6)
     np.testing.assert_allclose(found[0].boxes_xyxy, found[1].boxes_xyxy, atol=1e-3)
-    accuracies = api.evaluate([raw, rows, int8], demo, runtime=None, latency_iterations=1)
+    accuracies = api.evaluate([raw, rows, int8], demo, runtime=None, latency_iterations=3)
     assert [row.images for row in accuracies] == [len(demo.val)] * 3
