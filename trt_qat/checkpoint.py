@@ -212,6 +212,7 @@ def load(
     check_same_output(deployed, folded, f"'{path}' with BatchNorm folded")
     unfolded = None if network.is_fused() else network
     size = wanted or image_size_of(trained_at or DEFAULT_IMAGE_SIZE)
+    _check_strides(network, size, path)
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)
 
 
@@ -225,6 +226,20 @@ def _checked_size(imgsz: int | Sequence[int]) -> ImageSize:
             f"imgsz={shortened(imgsz)} must be a multiple of 32 from 32 to {IMAGE_SIZES[-1]}, or two: height and width."
         )
     return size
+
+
+def _check_strides(network: DetectionModel, size: ImageSize, path: Path) -> None:
+    """Refuse a size that does not divide into the cells of the coarsest level: 64 pixels in a P6 network.
+
+    Raises:
+        ConfigError: see above.
+    """
+    stride = int(network.stride.max())
+    if any(side % stride for side in size):
+        raise ConfigError(
+            f"imgsz={list(size)} does not fit '{path}': its coarsest cells have {stride} pixels, so height and width "
+            f"must be multiples of {stride}."
+        )
 
 
 def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
@@ -310,6 +325,7 @@ def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName |
     check_runs(network, path)
     amax = {k.removeprefix(_AMAX): v.float() for k, v in tensors.items() if k.startswith(_AMAX)}
     model = Model(network, names, imgsz or header.imgsz, path, header.stage, provenance=header.provenance)
+    _check_strides(network, model.imgsz, path)
     if header.placement is None:
         _check_ranges(amax, {}, path)
         _check_saved(header, tensors, path)

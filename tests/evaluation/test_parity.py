@@ -278,6 +278,11 @@ def test_what_cannot_be_compared(tiny: Path, tiny_set: Path, tmp_path: Path) -> 
     next(entry for entry in model.metadata_props if entry.key == "names").value = str({0: "a", 1: "b"})
     onnx.save(model, more)
     _raises(ConsistencyError, "has 3 classes, .* 2: two different networks", tiny, more, tiny_set)
+    rows = tmp_path / "rows.onnx"
+    model = onnx.load(tiny)
+    onnx.helper.set_model_props(model, {"names": str(NAMES), "end2end": "True"})
+    onnx.save(model, rows)
+    _raises(ConsistencyError, "rows of detections.*without --nms to compare it", tiny, rows, tiny_set)
     other = tmp_path / "other.yaml"
     other.write_text(tiny_set.read_text().replace("  2: blue\n", ""))
     _raises(DatasetError, "2 classes", tiny, tiny, other, runtimes=("onnxruntime", None))
