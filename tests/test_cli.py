@@ -394,7 +394,7 @@ def test_evaluate_writes_the_documented_keys_and_what_compare_needs(exported: st
         (tuned, "int8+fp32", "torch"),
     ]
     names = "qat.onnx=best.safetensors"
-    said = _succeed("compare", "out/rows.json", "out/rows.json", "--model", names, "--max-map-drop", "5")
+    said = _succeed("compare", "out/rows.json", "out/rows.json", "--model", names, "--max-drop", "5")
     assert said.startswith("qat.onnx -> best.safetensors: mAP50-95 ")
     assert " (95 % of resamples: " in said
 

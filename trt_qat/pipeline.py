@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from trt_qat import api, distributed
 from trt_qat.artifacts import CheckpointArtifact, writable_folder, write_json
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
-from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.data.dataset import Dataset
 from trt_qat.data.usual_size import usual_size
-from trt_qat.errors import ConfigError
+from trt_qat.errors import ConfigError, DatasetError
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
+from trt_qat.footage.dataset import Making
+from trt_qat.footage.named import Data
 from trt_qat.lock import locked
 from trt_qat.mixed_precision.advice import NEEDS_CHANNELS as ADVICE_NEEDS_CHANNELS
 from trt_qat.mixed_precision.advice import Advice, gpu_for_advice, with_any_ranges
@@ -36,34 +39,74 @@ ACTIVATION = "activation"
 """The folder, in that of the fine-tuning, of the float network with another activation."""
 
 
-def train(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
+def train(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
     """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     with locked(out):
-        dataset, device = load_dataset(data), config.model.device
+        dataset, device = api.labelled_dataset(data, None), config.model.device
         model = sized(load(weights, config.model.fixed_imgsz), dataset, config, progress)
         best = api.train(model, dataset, out, config.train, device=device, progress=progress)
         return save(out / BEST, replace(best, provenance=_provenance(weights, dataset, config)), half=True)
 
 
-def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> Model:
+def calibrate(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> Model:
     """Quantize and calibrate a float model; writes one checkpoint. Processes of one job share the images."""
     writable_folder(out.parent)
     model = load(weights, config.model.fixed_imgsz)
-    dataset = api.dataset_for(model, data)
-    model = sized(model, dataset, config, progress)
-    return _saved(out, calibrated_model(model, weights, dataset, config, progress))
+    with given(model, data, config, progress, labels=False) as (model, dataset):
+        return _saved(out, calibrated_model(model, weights, dataset, config, progress))
+
+
+@contextmanager
+def given(
+    model: Model, data: Data, config: Config, progress: Progress, *, folder: Path | None = None, labels: bool = True
+) -> Iterator[tuple[Model, Dataset]]:
+    """Within: a model at its size, and the dataset that ``data`` names.
+
+    Args:
+        folder: of images and videos without labels; None is a temporary one.
+        labels: whether those need labels.
+    """
+    how = _how(config, labels)
+    with api.given_dataset(model, data, folder=folder, progress=progress, **how) as dataset:
+        yield sized(model, dataset, config, progress), dataset
+
+
+def label(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> Dataset:
+    """Images and videos as a dataset in ``out`` whose labels are what the float weights detect."""
+    with locked(out.absolute().parent, out.name):
+        making = footage_of(load(weights, config.model.fixed_imgsz), data, out, config, progress)
+        if making is None:
+            raise DatasetError("--data is a dataset with labels; images and videos without labels are labelled.")
+        return making.dataset()
+
+
+def footage_of(model: Model, data: Data, folder: Path, config: Config, progress: Progress) -> Making | None:
+    """See :func:`trt_qat.api.footage_for`."""
+    return api.footage_for(model, data, folder, progress=progress, **_how(config, labels=True))
+
+
+def _how(config: Config, labels: bool) -> dict[str, Any]:
+    auto = config.model.imgsz == "auto"
+    return {
+        "section": config.data,
+        "evaluation": config.evaluation,
+        "labels": labels,
+        "sized": (lambda model, dataset: sized(model, dataset, config, SILENT)) if auto else None,
+        "device": config.model.device,
+    }
 
 
 def sensitivity(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT
+    weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT
 ) -> tuple[Ranking, Mapping[str, Any]]:
     """Rank the scale groups by what each costs alone; float weights are calibrated first. ``out`` is resumed.
 
     Writes ``out`` (JSON) after each group and a bar chart beside it (PNG) at the end; returns also what ``out`` holds.
     """
-    with locked(out.parent, out.name):
-        model, dataset = _calibrated(weights, data, config, progress)
+    with locked(out.parent, out.name), ExitStack() as stack:
         section, evaluation = config.sensitivity, config.evaluation
+        labels = section.metric != "error"
+        model, dataset = stack.enter_context(_calibrated(weights, data, config, progress, labels=labels))
         key = sensitivity_key(model, dataset, section, evaluation)
         file = SensitivityFile(out, key, len(model.require_quantized().placement.groups))
         done, said = file.read()
@@ -79,12 +122,12 @@ def sensitivity(
             device=config.model.device,
             progress=progress,
         )
-        draw_sensitivity(ranking.rows, out.with_suffix(".png"))
+        draw_sensitivity(ranking.rows, out.with_suffix(".png"), dataset.measure)
         return ranking, file.write(ranking)
 
 
 def qat(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT, resume: bool = False
+    weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT, resume: bool = False
 ) -> Budget | None:
     """Fine-tune a calibrated checkpoint (a float model is calibrated first) to ``out/best.safetensors``.
 
@@ -97,17 +140,17 @@ def qat(
     check_qat_settings(config)
     with locked(out):
         model = load(weights, config.model.fixed_imgsz)
-        dataset = api.trainable_dataset(model, data, progress)
-        model = sized(model, dataset, config, progress)
-        check_features(config.qat, model)  # before the time that calibration takes, like the next checks
+        check_features(config.qat, model)  # before the time that labelling and calibration take
         check_activation(config.qat, model)
-        if resume:
-            check_resumable(out, _provenance(weights, dataset, config))
-        start = replaced_activation(model, weights, dataset, out / ACTIVATION, config, progress, resume)
-        if start.quantized is None:
-            start = calibrated_model(start, weights, dataset, config, progress)
-        teacher = None if config.qat.activation == "keep" else model
-        return fine_tuned_model(start, weights, dataset, out, config, progress, resume, teacher)
+        with given(model, data, config, progress, folder=out / api.FOOTAGE) as (model, dataset):
+            api.trainable_dataset(model, dataset, progress)
+            if resume:
+                check_resumable(out, _provenance(weights, dataset, config))
+            start = replaced_activation(model, weights, dataset, out / ACTIVATION, config, progress, resume)
+            if start.quantized is None:
+                start = calibrated_model(start, weights, dataset, config, progress)
+            teacher = None if config.qat.activation == "keep" else model
+            return fine_tuned_model(start, weights, dataset, out, config, progress, resume, teacher)
 
 
 def check_qat_settings(config: Config) -> None:
@@ -134,7 +177,7 @@ def check_qat_settings(config: Config) -> None:
 
 def advise(
     weights: Path,
-    data: Path | None,
+    data: Data | None,
     out: Path,
     config: Config,
     gpu: str,
@@ -150,10 +193,11 @@ def advise(
     gpu_for_advice(gpu)
     if config.quantization.weights != "channel":  # before the time that calibration takes
         raise ConfigError(ADVICE_NEEDS_CHANNELS)
-    with locked(out):
+    with locked(out), ExitStack() as stack:
         dataset: Dataset | None = None
         if data is not None:
-            model, dataset = _calibrated(weights, data, config, progress)
+            folder = out / api.FOOTAGE
+            model, dataset = stack.enter_context(_calibrated(weights, data, config, progress, folder=folder))
         else:
             model = load_for_no_data(weights, config, progress)
             model = model if model.quantized else with_any_ranges(model, config.quantization)
@@ -174,14 +218,16 @@ def advise(
         return advice, file
 
 
-def _calibrated(weights: Path, data: Path, config: Config, progress: Progress) -> tuple[Model, Dataset]:
-    """A calibrated model from weights of any kind, and its dataset."""
-    model = load(weights, config.model.fixed_imgsz)
-    dataset = api.dataset_for(model, data)
-    model = sized(model, dataset, config, progress)
-    if model.quantized is None:
-        model = calibrated_model(model, weights, dataset, config, progress)
-    return model, dataset
+@contextmanager
+def _calibrated(
+    weights: Path, data: Data, config: Config, progress: Progress, *, folder: Path | None = None, labels: bool = True
+) -> Iterator[tuple[Model, Dataset]]:
+    """Within: a calibrated model from weights of any kind, and its dataset; see :func:`given`."""
+    loaded = load(weights, config.model.fixed_imgsz)
+    with given(loaded, data, config, progress, folder=folder, labels=labels) as (model, dataset):
+        if model.quantized is None:
+            model = calibrated_model(model, weights, dataset, config, progress)
+        yield model, dataset
 
 
 def sized(model: Model, dataset: Dataset, config: Config, progress: Progress) -> Model:

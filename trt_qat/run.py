@@ -14,7 +14,7 @@ from trt_qat import api, pipeline
 from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config, Flavor
-from trt_qat.data.dataset import Dataset, calibration_images
+from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
 from trt_qat.data.images import images_sha256
 from trt_qat.engine.build import choose_flavor
 from trt_qat.engine.engine_file import read_sidecar, sidecar_path
@@ -23,6 +23,7 @@ from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_parity
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.sensitivity import SensitivityFile, ranking_of, sensitivity_key
+from trt_qat.footage.named import Data
 from trt_qat.lock import locked
 from trt_qat.manifest import Manifest
 from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget, read_budget
@@ -65,9 +66,12 @@ class RunResult:
 
 
 def run(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT, *, anew: bool = False
+    weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT, *, anew: bool = False
 ) -> RunResult:
     """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector.
+
+    Images and videos without labels become a dataset in ``out/footage`` first, whose labels are the float model's own
+    detections.
 
     ``out/manifest.json`` says for each finished stage from what it was made; called again, only what is missing or
     would come out otherwise is made, and fine-tuning goes on where it was interrupted.
@@ -86,9 +90,21 @@ def run(
         model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)
         check_activation(config.qat, model)
-        dataset = api.trainable_dataset(model, data, noting)
+        manifest = Manifest(out, noting, anew=anew)
+        dataset = _dataset(model, data, out, config, manifest, noting)
         model = pipeline.sized(model, dataset, config, noting)
-        return _Run(model, weights, dataset, out, config, Manifest(out, noting, anew=anew), noting, anew).result()
+        return _Run(model, weights, dataset, out, config, manifest, noting, anew).result()
+
+
+def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Manifest, progress: Noting) -> Dataset:
+    """What is trained and measured on."""
+    making = pipeline.footage_of(model, data, out / api.FOOTAGE, config, progress)
+    if making is None:
+        return api.trainable_dataset(model, data, progress)
+    if not making.is_made():  # its images are too many to be files of the stage
+        making.files[-1].unlink(missing_ok=True)
+    manifest.stage("the footage", {"key": making.key}, making.files, making.make)
+    return api.trainable_dataset(model, load_dataset(making.files[0]), progress)
 
 
 @dataclass(frozen=True)
@@ -323,7 +339,7 @@ class _Run:
         return EngineArtifact(plan, sidecar, read_sidecar(plan).flavor)
 
     def evaluated(self, exported: Sequence[ExportedFile]) -> Path:
-        """mAP, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
+        """Accuracy, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
         file, section = self.out / "result.json", self.config.evaluation
         files = [entry.file for entry in exported]
 

@@ -120,10 +120,10 @@ def test_boxes_that_are_one_pixel_off(tiny: Path, tiny_set: Path, tmp_path: Path
         "15 of B's 15 detections are not matched by A",
         f"mAP50-95 falls by {report.map50_95.drop_points:.2f} points",
     ]
-    loose = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_map_drop=None)
+    loose = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_drop=None)
     assert loose.broken == ()
     assert loose.detections.first_matched == 15
-    strict = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_map_drop=None, min_psnr=43, min_cosine=0.9999999)
+    strict = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_drop=None, min_psnr=43, min_cosine=0.9999999)
     assert [line.split(" of ")[0] for line in strict.broken] == [
         "output0 boxes has a cosine",
         "output0 boxes has a PSNR",
@@ -232,7 +232,7 @@ def test_without_labels_everything_but_map(tiny: Path, tiny_set: Path, tmp_path:
     (images / "9.png").write_bytes(b"no image")
     report = api.parity(tiny, tiny, tmp_path, runtimes=("onnxruntime", None))
     assert report.map50_95 is None
-    assert "has no box" in report.no_map
+    assert "has no box" in report.not_measured
     assert report.broken == ()
     assert report.detections.first_matched == 15
     assert report.left_out is not None
@@ -307,8 +307,8 @@ def test_few_detections_may_miss_more_of_them(right: ParityReport, count: int, m
 )
 def test_few_images_may_lose_more_map(right: ParityReport, images: int, drop: float, broken: bool) -> None:
     report = right.model_copy(update={"images": images, "map50_95": MapPair(first=0.5, second=0.5 - drop)})
-    assert bool(list(broken_thresholds(report, ParitySection(max_map_drop=1)))) == broken
-    assert list(broken_thresholds(report, ParitySection(max_map_drop=None))) == []
+    assert bool(list(broken_thresholds(report, ParitySection(max_drop=1)))) == broken
+    assert list(broken_thresholds(report, ParitySection(max_drop=None))) == []
 
 
 def test_what_is_written_is_read_back(right: ParityReport, tmp_path: Path) -> None:

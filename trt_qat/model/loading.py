@@ -98,6 +98,31 @@ def _check_detector(architecture: Mapping[str, Any], source: Path) -> None:
         )
 
 
+def is_end_to_end(network: DetectionModel) -> bool:
+    """Whether the head was trained to name each object once (YOLOv10, YOLO26), so that nothing must be suppressed.
+
+    The architecture says so: a network that :func:`deployed_` has changed has an ordinary head.
+    """
+    architecture = network.yaml
+    return bool(architecture.get("end2end")) or architecture["head"][-1][2] == "v10Detect"
+
+
+def deployed_(network: DetectionModel) -> DetectionModel:
+    """Leave of an end-to-end head what is deployed, in place; another network stays as it is. Returns it for chaining.
+
+    Such a head has its last layers twice: one-to-many, which teaches the network and needs NMS, and one-to-one, which
+    needs none. The second takes the place and the names of the first: an ordinary head, whose gradients reach the
+    network that Ultralytics' one-to-one branch is cut off from in training.
+    """
+    head = network.model[-1]
+    for name in ("cv2", "cv3"):
+        branch = getattr(head, f"one2one_{name}", None)
+        if branch is not None:
+            setattr(head, name, branch)
+            delattr(head, f"one2one_{name}")
+    return network
+
+
 @dataclass(frozen=True)
 class UltralyticsFile:
     """What a ``*.pt`` holds.
@@ -139,6 +164,11 @@ def _read_as_data(weights: Path) -> UltralyticsFile:
         state = file.tensors(stored)
         size = _trained_size(file.content)
     folded = not any(layer.class_name == "BatchNorm2d" for layer in layers.values())
+    if folded and any(".one2one_" in name for name in stored):
+        raise ArtifactError(
+            f"'{weights}' holds an end-to-end head after Ultralytics' fuse(), which drops one of its branches. Give "
+            "the .pt as it was trained."
+        )
     network = _with_weights(architecture, checked_names(names, weights), state, folded, weights)
     _check_same_layers(layers, network, weights)
     return UltralyticsFile(network, class_names(network), size)
@@ -379,8 +409,11 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 def fold_batchnorm(network: DetectionModel) -> DetectionModel:
-    """Fold every BatchNorm into its convolution, in place; returns the network for chaining."""
-    network.fuse(verbose=False)
+    """Fold every BatchNorm into its convolution, in place; returns the network for chaining.
+
+    Of an end-to-end head only what is deployed is left, see :func:`deployed_`.
+    """
+    deployed_(network).fuse(verbose=False)
     left = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     if left:
         raise ArtifactError(f"BatchNorm '{left[0]}' does not follow a convolution and cannot be folded.")

@@ -124,7 +124,11 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
         calibration=calibration_record(Calibration.from_dict(calibration)),
         placement=_placement(run, progress),
         training=training_record(
-            run.folder / "qat", run.config.qat, _trained_on(train, run.config), run.tuned.provenance.get("training", {})
+            run.folder / "qat",
+            run.config.qat,
+            _trained_on(train, run.config),
+            run.tuned.provenance.get("training", {}),
+            run.dataset.measure,
         ),
         budget=None if run.budget is None else _budget(run.budget),
         files=tuple(_file(run, *entry) for entry in progress.over(run.exported, "compiling for the report")),
@@ -139,6 +143,7 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
         drawing=_drawing(run),
         disagreements=_disagreements(run, progress),
         warnings=tuple(printable(line) for line in dict.fromkeys(run.warnings)),
+        measure=run.dataset.measure,
     )
 
 

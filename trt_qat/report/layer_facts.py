@@ -248,8 +248,13 @@ class Network:
         return built_from if built_from in compiled else compiled[-1] if compiled else None
 
     @property
+    def figure(self) -> str:
+        """What points are of, ``mAP50-95`` or ``agreement50-95``."""
+        return f"{self.record.measure}50-95"
+
+    @property
     def drop_points(self) -> float | None:
-        """What the INT8 file costs: FP32's mAP50-95 less its own, in points."""
+        """What the INT8 file costs: FP32's mAP50-95 (or agreement) less its own, in points."""
         if self.float_file is None or self.int8_file is None:
             return None
         return 100 * (self.float_file.result.map50_95 - self.int8_file.result.map50_95)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from trt_qat.artifacts import write_text
-from trt_qat.report.answer import answer, file_label, file_rows
+from trt_qat.report.answer import answer, file_label, file_rows, what_agreement_is
 from trt_qat.report.layer_facts import layer_label
 from trt_qat.report.layers import worst_layers
 from trt_qat.report.numbers import (
@@ -45,7 +45,10 @@ def markdown_report(record: RunRecord) -> str:
     """The report without its charts; names from outside are escaped."""
     inputs = record.inputs
     sections = (
-        (f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}", (_text(answer(record)), _files(record))),
+        (
+            f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}",
+            (_text(answer(record)), what_agreement_is(record), _files(record)),
+        ),
         ("## Worst layers", (_layers(record),)),
         ("## Calibrators", (_calibrators(record),)),
         ("## Fine-tuning", (_epochs(record),)),
@@ -78,7 +81,9 @@ def _code(value: str) -> str:
 
 
 def _files(record: RunRecord) -> str:
-    header = ("file", "mAP50-95", "points", "95 %", "mAP50", "MB", "ms median", "p90", "precision", "runtime")
+    measure = record.measure
+    figures = f"{measure}50-95", "points", "95 %", f"{measure}50"
+    header = ("file", *figures, "MB", "ms median", "p90", "precision", "runtime")
     table = _table(
         header,
         (
@@ -98,8 +103,8 @@ def _files(record: RunRecord) -> str:
         ),
     )
     images = record.files[0].result.images
-    how = f"mAP on {images} val images, letterboxed; points: difference to FP32 with its paired 95 % interval over the "
-    how += "images. Latency: one forward pass, all files in turns."
+    how = f"{measure} on {images} val images, letterboxed; points: difference to FP32 with its paired 95 % interval "
+    how += "over the images. Latency: one forward pass, all files in turns."
     engine = record.engine
     run = "" if engine.run else f" The engine {_text(engine.file.path)} was built, not run: no GPU is here."
     return f"{table}\n\n{how}{run}"
@@ -147,7 +152,7 @@ def _epochs(record: RunRecord) -> str:
         )
         for epoch in record.training.epochs
     )
-    return _table(("epoch", "mAP50-95, fake-quantized", "losses"), rows)
+    return _table(("epoch", f"{record.measure}50-95, fake-quantized", "losses"), rows)
 
 
 def _compiler(record: RunRecord) -> str:
@@ -198,7 +203,7 @@ def _mixes(record: RunRecord) -> str:
         )
         for mix in record.budget.mixes
     )
-    return _table(("groups left float", "lost points", "mAP50-95", "ms"), rows)
+    return _table(("groups left float", "lost points", f"{record.measure}50-95", "ms"), rows)
 
 
 def _disagreement(record: RunRecord) -> str:

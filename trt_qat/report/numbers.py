@@ -36,7 +36,7 @@ def plain(text: str) -> str:
 
 
 def fraction(value: float | None) -> str:
-    """An mAP, ``0.3810``."""
+    """An mAP or an agreement, ``0.3810``."""
     return NOTHING if value is None else f"{value:.4f}"
 
 

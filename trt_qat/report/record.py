@@ -16,8 +16,8 @@ from pydantic import Field, JsonValue, model_validator
 from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.linter.layout import Drawing
-from trt_qat.reading import FileModel, checked, read_json
-from trt_qat.results import Fraction, Milliseconds, ResultRow, Text
+from trt_qat.reading import FileModel, read_json
+from trt_qat.results import Fraction, Measure, Milliseconds, ResultRow, Text, checked_measures, other_names
 
 FORMAT: Final = "trt_qat-run-1"
 FILE: Final = "run.json"
@@ -164,7 +164,7 @@ class GroupRecord(FileModel):
         histogram: of what the quantizer of the last step reads.
         error: the output error when this group alone is INT8, see
             :class:`~trt_qat.quantization.divergence.OutputDivergence`.
-        map50_95_drop: what that costs in mAP50-95, a fraction.
+        map50_95_drop: what that costs in mAP50-95 (or agreement), a fraction.
     """
 
     name: Text
@@ -315,7 +315,7 @@ class ExportedRecord(FileModel):
 
     Args:
         name: unique in the run: "fp32", "ptq", "qat", "qat_tensorrt" ...
-        result: mAP, latency and size, with ``details``.
+        result: accuracy, latency and size, with ``details``.
         lint: None for a float file.
         compiler: None where it was not compiled, see ``not_compiled``.
     """
@@ -410,6 +410,7 @@ class RunRecord(FileModel):
         seeds: what decided by chance, by name.
         deployed: name of the exported file that the run is for: of the fine-tuned network, for ``export.target``.
         warnings: everything that a user was told, in order.
+        measure: what every figure against labels is: mAP, or agreement with the FP32 model where that made the labels.
     """
 
     format: Literal["trt_qat-run-1"] = FORMAT
@@ -432,6 +433,7 @@ class RunRecord(FileModel):
     drawing: Drawing | None
     disagreements: Disagreements
     warnings: tuple[str, ...]
+    measure: Measure = "mAP"
 
     @model_validator(mode="after")
     def _names_once(self) -> RunRecord:
@@ -445,6 +447,16 @@ class RunRecord(FileModel):
         for name in named:
             if self.file(name) is None:
                 raise ValueError(f"'{name}' is named, but no file of the run")
+        return self
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> RunRecord:
+        for what, measure in (
+            *((f"file '{entry.name}'", entry.result.measure) for entry in self.files),
+            *((f"the parity of {pair.first}", pair.measure) for pair in self.parity),
+        ):
+            if measure != self.measure:
+                raise ValueError(f"{what} says {measure}, the run {self.measure}")
         return self
 
     def file(self, name: str) -> ExportedRecord | None:
@@ -482,15 +494,17 @@ def read_record(run: Path) -> RunRecord:
         ArtifactError: missing, not JSON, or something else; the line names the field.
     """
     file = record_file(run)
-    return checked(RunRecord, read_json(file, "Run record"), file, "Run `trt-qat run` in its folder again.")
+    content = read_json(file, "Run record")
+    return checked_measures(RunRecord, content, file, "Run `trt-qat run` in its folder again.")
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
-    """Write ``folder/run.json``, whole or not at all.
+    """Write ``folder/run.json``, whole or not at all, under the names of :func:`~trt_qat.results.other_names`.
 
     Raises:
         ArtifactError: it cannot be written.
     """
     file = folder / FILE
-    write_text(file, record.model_dump_json(indent=1) + "\n")
+    content = other_names(record.model_dump(mode="json"))
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return file

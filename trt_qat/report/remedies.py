@@ -25,9 +25,9 @@ WEAK_WEIGHTS_DB: Final = 30.0
 UNLIKE: Final = 2.0
 """Times what a member of a group reaches: that member lacks one of the eight bits."""
 STILL_RISING_POINTS: Final = 0.19
-"""Of mAP50-95: three seeds of one fine-tuning differ by as much (docs/qat.md)."""
+"""Of mAP50-95 (or agreement): three seeds of one fine-tuning differ by as much (docs/qat.md)."""
 DROP_POINTS: Final = 0.2
-"""Of mAP50-95: less is no more than chance on some hundred images."""
+"""Of mAP50-95 (or agreement): less is no more than chance on some hundred images."""
 MUCH_FLOAT: Final = 0.01
 """Of the network's multiply-accumulates: less cannot be seen in the time."""
 MORE_MOVED: Final = 1.25
@@ -203,7 +203,8 @@ def _more_epochs(layer: Layer, run: Path) -> Said | None:
         return None
     epochs = 2 * int(layer.network.setting("qat.epochs"))
     return (
-        f"The fake-quantized network's mAP50-95 rose by {after - before:.2f} points in the last epoch, the best one.",
+        f"The fake-quantized network's {layer.network.figure} rose by {after - before:.2f} points in the last epoch, "
+        "the best one.",
         "Fine-tune longer.",
         f"what further epochs bring; {epochs} of them take about {_time_of(layer.network, epochs)}.",
         _again(layer.network, {"qat.epochs": epochs}),
@@ -244,7 +245,9 @@ def _leave_float(layer: Layer, run: Path) -> Said | None:
     share, group = layer.error_share, layer.group
     if share is None or group is None or not _is_costly(layer) or share < layer.macs_share:
         return None
-    drop = "" if group.map50_95_drop is None else f", and {100 * group.map50_95_drop:.2f} points of mAP50-95"
+    drop = (
+        "" if group.map50_95_drop is None else f", and {100 * group.map50_95_drop:.2f} points of {layer.network.figure}"
+    )
     return (
         f"This group alone costs {numbers.share(share)} of the summed output error{drop}.",
         f"Leave it float ({_listed([conv.name for conv in group.convs])}).",
@@ -274,8 +277,8 @@ def _budget(layer: Layer, run: Path) -> Said | None:
         return None
     place = network.rank(layer, lambda entry: entry.error_share, lowest_first=False)
     return (
-        f"{ours.name} is {points:.2f} points of mAP50-95 below FP32, and this group is number {place} of those that "
-        "cost it.",
+        f"{ours.name} is {points:.2f} points of {network.figure} below FP32, and this group is number {place} of those "
+        "that cost it.",
         "Let the fewest groups that meet a budget be left float, each mix measured.",
         f"at most {points / 2:.2g} points lost, half of now.",
         _again(network, {"qat.max_drop": float(f"{points / 2:.2g}")}),
@@ -384,7 +387,7 @@ def _what_is_left(network: Network) -> str:
     if file is None or points is None:
         return "nothing to gain that these figures show."
     place = "above" if points <= 0 else "below"
-    said = f"{file.name} is {abs(points):.2f} points of mAP50-95 {place} FP32{network.drop_interval}"
+    said = f"{file.name} is {abs(points):.2f} points of {network.figure} {place} FP32{network.drop_interval}"
     return f"{said}: that is all there is to win."
 
 

@@ -101,6 +101,14 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
             if not callback.__module__.startswith(_INTEGRATIONS) or callback in default_callbacks.get(event, ()):
                 callback(self)
 
+    @override
+    def save_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Ultralytics' results.csv, whose columns are called after what the labels give."""
+        measure = self._dataset.measure
+        super().save_metrics(
+            {name.replace("metrics/mAP", f"metrics/{measure}"): value for name, value in metrics.items()}
+        )
+
     @property
     def steps_done(self) -> int:
         """Steps since the start of the run; before a step also its number, from 0."""

@@ -1,4 +1,5 @@
-"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP.
+"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP
+(or agreement with the float network, where that made the labels).
 
 Each idea is a feature with a file of its own and a key in the ``qat`` section; the trainer calls all of them alike and
 knows none by name, see :mod:`trt_qat.training.features.base`.
@@ -28,9 +29,11 @@ from trt_qat.config import QatSection
 from trt_qat.data.dataset import Dataset
 from trt_qat.halving import halving
 from trt_qat.model.device import CPU
+from trt_qat.model.loading import is_end_to_end
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.training.criterion import QATCriterion
+from trt_qat.results import file_content
+from trt_qat.training.criterion import QATCriterion, deployed_criterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
 from trt_qat.training.features.choose import features_from_section
@@ -85,6 +88,8 @@ class QATTrainer(DatasetTrainer):
         overrides = _overrides(section, out, batch or section.batch, device)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
+        if is_end_to_end(model.network):
+            overrides["iou"] = 1.0  # validation suppresses no box, as deployment
         super().__init__(model.network, dataset, detector.imgsz, overrides, progress)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
         self.add_callback("on_train_epoch_start", QATTrainer._seed_epoch)
@@ -105,7 +110,7 @@ class QATTrainer(DatasetTrainer):
         super()._setup_train()
         network = self._quantized.network
         self._precision.forward_in_16_bit_(network)
-        network.criterion = QATCriterion(network.init_criterion(), self._with_labels, self._features)
+        network.criterion = QATCriterion(deployed_criterion(network), self._with_labels, self._features)
         self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
 
     @override
@@ -164,11 +169,12 @@ class QATTrainer(DatasetTrainer):
         for feature in self._features:
             model = feature.as_saved(model)
         fitness = {
+            "measure": self._dataset.measure,
             "epoch": self.epoch + 1,
             "fake_quant_map50_95": float(self.fitness),
             "start_fake_quant_map50_95": self.start_fitness,  # of the calibrated network, which no table of epochs has
         }
-        provenance = {**self._provenance, "training": fitness}
+        provenance = {**self._provenance, "training": file_content(fitness)}
         detector = self._detector.with_quantized(model, "qat", provenance)
         if not model.placement.groups:  # a float network
             detector = replace(detector, quantized=None, stage="fp32")
@@ -252,7 +258,8 @@ class QATTrainer(DatasetTrainer):
             feature.begin(self._evaluated_model(), self._validation_images())
 
     def _after_epoch(self) -> None:
-        epoch = Epoch(self.epoch + 1, self._evaluated_model(), float(self.fitness), float(self.best_fitness))
+        fitness = float(self.fitness), float(self.best_fitness)
+        epoch = Epoch(self.epoch + 1, self._evaluated_model(), *fitness, self._dataset.measure)
         ends = [feature.after_epoch(epoch) for feature in self._features]  # each is told, whatever another says
         self.stop |= any(ends)
         self._save_state()
@@ -376,7 +383,7 @@ def _train(
 ) -> CheckpointArtifact:
     features = features_from_section(section, start)
     model, quantized = start.model, start.model.require_quantized()
-    trained = replace(quantized, network=copy.deepcopy(quantized.network))
+    trained = replace(quantized, network=copy.deepcopy(quantized.network), float_weights={})  # no longer of before
     for feature in features:
         trained = feature.as_trained(trained, model)
     detector = replace(model, network=trained.network, quantized=trained)

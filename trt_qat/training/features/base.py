@@ -34,6 +34,7 @@ from trt_qat.checkpoint import Model
 from trt_qat.config import QatSection
 from trt_qat.model.output_error import Predictions
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.results import Measure
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,16 @@ class Epoch:
     Args:
         number: counted from 1; 0 is the calibrated network.
         model: the averaged network (EMA) that was validated.
-        fitness: its fake-quant mAP50-95.
+        fitness: its fake-quant mAP50-95, or agreement.
         best_fitness: the best so far, this one included.
+        measure: which of the two.
     """
 
     number: int
     model: QuantizedModel
     fitness: float
     best_fitness: float
+    measure: Measure = "mAP"
 
 
 @dataclass(frozen=True)

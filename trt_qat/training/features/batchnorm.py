@@ -76,7 +76,7 @@ def unfolded(folded: QuantizedModel, network: DetectionModel) -> QuantizedModel:
     """
     insert_quantizers_(network, folded.placement, folded.toolkit)
     model = replace(folded, network=network)
-    model.load_amax_({name: amax for name, amax in folded.amax().items() if name.startswith("activation.")})
+    model.load_amax_(folded.activation_ranges())
     for quantizer in model.weight_quantizers().values():  # their ranges are those of the unfolded weights
         model.toolkit.set_enabled(quantizer, True)
     return model
