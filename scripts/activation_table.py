@@ -7,7 +7,7 @@ float network after each number of epochs, calibrated, and fine-tuned for one mo
 number of epochs is a run of its own, with its learning rate down at the end of it. The LAST epoch is measured, so that
 the val images chose nothing. mAP is that of the exported file on OpenVINO; each row is compared with FP32 by a paired
 bootstrap over the images (docs/compare.md). Rows that OUT has already are kept, so a killed run goes on; ``--only``
-chooses rows. Latency: ``benchmarks/cpu_files.py`` on the files of OUT, on a quiet machine.
+chooses rows. Latency: ``trt-qat evaluate`` of the files of OUT in one call, which interleaves them, on a quiet machine.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from functools import partial
 from pathlib import Path
 
 import click
+import yaml
 
 import trt_qat
 from trt_qat.artifacts import write_json
-from trt_qat.config import Activation, EvaluationSection, QatSection
+from trt_qat.config import Activation, Config, EvaluationSection, ExportSection, QatSection
 from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
 from trt_qat.data.images import network_batch
-from trt_qat.evaluation.details import measure_details
-from trt_qat.evaluation.latency import measure_latency
-from trt_qat.quantization.calibration_cache import CalibrationCache
-from trt_qat.results import ResultRow
-from trt_qat.runtime.openvino import OpenVinoRunner
+from trt_qat.exporter.onnx_export import file_metadata
+from trt_qat.pipeline import calibrated_model
+from trt_qat.progress import SILENT
+from trt_qat.targets.openvino import IR_SUFFIX
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.placement import CompiledRunner, nncf_openvino
+from benchmarks.placement import nncf_openvino
 from scripts.accuracy_table import Row, Table, cells, read_table
 
 ACTIVATIONS: tuple[Activation, ...] = ("hardswish", "relu")
@@ -60,9 +60,10 @@ def measured(name: str, model: trt_qat.Model, setting: Setting, command: str) ->
 
 
 def calibrated(model: trt_qat.Model, setting: Setting) -> trt_qat.Model:
-    """PTQ with the defaults."""
-    cache = CalibrationCache(setting.out / "calib", "table")
-    return trt_qat.quantize(model, setting.dataset, images=setting.images, remember=cache)
+    """PTQ with the defaults for OpenVINO."""
+    config = Config().with_values("export", target="openvino").with_values("quantization", images=setting.images)
+    config = config.with_values("data", calibration_cache=str(setting.out / "calib"))
+    return calibrated_model(model, model.source, setting.dataset, config, SILENT)
 
 
 def trained(activation: Activation, epochs: int, setting: Setting) -> trt_qat.Model:
@@ -105,29 +106,18 @@ def on_replaced(
 
 
 def nncf(name: str, setting: Setting) -> Row:
-    """NNCF on the OpenVINO model, beside which the times are compared."""
+    """NNCF on the OpenVINO model, as a folder that trt-qat runs like its own."""
     import openvino
 
     images = [
         network_batch([path], setting.model.imgsz) for path in calibration_images(setting.dataset, setting.images)
     ]
-    file, like = setting.out / "nncf.xml", setting.out / "FP32.onnx"
-    openvino.save_model(nncf_openvino(like, images), file)
-    with OpenVinoRunner(like) as runner:
-        compiled = CompiledRunner(openvino.Core().read_model(file), runner)
-        accuracy, details = measure_details(compiled, setting.dataset, FAST)
-        result = ResultRow(
-            model=name,
-            precision="int8",
-            runtime=compiled.name,
-            map50_95=round(accuracy.map50_95, 5),
-            map50=round(accuracy.map50, 5),
-            images=accuracy.images,
-            size_bytes=0,
-            latency_ms=measure_latency([compiled], FAST)[0],
-            left_out=accuracy.left_out,
-            details=details,
-        )
+    folder = setting.out / f"nncf{IR_SUFFIX}"
+    folder.mkdir(exist_ok=True)
+    openvino.save_model(nncf_openvino(setting.out / "FP32.onnx", images), folder / "nncf.xml")
+    metadata = file_metadata(setting.model, ExportSection(target="openvino", precision="int8+fp32"))
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(metadata, allow_unicode=True), encoding="utf-8")
+    (result,) = trt_qat.evaluate([folder], setting.dataset, FAST, details=True)
     return Row(name=name, result=result, commands=("benchmarks.placement.nncf_openvino(...)",))
 
 

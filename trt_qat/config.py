@@ -182,6 +182,7 @@ class QuantizationSection(Section):
     weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
+    head_int8: Literal["auto", "never"] = "auto"
     exclude: tuple[str, ...] = ()
 
     @field_validator("calibrator")

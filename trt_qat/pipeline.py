@@ -15,6 +15,7 @@ from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset
 from trt_qat.data.usual_size import usual_size
 from trt_qat.errors import ConfigError, DatasetError
+from trt_qat.evaluation.head import decide_head
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.footage.dataset import Making
@@ -29,6 +30,7 @@ from trt_qat.model.device import torch_device
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
+from trt_qat.quantization.head import plan_head
 from trt_qat.training.activation import check_activation
 from trt_qat.training.features.batchnorm import NEEDS_CHANNELS
 from trt_qat.training.features.choose import check_features
@@ -254,11 +256,24 @@ def load_for_no_data(weights: Path, config: Config, progress: Progress) -> Model
 
 
 def calibrated_model(model: Model, weights: Path, dataset: Dataset, config: Config, progress: Progress) -> Model:
-    """A float model calibrated, from the calibration cache where it fits."""
+    """A float model calibrated, from the calibration cache where it fits.
+
+    For OpenVINO the head's last convolutions may be INT8 too, see :func:`~trt_qat.evaluation.head.decide_head`.
+    """
     cache = CalibrationCache(Path(config.data.calibration_cache), model.source.stem)
     model = replace(model, provenance=_provenance(weights, dataset, config))
     section, device = config.quantization, config.model.device
-    return api.quantize(model, dataset, section, remember=cache, device=device, progress=progress)
+    plan = plan_head(model.network, section) if asks_about_head(config) else None
+    placement = None if plan is None else plan.placement
+    int8 = api.quantize(model, dataset, section, placement=placement, remember=cache, device=device, progress=progress)
+    if plan is None:
+        return int8
+    return decide_head(int8, plan.groups, dataset, config.sensitivity.val_images, config.evaluation, progress)
+
+
+def asks_about_head(config: Config) -> bool:
+    """Whether it is to be measured if the head's last convolutions may be INT8."""
+    return config.quantization.head_int8 == "auto" and config.export.target == "openvino"
 
 
 def replaced_activation(
@@ -297,8 +312,7 @@ def fine_tuned_model(
 ) -> Budget | None:
     """Fine-tune into a folder, and leave layers float until ``qat.max_drop`` is met, where it is set."""
     provenance = _provenance(weights, dataset, config)
-    if "calibration" in int8.provenance:
-        provenance["calibration"] = int8.provenance["calibration"]
+    provenance |= {key: int8.provenance[key] for key in ("calibration", "head_last") if key in int8.provenance}
     if distributed.is_main():
         undo_budget(out, resume)
     section, ranking, export, evaluation = config.qat, config.sensitivity, config.export, config.evaluation

@@ -223,7 +223,12 @@ class _Run:
         images = images_sha256(calibration_images(self.dataset, section.images))
         self.stage(
             "the calibration",
-            {"checkpoint": file_sha256(checkpoint), "images": images, "settings": section.model_dump(mode="json")},
+            {
+                "checkpoint": file_sha256(checkpoint),
+                "images": images,
+                "settings": section.model_dump(mode="json"),
+                **self.head(),
+            },
             (file,),
             lambda: save(
                 file,
@@ -232,6 +237,13 @@ class _Run:
         )
         # a checkpoint holds folded weights; qat.bn=freeze wants those of the file that was given
         return replace(load(file), with_batchnorm=model.with_batchnorm)
+
+    def head(self) -> dict[str, JsonValue]:
+        """What decides besides whether the head's last convolutions are INT8, where that is asked."""
+        if not pipeline.asks_about_head(self.config):
+            return {}
+        read = {"sensitivity": {"val_images"}, "evaluation": {"batch", "conf", "iou", "max_det"}}
+        return {"head": {"data": self.data, **self.config.model_dump(mode="json", include=read)}}
 
     def sensitivity(self, int8: Model) -> Path:
         """What INT8 costs per scale group of the calibrated network."""
