@@ -265,7 +265,7 @@ def replace_activation(
     tune_cpu()
     section = (section or QatSection()).replace(**settings)
     with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
-        check_trainable(model, dataset)
+        check_trainable_dataset(model, dataset)
     if provenance is None:
         settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
