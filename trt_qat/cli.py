@@ -380,7 +380,7 @@ def qat(
 @click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
 @click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
-@click.option("--nms", is_flag=True, help="Build NMS into the ONNX file, with infer.conf, infer.iou, infer.max_det.")
+@click.option("--nms", is_flag=True, help="Rows of detections as the file's output, with NMS built in.")
 @click.option("--no-check", is_flag=True, help="Write the file without running it in its client.")
 @click.option("--out", type=FILE, required=True, help="*.onnx, *_openvino_model or *.engine, see `trt-qat targets`.")
 @_command

@@ -39,6 +39,7 @@ from trt_qat.results import ResultRow, read_rows, write_rows
 from trt_qat.runtime.selection import open_runner
 from trt_qat.targets.base import check_scheme
 from trt_qat.targets.export import fitting
+from trt_qat.training.activation import check_activation
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
@@ -91,6 +92,7 @@ def run(
     with locked(out), noting.with_warnings():
         model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)
+        check_activation(config.qat, model)
         manifest = Manifest(out, noting, anew=anew)
         dataset = _dataset(model, data, out, config, manifest, noting)
         model = pipeline.sized(model, dataset, config, noting)
@@ -124,7 +126,7 @@ class _Run:
     def result(self) -> RunResult:
         """Do every stage that is not done."""
         told = tuple(self.progress.lines)
-        int8 = self.calibrated(self.float_checkpoint())
+        int8 = self.calibrated(*self.replaced(self.float_checkpoint()))
         ranking = self.sensitivity(int8)
         tuned, budget = self.fine_tuned(int8)
         exported = self.exported({"fp32": self.model, "ptq": int8, "qat": tuned})
@@ -190,21 +192,58 @@ class _Run:
         )
         return file
 
-    def calibrated(self, checkpoint: Path) -> Model:
-        """Post-training quantization."""
+    def replaced(self, checkpoint: Path) -> tuple[Model, Path]:
+        """What is calibrated, and its checkpoint: the float model, or it with ``qat.activation`` in SiLU's place."""
+        if self.config.qat.activation == "keep":
+            return self.model, checkpoint
+        folder = self.out / "qat" / pipeline.ACTIVATION
+        file = folder / BEST
+        self.stage(
+            "the activation",
+            {
+                "checkpoint": file_sha256(checkpoint),
+                "data": self.data,
+                "settings": self.config.qat.model_dump(mode="json"),
+            },
+            (file, folder / "last.safetensors"),
+            lambda: pipeline.replaced_activation(
+                self.model, self.weights, self.dataset, folder, self.config, self.progress, self.resumable(folder)
+            ),
+        )
+        return load(file), file
+
+    def calibrated(self, model: Model, checkpoint: Path) -> Model:
+        """Post-training quantization.
+
+        Args:
+            model: float.
+            checkpoint: where it is kept.
+        """
         file, section = self.checkpoints["ptq"], self.config.quantization
         images = images_sha256(calibration_images(self.dataset, section.images))
         self.stage(
             "the calibration",
-            {"checkpoint": file_sha256(checkpoint), "images": images, "settings": section.model_dump(mode="json")},
+            {
+                "checkpoint": file_sha256(checkpoint),
+                "images": images,
+                "settings": section.model_dump(mode="json"),
+                **self.head(),
+            },
             (file,),
             lambda: save(
                 file,
-                pipeline.calibrated_model(self.model, self.weights, self.dataset, self.config, self.progress),
+                pipeline.calibrated_model(model, self.weights, self.dataset, self.config, self.progress),
             ),
         )
         # a checkpoint holds folded weights; qat.bn=freeze wants those of the file that was given
-        return replace(load(file), with_batchnorm=self.model.with_batchnorm)
+        return replace(load(file), with_batchnorm=model.with_batchnorm)
+
+    def head(self) -> dict[str, JsonValue]:
+        """What decides besides whether the head's last convolutions are INT8, where that is asked."""
+        if not pipeline.asks_about_head(self.config):
+            return {}
+        read = {"sensitivity": {"val_images"}, "evaluation": {"batch", "conf", "iou", "max_det"}}
+        return {"head": {"data": self.data, **self.config.model_dump(mode="json", include=read)}}
 
     def sensitivity(self, int8: Model) -> Path:
         """What INT8 costs per scale group of the calibrated network."""
@@ -246,7 +285,14 @@ class _Run:
             },
             files,
             lambda: pipeline.fine_tuned_model(
-                int8, self.weights, self.dataset, writable_folder(folder), config, self.progress, self.resumable(folder)
+                int8,
+                self.weights,
+                self.dataset,
+                writable_folder(folder),
+                config,
+                self.progress,
+                self.resumable(folder),
+                None if config.qat.activation == "keep" else self.model,
             ),
         )
         tuned = load(folder / BEST)

@@ -31,7 +31,8 @@ from trt_qat.exporter.qdq_passes import (
 )
 from trt_qat.exporter.tensorrt_rtx import to_tensorrt_rtx_
 from trt_qat.exporter.unsigned import OFFSET, to_unsigned_
-from trt_qat.model.loading import export_mode, raw_output
+from trt_qat.metadata import NMS_FREE_KEY, ROWS_KEY
+from trt_qat.model.loading import export_mode, is_end_to_end, raw_output
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.vision.size import ImageSize
 
@@ -174,7 +175,8 @@ def file_metadata(model: Model, section: ExportSection) -> dict[str, Any]:
         "imgsz": list(model.imgsz),
         "names": {int(k): str(v) for k, v in model.names.items()},
         "channels": 3,
-        "end2end": False,
+        ROWS_KEY: False,
+        NMS_FREE_KEY: is_end_to_end(model.network),
         "args": {"batch": section.batch, "dynamic": dynamic, "nms": False},
         "dynamic": section.dynamic_batch or section.dynamic_size,
         "precision": section.precision or "int8+fp16",

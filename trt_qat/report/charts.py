@@ -116,6 +116,7 @@ def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
         slowest = max(row.file.result.latency_ms.median for row in rows)
         axes.set(xlabel="median latency, ms per image", ylabel=f"{measure}50-95", xlim=(0, 1.1 * slowest or 1))
         axes.margins(y=0.15)
+        axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.0)
 
     said = "; ".join(
@@ -175,7 +176,7 @@ def per_size(files: Sequence[ExportedRecord]) -> Chart | None:
     changes = [f"{n} {signed(100 * (b - a))}" for n, a, b in found if a is not None and b is not None]
     said = f"{file_label(measured[-1][0])} against {file_label(measured[0][0])}: {', '.join(changes)} points."
     return _chart(
-        f"{measured[0][0].result.measure}50-95 by object size",
+        f"{measured[0][0].result.measure}50-95 by size",
         said,
         draw,
         (4.6, 0.8 + 0.16 * (1 + len(measured)) * len(names)),

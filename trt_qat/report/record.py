@@ -17,7 +17,7 @@ from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.linter.layout import Drawing
 from trt_qat.reading import FileModel, read_json
-from trt_qat.results import Fraction, Measure, Milliseconds, ResultRow, Text, checked_measures, file_content
+from trt_qat.results import Fraction, Measure, Milliseconds, ResultRow, Text, checked_measures, other_names
 
 FORMAT: Final = "trt_qat-run-1"
 FILE: Final = "run.json"
@@ -512,12 +512,12 @@ def read_record(run: Path) -> RunRecord:
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
-    """Write ``folder/run.json``, whole or not at all, under the names of :func:`~trt_qat.results.file_content`.
+    """Write ``folder/run.json``, whole or not at all, under the names of :func:`~trt_qat.results.other_names`.
 
     Raises:
         ArtifactError: it cannot be written.
     """
     file = folder / FILE
-    content = file_content(record.model_dump(mode="json"))
+    content = other_names(record.model_dump(mode="json"))
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return file
