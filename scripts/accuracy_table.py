@@ -3,13 +3,13 @@
     python scripts/accuracy_table.py --weights yolov8n.pt --data data.yaml --out runs/accuracy --epochs 2
 
 Rows: FP32, the same in BF16, PTQ with each calibrator, what its weights and its activations cost alone, NNCF's PTQ as
-Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group, and with
-augmentation) and with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its documented recipe, with its
-defaults and with a mended recipe, and one run per idea of the ``qat`` section. Every row is measured on its exported
-file, but for weights and activations alone, which are fake-quantized: no file has only one of them. Each is compared
-with FP32 by a paired bootstrap over the images (docs/compare.md). With ``--agreement`` the FP32 model's own detections
-on the val images are the only labels: they are measured against, choose the best epoch, and every QAT trains on those
-images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
+Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group, with
+augmentation, and with asymmetric activations) and with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its
+documented recipe, with its defaults and with a mended recipe, and one run per idea of the ``qat`` section. Every row is
+measured on its exported file, but for weights and activations alone, which are fake-quantized: no file has only one of
+them. Each is compared with FP32 by a paired bootstrap over the images (docs/compare.md). With ``--agreement`` the FP32
+model's own detections on the val images are the only labels: they are measured against, choose the best epoch, and
+every QAT trains on those images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ IMGSZ = 640
 FAST = ["--set", "evaluation.latency_iterations=3"]  # this table is about accuracy
 FOR_OPENVINO = ["--set", "export.target=openvino"]  # what every row is measured on
 PER_GROUP = ["quantization.auto_per_group=true"]
+ASYMMETRIC = ["quantization.scheme=asymmetric"]
 AUGMENTED = ["qat.hsv=0.3", "qat.scale=0.1", "qat.translate=0.05"]
 CALIBRATORS = {
     "max": ["quantization.calibrator=max"],
@@ -63,8 +64,14 @@ CALIBRATORS = {
     "mse": ["quantization.calibrator=mse"],
     "auto": ["quantization.calibrator=auto"],
     "auto per group": PER_GROUP,
+    "auto asymmetric": ASYMMETRIC,
 }
-QAT_VARIANTS: dict[str, list[str]] = {"QAT": [], "QAT per group": PER_GROUP, "QAT augmented": AUGMENTED}
+QAT_VARIANTS: dict[str, list[str]] = {
+    "QAT": [],
+    "QAT per group": PER_GROUP,
+    "QAT augmented": AUGMENTED,
+    "QAT asymmetric": ASYMMETRIC,
+}
 IDEAS: dict[str, list[str]] = {
     "base": [],
     "start from max": ["quantization.calibrator=max"],
