@@ -37,9 +37,9 @@ from trt_qat.evaluation.details import measure_details
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.model.device import torch_device
-from trt_qat.reading import FileModel, checked, read_json
+from trt_qat.reading import FileModel, read_json
 from trt_qat.report.compare import map_difference
-from trt_qat.results import ResultRow, read_rows
+from trt_qat.results import ResultRow, checked_measures, file_content, read_rows
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.vision.image import read_image_bgr
@@ -174,6 +174,7 @@ def measured_here(name: str, runner: Runner, setting: Setting, function: str) ->
         latency_ms=measure_latency([runner], section)[0],
         left_out=accuracy.left_out,
         details=details,
+        measure=labels.measure,
     )
     return Row(name=name, result=result, commands=(f"scripts/accuracy_table.py: {function}()",))
 
@@ -308,6 +309,7 @@ def float_detections(setting: Setting) -> Path:
             (folder / "labels" / f"{path.stem}.txt").write_text("\n".join(lines) + "\n" * bool(lines))
             (folder / "images" / path.name).write_bytes(path.read_bytes())
     content = {"path": str(folder.resolve()), "train": "images", "val": "images", "names": dict(dataset.names)}
+    content["labelled_by"] = "model"
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
     return folder / "data.yaml"
 
@@ -315,7 +317,8 @@ def float_detections(setting: Setting) -> Path:
 def as_markdown(table: dict[str, Row]) -> str:
     """The rows, and the commands of each."""
     base = table["FP32"].result
-    lines = ["| | mAP50-95 | mAP50 | points against FP32 | 95 % of resamples |", "|---|---|---|---|---|"]
+    figures = f"{base.measure}50-95 | {base.measure}50"
+    lines = [f"| | {figures} | points against FP32 | 95 % of resamples |", "|---|---|---|---|---|"]
     lines += [f"| {name} | {' | '.join(cells(row.result, base))} |" for name, row in table.items()]
     for variant in QAT_VARIANTS:
         seeds = [row.result.map50_95 for name, row in table.items() if name.startswith(f"{variant} seed")]
@@ -336,7 +339,7 @@ def cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
 
 def read_table(file: Path) -> Table:
     """What an earlier call wrote."""
-    return checked(Table, read_json(file, "Table"), file, "Delete it, and its rows are made again.")
+    return checked_measures(Table, read_json(file, "Table"), file, "Delete it, and its rows are made again.")
 
 
 @click.command()
@@ -380,7 +383,7 @@ def main(
             click.echo(f"== left out: {name} ({type(exc).__name__}: {' '.join(str(exc).split())[:200]})")
             continue
         click.echo(f"== {name}: {table[name].result.map50_95:.4f}")
-        write_json(file, Table(rows=tuple(table.values())).model_dump(mode="json"))
+        write_json(file, file_content(Table(rows=tuple(table.values())).model_dump(mode="json")))
         (out / "table.md").write_text(as_markdown(table), encoding="utf-8")
 
 

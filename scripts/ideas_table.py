@@ -1,12 +1,12 @@
 """What each idea for the start of INT8 brings on images that neither calibration nor training saw.
 
-    python scripts/ideas_table.py --weights yolov8n.pt --data coco128.yaml --out runs/ideas_coco --folds
+    python scripts/ideas_table.py --weights yolov8n.pt --data coco128.yaml --out runs/ideas_coco --halves both
     python scripts/ideas_table.py --weights signs.pt --data vnsigns.yaml --imgsz 384,640 --out runs/ideas_signs
 
-With ``--folds`` every second image of the val split, sorted by name, calibrates and trains, the others are measured;
-then the roles are exchanged and the images of both halves measured together. Without it the training split calibrates
-and trains, and all of val is measured. QAT validates on eight of its own training images and its last epoch is
-measured, so that the measured images choose nothing.
+With ``--halves first`` every second image of the val split, sorted by name from the first, calibrates and trains, and
+the others are measured; with ``both`` the roles are exchanged as well and all images measured together. Without it the
+training split calibrates and trains, and all of val is measured. QAT validates on eight of its own training images and
+its last epoch is measured, so that the measured images choose nothing.
 
 Every row is measured twice on the same forward passes: mAP against the labels, and agreement with FP32, whose confident
 detections are then the labels. Networks are fake-quantized; rows named "exported" are ONNX files on OpenVINO. A
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 import trt_qat
 from trt_qat.artifacts import write_json
-from trt_qat.checkpoint import Model, load
+from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.data.images import network_batch
@@ -47,7 +47,9 @@ from trt_qat.evaluation.accuracy import (
 )
 from trt_qat.evaluation.bootstrap import draws, weighted_map
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.quantization.auto import CANDIDATES
 from trt_qat.quantization.calibration_cache import CalibrationCache
+from trt_qat.quantization.range_by_output import choose_ranges_
 from trt_qat.quantization.refit import refitted
 from trt_qat.quantization.rounding import choose_rounding_
 from trt_qat.reading import FileModel, checked, read_json
@@ -56,8 +58,8 @@ from trt_qat.runtime.runner import Runner
 from trt_qat.vision.postprocess import detections_from_output
 
 SECTION = EvaluationSection()
-IMAGES = 32  # what an idea of PTQ sees of the calibration images; the seed chooses them
-CROPS, CROP = 64, 320  # what learning the rounding sees
+IMAGES = 24  # what an idea of PTQ sees of the calibration images; the seed chooses them
+CROPS, CROP = 48, 320  # what learning the rounding sees
 STEPS = 80  # of QAT, in batches of 8
 QAT = {"batch": 8, "amp": "bfloat16", "monitor": False}
 CONFIDENT = 0.25
@@ -80,6 +82,12 @@ class Half:
         """PTQ as it is by default."""
         cache = CalibrationCache(self.out / "calib", "ideas")
         return trt_qat.quantize(self.model, list(self.seen), remember=cache, images=256)
+
+    def calibrated_by(self, index: int) -> Model:
+        """PTQ with one of the candidates of ``auto``."""
+        cache, settings = CalibrationCache(self.out / "calib", "ideas"), CANDIDATES[index].as_dict()
+        keys = {name: value for name, value in settings.items() if value is not None}
+        return trt_qat.quantize(self.model, list(self.seen), remember=cache, images=256, **keys)
 
     @cached_property
     def labelled(self) -> list[PreparedImage]:
@@ -127,13 +135,30 @@ def refit(half: Half, start: Model, seed: int, **keys: Any) -> Model:
     return start.with_quantized(quantized, "ptq", start.provenance)
 
 
+def ranges(half: Half, start: Model, seed: int) -> Model:
+    """Ranges by output."""
+    choose_ranges_(start.require_quantized(), _tensor(half, half.some(seed, IMAGES)), seed=seed)
+    return start
+
+
+def refit_in_ranges(half: Half, start: Model, seed: int, **keys: Any) -> Model:
+    """Ranges by output, then weights, or biases alone, refitted; what QAT may start from is kept."""
+    file = half.out / f"start_{seed}.safetensors"
+    if not keys and file.is_file():
+        return load(file)
+    model = refit(half, ranges(half, start, seed), seed, **keys)
+    if not keys:
+        save(file, model)
+    return model
+
+
 def learned_rounding(half: Half, start: Model, seed: int) -> Model:
     """AdaRound on crops."""
     generator, crops = Random(seed), []
     for image in _tensor(half, half.some(seed, CROPS)):
         top, left = (generator.randint(0, side - CROP) for side in image.shape[1:])
         crops.append(image[:, top : top + CROP, left : left + CROP])
-    choose_rounding_(start.require_quantized(), torch.stack(crops), steps=100, seed=seed)
+    choose_rounding_(start.require_quantized(), torch.stack(crops), steps=80, seed=seed)
     return start
 
 
@@ -148,18 +173,47 @@ def qat(half: Half, start: Model, seed: int, **keys: Any) -> Model:
 
 
 def qat_of_refit(half: Half, start: Model, seed: int, **keys: Any) -> Model:
-    """Fine-tuned from refitted weights."""
-    return qat(half, refit(half, start, seed), seed, **keys)
+    """Fine-tuned from ranges by output and refitted weights."""
+    return qat(half, refit_in_ranges(half, start, seed), seed, **keys)
+
+
+def by_detections(half: Half, start: Model, seed: int) -> Model:
+    """The calibrator of ``auto``'s candidates whose network detects most like FP32 on calibration images."""
+    nothing = Labels(np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.float32))
+    images = [LabelledImage(path, nothing) for path in half.some(seed, IMAGES)]
+    items = list(prepared(images, start.imgsz, {}))
+    raw = outputs(TorchRunner(half.model), items)
+    agreed = [_as_labelled(*pair) for pair in zip(raw, items, strict=True)]
+
+    def agreement(model: Model) -> float:
+        pairs = zip(outputs(TorchRunner(model), items), agreed, strict=True)
+        return mean_average_precision([match_image(*pair, SECTION) for pair in pairs])[0]
+
+    return max((half.calibrated_by(index) for index in range(len(CANDIDATES))), key=agreement)
 
 
 PTQ_IDEAS: dict[str, Idea] = {
+    "ranges by output": ranges,
+    "ranges by output, weights refitted": refit_in_ranges,
     "weights refitted": refit,
-    "biases refitted": lambda half, start, seed: refit(half, start, seed, what="bias"),
-    "weights refitted, pixels of anything": lambda half, start, seed: refit(half, start, seed, objects=0.0),
-    "weights refitted and rounded by output": lambda half, start, seed: refit(half, start, seed, rounding=True),
     "rounding learned": learned_rounding,
+    "calibrator chosen by detections": by_detections,
+    "ranges by output, biases corrected": lambda half, start, seed: refit_in_ranges(half, start, seed, what="bias"),
+    "ranges by output, weights refitted to pixels of anything": lambda half, start, seed: refit_in_ranges(
+        half, start, seed, objects=0.0
+    ),
+    "ranges by output, weights refitted, rounding by output": lambda half, start, seed: refit_in_ranges(
+        half, start, seed, rounding=True
+    ),
 }
-QAT_IDEAS: dict[str, Idea] = {"QAT": qat, "QAT of refitted weights": qat_of_refit}
+QAT_IDEAS: dict[str, Idea] = {
+    "QAT": qat,
+    "QAT of ranges by output and refitted weights": qat_of_refit,
+    "QAT with the outputs of all layers": lambda half, start, seed: qat(
+        half, start, seed, distill_blocks=1.0, distill_objects=0.5
+    ),
+    "QAT with quantization dropped at random": lambda half, start, seed: qat(half, start, seed, drop=0.5),
+}
 
 
 class Row(FileModel):
@@ -218,7 +272,8 @@ def rows(seeds: Sequence[int]) -> Iterator[tuple[str, int, Callable[[Half], Runn
     for name, idea in ideas.items():
         for seed in seeds:
             yield name, seed, lambda half, idea=idea, seed=seed: TorchRunner(idea(half, _copied(half.calibrated), seed))
-    for name, idea in (("PTQ, weights refitted", refit), ("QAT", qat), ("QAT of refitted weights", qat_of_refit)):
+    both = "ranges by output, weights refitted"
+    for name, idea in ((f"PTQ, {both}", refit_in_ranges), ("QAT", qat), (f"QAT of {both}", qat_of_refit)):
         yield (
             f"{name}, exported",
             0,
@@ -235,7 +290,7 @@ def as_markdown(found: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, mine in of.items():
-        base = of.get("QAT" if name.startswith("QAT of") else "PTQ") if name not in ("FP32", "PTQ") else None
+        base = of.get("QAT" if name.startswith("QAT ") else "PTQ") if name not in ("FP32", "PTQ") else None
         cells = [name, str(len(mine))]
         for measure in ("agreement", "map"):
             cells.append(f"{np.mean([getattr(row, measure) for row in mine]):.4f}")
@@ -254,16 +309,16 @@ def _difference(mine: Sequence[Row], others: Sequence[Row] | None, measure: str)
     return f"{100 * points:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, folds: bool) -> list[Half]:
+def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, wanted: str) -> list[Half]:
     """The splits."""
     model, dataset = load(weights, imgsz), load_dataset(data)
     images = labelled_split(dataset, "val").images
-    if not folds:
+    if wanted == "none":
         return [Half(model, dataset, dataset.train, images, out)]
     parts = images[::2], images[1::2]
     return [
         Half(model, dataset, tuple(image.image for image in seen), unseen, out / f"half_{index}")
-        for index, (seen, unseen) in enumerate((parts, parts[::-1]))
+        for index, (seen, unseen) in enumerate((parts, parts[::-1])[: 1 if wanted == "first" else 2])
     ]
 
 
@@ -272,21 +327,21 @@ def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, fold
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--imgsz", default="640,640", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--folds", is_flag=True, help="Halves of the val split, each once seen and once measured.")
+@click.option("--halves", type=click.Choice(["none", "first", "both"]), default="none", help="Split val, see above.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--only", multiple=True, help="FP32, PTQ and rows whose name starts with this; repeatable.")
-def main(weights: Path, data: Path, imgsz: str, out: Path, folds: bool, seeds: str, only: tuple[str, ...]) -> None:
+@click.option("--only", multiple=True, help="FP32, PTQ and the rows of this name; repeatable.")
+def main(weights: Path, data: Path, imgsz: str, out: Path, halves: str, seeds: str, only: tuple[str, ...]) -> None:
     """Make the table."""
-    halves = halves_of(weights, data, tuple(map(int, imgsz.split(","))), out, folds)
-    for half in halves:
+    parts = halves_of(weights, data, tuple(map(int, imgsz.split(","))), out, halves)
+    for half in parts:
         half.out.mkdir(parents=True, exist_ok=True)
     file = out / "ideas.json"
     found = list(checked(Table, read_json(file, "Table"), file, "Delete it.").rows) if file.is_file() else []
     for name, seed, make in rows(tuple(int(seed) for seed in seeds.split(","))):
         done = any((row.name, row.seed) == (name, seed) for row in found)
-        if done or (only and not name.startswith(only) and name not in ("FP32", "PTQ")):
+        if done or (only and name not in ("FP32", "PTQ", *only)):
             continue
-        found.append(measured(name, seed, halves, make))
+        found.append(measured(name, seed, parts, make))
         click.echo(f"== {name}, seed {seed}: {found[-1].agreement:.4f} {found[-1].map:.4f}")
         write_json(file, Table(rows=tuple(found)).model_dump(mode="json"))
         (out / "ideas.md").write_text(as_markdown(found), encoding="utf-8")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         export,
         finetune,
         keep_budget,
+        label,
         parity,
         quantize,
         replace_activation,
@@ -74,6 +75,7 @@ __all__ = [
     "export",
     "finetune",
     "keep_budget",
+    "label",
     "lint",
     "load",
     "parity",
@@ -86,7 +88,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("advise", "build", "evaluate", "export", "finetune", "keep_budget"), "trt_qat.api"),
-    **dict.fromkeys(("parity", "quantize", "replace_activation", "sensitivity", "train"), "trt_qat.api"),
+    **dict.fromkeys(("label", "parity", "quantize", "replace_activation", "sensitivity", "train"), "trt_qat.api"),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",
     "Detector": "trt_qat.runtime.detector",

@@ -59,7 +59,7 @@ from trt_qat.footage.frames import FEWEST
 from trt_qat.footage.labelling import float_runner
 from trt_qat.footage.named import Data, footage_in
 from trt_qat.halving import halving
-from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, Advice, Adviser, gpu_for_advice
+from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, NEEDS_SYMMETRIC, Advice, Adviser, gpu_for_advice
 from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
@@ -71,6 +71,7 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
+from trt_qat.quantization.range_by_output import choose_ranges_
 from trt_qat.quantization.refit import refitted
 from trt_qat.results import AccuracyDetails, Measure, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
@@ -170,10 +171,13 @@ def quantize(
         with computing_on(quantized.network, computes_on):
             calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
         provenance = {**model.provenance, "calibration": calibration.as_dict()}
-        if section.refit != "none":
-            some = network_batch(evenly_spaced(images, section.refit_images), model.imgsz)
-            quantized, layers = refitted(quantized, torch.from_numpy(some), section.refit, progress=progress)
-            provenance["refit"] = [layer.as_dict() for layer in layers]
+        if section.range_by_output or section.refit != "none":
+            some = torch.from_numpy(network_batch(evenly_spaced(images, section.refit_images), model.imgsz))
+            if section.range_by_output:
+                provenance["range_by_output"] = choose_ranges_(quantized, some, progress=progress)
+            if section.refit != "none":
+                quantized, layers = refitted(quantized, some, section.refit, progress=progress)
+                provenance["refit"] = [layer.as_dict() for layer in layers]
     return model.with_quantized(quantized, "ptq", provenance)
 
 
@@ -261,7 +265,7 @@ def replace_activation(
     tune_cpu()
     section = (section or QatSection()).replace(**settings)
     with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
-        check_trainable(model, dataset)
+        check_trainable_dataset(model, dataset)
     if provenance is None:
         settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
@@ -323,7 +327,7 @@ def finetune(
             "network first (replace_activation), calibrate that, and fine-tune it."
         )
     with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
-        check_trainable(model, dataset)
+        check_trainable_dataset(model, dataset)
     order: list[str] = []
     if section.progressive == "sensitivity":
         by_error = (ranking or SensitivitySection()).replace(metric="error")
@@ -417,7 +421,7 @@ def advise(
 
     Raises:
         QuantizationError: the model is float.
-        ConfigError: no such GPU, one whose compiler needs the GPU itself, or scales per tensor.
+        ConfigError: no such GPU, one whose compiler needs the GPU itself, scales per tensor, or zero points.
         MissingDependency: tensorrt-rtx is not installed.
 
     Examples:
@@ -427,8 +431,11 @@ def advise(
     """
     tune_cpu()
     card, evaluation, ranking = gpu_for_advice(gpu), evaluation or EvaluationSection(), ranking or SensitivitySection()
-    if model.require_quantized().placement.weights != "channel":
+    placement = model.require_quantized().placement
+    if placement.weights != "channel":
         raise ConfigError(NEEDS_CHANNELS)
+    if placement.scheme != "symmetric":
+        raise ConfigError(NEEDS_SYMMETRIC)
     check_budget_runtime(evaluation)
     folder, runtime = writable_folder(Path(out)), evaluation.runtime
     dataset: Dataset | None = None
@@ -781,7 +788,7 @@ def footage_for(
             yield runner
 
     size = f"{'auto ' if sized else ''}{list(model.imgsz)}"
-    labeller = Labeller(model.source.name, weights_sha256(model), size, opened) if labels else None
+    labeller = Labeller(model.source.name, model.weights_sha256, size, opened) if labels else None
     section, evaluation = section or DataSection(), evaluation or EvaluationSection()
     return Making(footage, folder, model.names, labeller, section, evaluation, progress)
 
@@ -817,14 +824,14 @@ def labelled_dataset(data: Data, names: Mapping[int, str] | None) -> Dataset:
 
 
 def trainable_dataset(model: Model, data: Data, progress: Progress = SILENT) -> Dataset:
-    """:func:`dataset_for` and :func:`check_trainable`; val images that are in train as well are noted."""
+    """:func:`dataset_for` and :func:`check_trainable_dataset`; val images that are in train as well are noted."""
     dataset = dataset_for(model, data)
-    check_trainable(model, dataset)
+    check_trainable_dataset(model, dataset)
     note_leaks(dataset, progress)
     return dataset
 
 
-def check_trainable(model: Model, dataset: Dataset) -> None:
+def check_trainable_dataset(model: Model, dataset: Dataset) -> None:
     """Refuse what fine-tuning cannot start with, asked before calibration takes its time.
 
     Raises:
@@ -837,7 +844,7 @@ def check_trainable(model: Model, dataset: Dataset) -> None:
 
 
 def _check_labelled_by(model: Model, dataset: Dataset) -> None:
-    sha256 = weights_sha256(model)
+    sha256 = model.weights_sha256
     if dataset.weights_sha256 and sha256 and sha256 != dataset.weights_sha256:
         raise DatasetError(
             f"The labels of '{dataset.source}' are of another model ({dataset.weights_sha256[:12]}) than "
@@ -849,12 +856,6 @@ def _check_labelled_by(model: Model, dataset: Dataset) -> None:
             f"{count} image{' is' if count == 1 else 's are'} too few to fine-tune on and to hold some out: "
             f"'{dataset.source}' needs {FEWEST} or more. Give more, or lower data.difference if a video shows more."
         )
-
-
-def weights_sha256(model: Model) -> str:
-    """The hash of the float weights that a model began with; empty if there is no such file (random weights)."""
-    known = str(model.provenance.get("weights_sha256", ""))
-    return known or (file_sha256(model.source) if model.source.is_file() else "")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file
+from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file, file_sha256
 from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import ArtifactError, ConfigError, QuantizationError
 from trt_qat.limits import HEADER_MEGABYTES, PARAMETERS, WEIGHTS_MEGABYTES
@@ -124,6 +124,12 @@ class Model:
         """What the network predicts: ``detect``."""
         return "detect"
 
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of the float weights that it began with; empty if they are no file (random weights)."""
+        known = str(self.provenance.get("weights_sha256", ""))
+        return known or (file_sha256(self.source) if self.source.is_file() else "")
+
     def unfolded(self) -> DetectionModel:
         """A copy of the float network with its BatchNorm apart; of an end-to-end head only what is deployed.
 
@@ -206,6 +212,7 @@ def load(
     check_same_output(deployed, folded, f"'{path}' with BatchNorm folded")
     unfolded = None if network.is_fused() else network
     size = wanted or image_size_of(trained_at or DEFAULT_IMAGE_SIZE)
+    _check_strides(network, size, path)
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)
 
 
@@ -219,6 +226,20 @@ def _checked_size(imgsz: int | Sequence[int]) -> ImageSize:
             f"imgsz={shortened(imgsz)} must be a multiple of 32 from 32 to {IMAGE_SIZES[-1]}, or two: height and width."
         )
     return size
+
+
+def _check_strides(network: DetectionModel, size: ImageSize, path: Path) -> None:
+    """Refuse a size that does not divide into the cells of the coarsest level: 64 pixels in a P6 network.
+
+    Raises:
+        ConfigError: see above.
+    """
+    stride = int(network.stride.max())
+    if any(side % stride for side in size):
+        raise ConfigError(
+            f"imgsz={list(size)} does not fit '{path}': its coarsest cells have {stride} pixels, so height and width "
+            f"must be multiples of {stride}."
+        )
 
 
 def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
@@ -304,6 +325,7 @@ def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName |
     check_runs(network, path)
     amax = {k.removeprefix(_AMAX): v.float() for k, v in tensors.items() if k.startswith(_AMAX)}
     model = Model(network, names, imgsz or header.imgsz, path, header.stage, provenance=header.provenance)
+    _check_strides(network, model.imgsz, path)
     if header.placement is None:
         _check_ranges(amax, {}, path)
         _check_saved(header, tensors, path)

@@ -176,6 +176,7 @@ class QuantizationSection(Section):
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
     scheme: Scheme = "symmetric"
+    range_by_output: bool = False
     refit: Refit = "none"
     refit_images: int = Field(default=32, ge=2)
     weights: WeightScales = "channel"
@@ -235,6 +236,7 @@ class QatSection(Section):
     distill_feature: float = Field(default=1.0, ge=0)
     distill_blocks: float = Field(default=0.0, ge=0)
     distill_objects: float = Field(default=0.0, ge=0, le=1)
+    drop: float = Field(default=0.0, ge=0, lt=1)
     dampening: float = Field(default=0.0, ge=0)
     scheduler: Literal["qat", "ultralytics"] = "qat"
     progressive: Progressive = "none"

@@ -22,7 +22,7 @@ from trt_qat.footage.dataset import Making
 from trt_qat.footage.named import Data
 from trt_qat.lock import locked
 from trt_qat.mixed_precision.advice import NEEDS_CHANNELS as ADVICE_NEEDS_CHANNELS
-from trt_qat.mixed_precision.advice import Advice, gpu_for_advice, with_any_ranges
+from trt_qat.mixed_precision.advice import NEEDS_SYMMETRIC, Advice, gpu_for_advice, with_any_ranges
 from trt_qat.mixed_precision.exported import check_budget_runtime
 from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
 from trt_qat.mixed_precision.mixes import Budget
@@ -195,6 +195,8 @@ def advise(
     gpu_for_advice(gpu)
     if config.quantization.weights != "channel":  # before the time that calibration takes
         raise ConfigError(ADVICE_NEEDS_CHANNELS)
+    if config.quantization.scheme != "symmetric":
+        raise ConfigError(NEEDS_SYMMETRIC)
     with locked(out), ExitStack() as stack:
         dataset: Dataset | None = None
         if data is not None:

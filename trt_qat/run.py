@@ -37,6 +37,7 @@ from trt_qat.report.record import FILE as RECORD
 from trt_qat.report.record import Step, read_record, schema_sha256, write_record
 from trt_qat.results import ResultRow, read_rows, write_rows
 from trt_qat.runtime.selection import open_runner
+from trt_qat.targets.base import check_scheme
 from trt_qat.targets.export import fitting
 from trt_qat.training.activation import check_activation
 from trt_qat.training.features.choose import check_features
@@ -50,12 +51,13 @@ class RunResult:
     """What ``run`` leaves behind. ``budget``: what ``qat.max_drop`` led to, where it is set; ``report``: the page.
 
     ``parity``: the fine-tuned network against its files; a threshold that is not met stands in ``broken``.
+    ``engine``: None with ``quantization.scheme=asymmetric``, which TensorRT does not take.
     """
 
     rows: list[ResultRow]
     checkpoints: dict[str, Path]
     exported: dict[str, Path]
-    engine: EngineArtifact
+    engine: EngineArtifact | None
     result_json: Path
     picture: Path
     budget: Budget | None
@@ -84,6 +86,7 @@ def run(
             "export.nms=true: `run` measures the files that it exports, which needs raw outputs. Leave it away, and "
             "export OUT/qat/best.safetensors with --nms afterwards."
         )
+    check_scheme(config.quantization.scheme, config.export.target)
     pipeline.check_qat_settings(config)
     noting = Noting(progress)
     with locked(out), noting.with_warnings():
@@ -128,10 +131,10 @@ class _Run:
         tuned, budget = self.fine_tuned(int8)
         exported = self.exported({"fp32": self.model, "ptq": int8, "qat": tuned})
         files = {entry.name: entry.file for entry in exported}
-        engine = self.engine(files[f"qat_{self.flavor}"])
+        engine = self.engine(files[self.compared]) if self.for_tensorrt else None
         result = self.evaluated(exported)
         picture = self.picture(files)
-        parity = self.parity(files[f"qat_{self.flavor}"])
+        parity = self.parity(files[self.compared])
         record = self.record(int8, tuned, ranking, exported, engine, result, parity, told)
         return RunResult(
             rows=list(read_rows(result)),
@@ -306,11 +309,17 @@ class _Run:
             return False
         return True
 
+    @property
+    def for_tensorrt(self) -> bool:
+        """Whether TensorRT takes the network's INT8, so that an engine is built."""
+        return self.config.quantization.scheme == "symmetric"
+
     def exported(self, models: Mapping[Step, Model]) -> list[ExportedFile]:
-        """What is measured here, each for OpenVINO; the fine-tuned model also for TensorRT, for what builds the engine
-        here, and for the configured target.
+        """What is measured here, each for OpenVINO; the fine-tuned model also for the configured target, and for
+        TensorRT and for what builds the engine here.
         """
-        deployed = dict.fromkeys(("tensorrt", self.flavor, self.config.export.target))
+        engines: tuple[str, ...] = ("tensorrt", self.flavor) if self.for_tensorrt else ()
+        deployed = dict.fromkeys((*engines, self.config.export.target))
         wanted: list[tuple[str, Step, str]] = [(step, step, "openvino") for step in models]
         wanted += [(f"qat_{target}", "qat", target) for target in deployed if target != "openvino"]
         return [self.export(name, step, models[step], target) for name, step, target in wanted]
@@ -320,6 +329,11 @@ class _Run:
         """The name of the exported file that the run is for."""
         target = self.config.export.target
         return "qat" if target == "openvino" else f"qat_{target}"
+
+    @property
+    def compared(self) -> str:
+        """The name of the exported file that the engine is built from, else of the one that the run is for."""
+        return f"qat_{self.flavor}" if self.for_tensorrt else self.deployed
 
     def export(self, name: str, step: Step, model: Model, target: str) -> ExportedFile:
         """The ONNX file of one of them for one target."""
@@ -399,7 +413,7 @@ class _Run:
         tuned: Model,
         sensitivity: Path,
         exported: Sequence[ExportedFile],
-        engine: EngineArtifact,
+        engine: EngineArtifact | None,
         result: Path,
         parity: Path,
         told: Sequence[str],
@@ -426,7 +440,7 @@ class _Run:
                 exported=[(entry, row) for entry, row in zip(exported, rows, strict=True)],
                 deployed=self.deployed,
                 engine=engine,
-                built_from=f"qat_{self.flavor}",
+                built_from=self.compared,
                 budget=None if self.config.qat.max_drop is None else read_budget(budget),
                 parity=read_parity(parity),
                 stages={name: stage.seconds for name, stage in stages.items()},
@@ -434,7 +448,8 @@ class _Run:
             )
             write_record(self.out, collect(finished, self.progress))
 
-        read = [self.checkpoints["ptq"], self.checkpoints["qat"], sensitivity, result, parity, engine.path]
+        read = [self.checkpoints["ptq"], self.checkpoints["qat"], sensitivity, result, parity]
+        read += [] if engine is None else [engine.path]
         self.stage(
             _AFTER_ALL[0],
             {
@@ -463,7 +478,7 @@ class _Run:
         return page
 
     def parity(self, onnx: Path) -> Path:
-        """The file that the engine is built from against the network it is of, and on two runtimes."""
+        """The file that the engine is built from, or that is deployed, against its network, and on two runtimes."""
         file, config = self.out / "parity.json", self.config
         checkpoint = self.checkpoints["qat"]
 

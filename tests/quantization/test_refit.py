@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trt_qat.api import quantize
@@ -59,12 +58,12 @@ def test_network_comes_nearer_to_float(refit: Refitted, batches: tuple[Tensor, .
     with before.quantizers_off():
         reference = raw_predictions(before.network, images)
     errors = [float(output_error(raw_predictions(m.network, images), reference)) for m in (before, model)]
-    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < errors[0]
     assert {layer.name for layer in layers} == set(before.weight_quantizers()) | {
         name for name, reason in before.placement.float_convs.items() if reason == "role head_last"
     }
     assert all(layer.after <= layer.before for layer in layers)
-    assert sum(layer.ridge is not None for layer in layers) > len(layers) / 2
+    assert sum(layer.after < layer.before for layer in layers) > len(layers) / 2
 
 
 @torch.no_grad()
@@ -112,23 +111,16 @@ def test_checkpoint_keeps_both(refit: Refitted, detector: Model, tmp_path: Path)
 
 def test_weights_of_before_that_fit_nowhere_are_refused(refit: Refitted, detector: Model, tmp_path: Path) -> None:
     file = tmp_path / "ptq.safetensors"
-    save(file, detector.with_quantized(refit[0], "ptq", {}))
-    with safe_open(file, framework="pt") as stream:
-        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  it is no mapping
-        metadata = stream.metadata()
-    save_file({**tensors, "float.nowhere.weight": torch.zeros(1)}, file, metadata=metadata)
-    with pytest.raises(ArtifactError, match=r"float\.'?nowhere\.weight"):
-        load(file)
-
-
-def test_biases_alone(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> None:
-    model, _ = refitted(copy.deepcopy(calibrated()), torch.cat(batches), "bias", rows=50)
-    assert model.float_weights
-    assert all(name.endswith(".bias") for name in model.float_weights)
+    for moved in ({"nowhere.weight": torch.zeros(1)}, {"model.0.conv.weight": torch.zeros(1)}):
+        save(file, detector.with_quantized(replace(refit[0], float_weights=moved), "ptq", {}))
+        with pytest.raises(ArtifactError, match=r"float\..*of shape \[1\] is none of the network"):
+            load(file)
 
 
 def test_quantize_says_what_became_of_each_layer(detector: Model, demo_yaml: Path) -> None:
-    int8 = quantize(detector, demo_yaml, calibrator="max", refit="weights", refit_images=4)
+    int8 = quantize(detector, demo_yaml, calibrator="max", range_by_output=True, refit="bias", refit_images=4)
     assert len(int8.provenance["refit"]) == 63
-    assert int8.require_quantized().float_weights
-    assert "refit" not in quantize(detector, demo_yaml, calibrator="max").provenance
+    assert int8.provenance["range_by_output"].keys() == int8.require_quantized().activation_quantizers().keys()
+    moved = int8.require_quantized().float_weights
+    assert moved
+    assert all(name.endswith(".bias") for name in moved)

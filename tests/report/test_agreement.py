@@ -92,9 +92,9 @@ def budget_text(met: bool) -> str:
 RENDERINGS: dict[str, tuple[Callable[[], str], str]] = {
     "the answer": (
         lambda: answer(RECORD),
-        "agrees with FP32 to an agreement50-95 of 0.3789 (FP32 itself 0.3776: +0.13",
+        "agrees with FP32 to 0.3789 (agreement50-95; FP32 itself 0.3776: +0.13",
     ),
-    "the page": (page, '<th scope="col" class="n">agreement50-95</th>'),
+    "the page": (page, '<th scope="col" class="n fold">agreement<wbr><span>50-95</span></th>'),
     "Markdown": (lambda: markdown_report(RECORD), "| file | agreement50-95 | points | 95 % | agreement50 |"),
     "what was evaluated": (lambda: markdown_table(ROWS), "| agreement50-95 | agreement50 |"),
     "evaluate --json": (lambda: json.dumps([row.as_dict() for row in ROWS]), '"agreement50_95": 0.3776'),
@@ -140,7 +140,7 @@ def test_a_record_says_once_what_was_measured(tmp_path: Path) -> None:
     assert content["placement"]["groups"][0]["agreement50_95_drop"] == pytest.approx(0.0031)
     assert content["files"][0]["result"]["details"].keys() >= {"agreement75", "agreement95"}
     assert read_record(tmp_path) == RECORD
-    content["files"][0]["result"] = replace(ROWS[0], measure="mAP").as_dict()
+    content["files"][0]["result"] = replace(ROWS[0], measure="mAP").as_dict() | {"measure": "mAP"}
     file.write_text(json.dumps(content))
     with pytest.raises(ArtifactError, match="file 'fp32' says mAP, the run agreement"):
         read_record(tmp_path)

@@ -146,6 +146,14 @@ def _check_agreement(out: Path, kept: dict[str, Any]) -> None:
     )
 
 
+def test_ranges_learn_and_zero_points_stay(tiny_asymmetric: Model, demo: Dataset, tmp_path: Path) -> None:
+    tuned = finetune(tiny_asymmetric, demo, tmp_path / "run", lsq=True, bn="freeze", monitor=False)
+    before, after = tiny_asymmetric.require_quantized().grids(), tuned.require_quantized().grids()
+    assert {name: grid.zero_point for name, grid in after.items()} == {n: g.zero_point for n, g in before.items()}
+    assert all(after[name].amax != grid.amax for name, grid in before.items())
+    assert tuned.require_quantized().placement == tiny_asymmetric.require_quantized().placement
+
+
 @pytest.mark.slow
 def test_a_ruinous_epoch_keeps_the_calibrated_network(demo_int8: Model, demo_set: Path, tmp_path: Path) -> None:
     """With a learning rate that destroys the network, ``best`` is epoch 0: the calibrated weights themselves."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import cv2
 import yaml
+from pydantic import JsonValue
 
 from trt_qat import distributed
 from trt_qat.artifacts import write_json, write_text
@@ -76,7 +77,7 @@ class FootageFile(FileModel):
     sources: str
     weights: str
     weights_sha256: str
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
     frames: dict[str, tuple[int, int]]
     detections: int
     left_out: tuple[str, ...]

@@ -11,7 +11,7 @@ from trt_qat.data.dataset import Dataset
 from trt_qat.errors import DatasetError
 from trt_qat.limits import LISTED_FILES
 from trt_qat.redact import redacted
-from trt_qat.runtime.sources import LIST_SUFFIX, VIDEO_SUFFIXES, sources_of
+from trt_qat.runtime.sources import LIST_SUFFIX, VIDEO_SUFFIXES, Named, sources_of
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
 Data = str | Path | Dataset | Sequence[str | Path]
@@ -63,7 +63,7 @@ def footage_in(data: Data, out: Path | None = None) -> Footage | None:
     shown = redacted(given[0]) + (f" and {len(given) - 1} more" if len(given) > 1 else "")
     kinds: dict[str, dict[str, None]] = {"images": {}, "video": {}}
     for one in given:
-        for named in sources_of(one, recursive=True):
+        for named in _sources(one):
             if named.kind not in kinds:
                 raise DatasetError(
                     f"'{redacted(one)}' is live. Give files: record some minutes of it first and give the video."
@@ -75,6 +75,18 @@ def footage_in(data: Data, out: Path | None = None) -> Footage | None:
     if not images + videos:
         raise DatasetError(f"'{shown}' holds no images and no videos but those that were written for it.")
     return Footage(shown, images, videos)
+
+
+def _sources(given: str) -> list[Named]:
+    try:
+        return sources_of(given, recursive=True)
+    except DatasetError as exc:
+        if exc.__cause__ is None and os.path.isdir(given):  # noqa: PTH112  -- a folder that could be read
+            raise DatasetError(
+                f"Folder '{redacted(given)}' holds neither a data.yaml nor a folder images/, and no images and no "
+                "videos."
+            ) from exc
+        raise
 
 
 def _is_ours(file: str, given: str, out: Path | None) -> bool:

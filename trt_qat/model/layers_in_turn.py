@@ -31,7 +31,7 @@ class LayersInTurn:
         self._kept = frozenset(network.save)
         self._outputs: list[Any] = []
         self._value: Any = images
-        self._part = part
+        self.part = part
         self.count = len(images)
         self._readers = {index: _last_reader(self._layers, index) for index in range(len(self._layers))}
 
@@ -56,7 +56,7 @@ class LayersInTurn:
         if index == len(self._layers) - 1:
             self._outputs.append(None)
             return
-        parts = [layer(some(inputs, slice(first, first + self._part))) for first in range(0, self.count, self._part)]  # type: ignore[misc]
+        parts = [layer(some(inputs, slice(first, first + self.part))) for first in range(0, self.count, self.part)]  # type: ignore[misc]
         self._value = torch.cat(parts)
         self._outputs.append(self._value if index in self._kept else None)
         for earlier in range(index + 1):

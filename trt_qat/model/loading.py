@@ -42,6 +42,26 @@ _SETTINGS = frozenset(  # attributes that decide what a layer computes
 )
 
 
+_TAKEN = "trt_qat needs a detection model: YOLOv5u, v8 (p2 and p6 too), v9, v10, 11, 12 or 26"
+_TEXTS = "its classes are embeddings of texts that no checkpoint of trt_qat holds"
+_REFUSED = {  # why, by the head and by the network's class
+    "RTDETRDecoder": "RT-DETR's queries are chosen inside it, so that INT8 and FP32 cannot be compared box by box",
+    "WorldDetect": f"YOLO-World: {_TEXTS}",
+    "YOLOEDetect": f"YOLOE: {_TEXTS}",
+}
+_REFUSED |= {
+    "RTDETRDetectionModel": _REFUSED["RTDETRDecoder"],
+    "WorldModel": _REFUSED["WorldDetect"],
+    "YOLOEModel": _REFUSED["YOLOEDetect"],
+}
+
+
+def _not_taken(what: str, name: str) -> ArtifactError:
+    """The error for a network of another kind: what was given, why it is refused where that is known, what is taken."""
+    reason = f" ({_REFUSED[name]})" if name in _REFUSED else ""
+    return ArtifactError(f"{what} {shortened(name)[1:-1]}{reason}; {_TAKEN}.")
+
+
 def build_network(architecture: Path) -> DetectionModel:
     """A detector with random weights from an Ultralytics architecture YAML (a name such as ``yolov8n.yaml`` works).
 
@@ -92,10 +112,7 @@ def _check_detector(architecture: Mapping[str, Any], source: Path) -> None:
     except (KeyError, IndexError, TypeError):
         return  # the schema says what is wrong
     if isinstance(last, str) and last not in HEADS:
-        raise ArtifactError(
-            f"'{source}' is a model that ends in {shortened(last)}; "
-            "trt_qat needs a detection model (YOLOv8 n, s, m, l or x), which ends in Detect."
-        )
+        raise _not_taken(f"'{source}' is a model that ends in", last)
 
 
 def is_end_to_end(network: DetectionModel) -> bool:
@@ -181,10 +198,7 @@ def _network_of(content: Any, weights: Path) -> Instance:
     if content.get("modelopt"):
         raise ArtifactError(f"'{weights}' holds Ultralytics' own quantizers. Give the float weights it was made from.")
     if found.class_name not in _NETWORK_CLASSES:
-        raise ArtifactError(
-            f"'{weights}' holds a {shortened(found.class_name)[1:-1]}; "
-            "trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
-        )
+        raise _not_taken(f"'{weights}' holds a", found.class_name)
     return found
 
 
@@ -273,9 +287,7 @@ def _unpickled(weights: Path) -> UltralyticsFile:
         reason = " ".join(str(exc).split())[:200]
         raise ArtifactError(f"'{weights}' is not an Ultralytics checkpoint: {reason}.") from exc
     if not isinstance(network, DetectionModel):
-        raise ArtifactError(
-            f"'{weights}' holds a {type(network).__name__}; trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
-        )
+        raise _not_taken(f"'{weights}' holds a", type(network).__name__)
     _check_detector(network.yaml, weights)  # detectors of masks, keypoints and rotated boxes are subclasses
     rebuilt = rebuild(network, weights)
     check_same_output(network, rebuilt, f"'{weights}' rebuilt from its architecture")

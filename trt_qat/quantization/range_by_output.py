@@ -6,8 +6,6 @@ into the outputs of all convolutions of its scale group, group by group, all els
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from trt_qat.model.layers_in_turn import LayersInTurn
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.fake_quant import fake_quantize
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.quantization.refit import _PART, _outputs, _Pixels, _reads
+from trt_qat.quantization.layer_rows import Pixels, outputs_of, reads_of
 
 _FACTORS = tuple(np.geomspace(0.3, 3.0, 17).tolist())  # of the range that calibration found; the middle one is it
 
@@ -43,14 +41,14 @@ def choose_ranges_(
     groups = {conv: group.name for group in model.placement.groups for conv in group.convs}
     before = {name: model.toolkit.amax(q).clone() for name, q in model.activation_quantizers().items()}
     errors = {name: torch.zeros(len(_FACTORS), dtype=torch.float64) for name in before}
-    with replace(model).quantizers_off():
-        pixels = _Pixels(network, images, rows, objects, torch.Generator().manual_seed(seed))
-        walk = LayersInTurn(network, images, _PART)
+    with model.quantizers_off():
+        pixels = Pixels(network, images, rows, objects, seed)
+        walk = LayersInTurn(network, images)
         for index in progress.over(range(len(network.model)), "choosing ranges"):
-            for name, targets in _outputs(walk, f"model.{index}", pixels).items():
+            for name, targets in outputs_of(walk, f"model.{index}", pixels).items():
                 if name in groups:
                     conv = network.get_submodule(name)
-                    reads = _reads(model, walk, name, pixels, rounded=False).transpose(0, 1).flatten(1, 2)
+                    reads = reads_of(model, walk, name, pixels, rounded=False).transpose(0, 1).flatten(1, 2)
                     weight = conv.weight.reshape(conv.groups, conv.out_channels // conv.groups, -1).transpose(1, 2)
                     spread = targets.flatten(0, 1).var(0).sum().clamp(min=1e-12) * reads.shape[1]
                     for place, factor in enumerate(_FACTORS):

@@ -12,29 +12,22 @@ Through Weight Equalization and Bias Correction" (there empirical bias correctio
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trt_qat.config import Refit
-from trt_qat.model.layers_in_turn import LayersInTurn, Values, some
-from trt_qat.model.output_error import raw_predictions
-from trt_qat.operators import is_dfl_weight
+from trt_qat.model.layers_in_turn import LayersInTurn
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.quantization.layer_rows import Pixels, outputs_of, reads_of
 from trt_qat.quantization.rounding_by_output import rounded_by_output
 from trt_qat.quantization.weight_range import weight_range
 
-_PART = 8  # images per forward pass
 _HELD_OUT = 4  # one image in so many decides how far the weights move
-# of the mean square that an input has; none at all, infinity, is tried as well
-_RIDGES = (0.01, 0.1, 1.0, 10.0)
-_OBJECTS = 0.5  # share of the pixels that are drawn where the float network sees objects
+_RIDGES = (0.01, 0.1, 1.0, 10.0, float("inf"))  # of the mean square that an input has; the last moves biases alone
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def refitted(
     *,
     rounding: bool = False,
     rows: int = 400,
-    objects: float = _OBJECTS,
+    objects: float = 0.5,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> tuple[QuantizedModel, list[RefittedLayer]]:
@@ -86,133 +79,20 @@ def refitted(
     network = model.network.eval()
     reference = copy.deepcopy(network)
     before = {name: value.clone() for name, value in network.state_dict().items() if "quantizer" not in name}
-    generator = torch.Generator().manual_seed(seed)
     found = []
     with replace(model, network=reference).quantizers_off():
-        pixels = _Pixels(reference, images, rows, objects, generator)
-        seen, taught = LayersInTurn(network, images, _PART), LayersInTurn(reference, images, _PART)
+        pixels = Pixels(reference, images, rows, objects, seed)
+        seen, taught = LayersInTurn(network, images), LayersInTurn(reference, images)
         for index in progress.over(range(len(network.model)), "refitting"):
-            outputs = _outputs(taught, f"model.{index}", pixels)
+            outputs = outputs_of(taught, f"model.{index}", pixels)
             for name, targets in outputs.items():
-                fit = _Fit(_reads(model, seen, name, pixels), targets, network.get_submodule(name))
+                fit = _Fit(reads_of(model, seen, name, pixels), targets, network.get_submodule(name))
                 found.append(fit.apply_(model, name, what == "weights", rounding))
             seen.advance()
             taught.advance()
     after = network.state_dict()
     moved = {name: value for name, value in before.items() if not torch.equal(value, after[name])}
     return replace(model, float_weights=moved), found
-
-
-class _Pixels:
-    """Which output pixels of each image a convolution is fitted on; those of one size are the same for all."""
-
-    def __init__(self, network: Any, images: Tensor, rows: int, objects: float, generator: torch.Generator) -> None:
-        self._rows, self._objects, self._generator = rows, objects, generator
-        self._maps = torch.cat([_object_map(network, part) for part in torch.split(images, _PART)])
-        self._chosen: dict[tuple[int, int], Tensor] = {}
-
-    def of(self, size: tuple[int, int]) -> Tensor:
-        """Flat positions in an output of this height and width, (images, rows)."""
-        if size not in self._chosen:
-            seen = F.interpolate(self._maps, size=size, mode="area").flatten(1)
-            share = seen / seen.sum(1, keepdim=True).clamp(min=1e-6)
-            chance = (1 - self._objects) / seen.shape[1] + self._objects * share
-            self._chosen[size] = torch.multinomial(chance, min(self._rows, seen.shape[1]), generator=self._generator)
-        return self._chosen[size]
-
-
-def _object_map(network: Any, images: Tensor) -> Tensor:
-    """How sure the float network is of some class, (images, 1, h, w) of the finest level."""
-    raw = raw_predictions(network, images)
-    sizes = [feature.shape[-2:] for feature in raw["feats"]]
-    levels = raw["scores"].sigmoid().amax(dim=1, keepdim=True).split([h * w for h, w in sizes], dim=2)
-    maps = [F.interpolate(level.unflatten(2, size), size=sizes[0]) for level, size in zip(levels, sizes, strict=True)]
-    return torch.stack(maps).amax(dim=0)
-
-
-class _Stop(Exception):
-    """The convolution's input is known: the rest of the layer need not run."""
-
-
-def _outputs(walk: LayersInTurn, prefix: str, pixels: _Pixels) -> dict[str, Tensor]:
-    """What each learned convolution of the next layer says, (images, rows, channels), in the order in which they run.
-
-    Those that run more than once are left out.
-    """
-    parts: dict[str, list[Tensor]] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            done = sum(len(part) for part in parts.get(name, []))
-            where = pixels.of(output.shape[-2:])[done : done + len(output)]  # type: ignore[arg-type]
-            flat = output.flatten(2).transpose(1, 2)
-            parts.setdefault(name, []).append(flat[torch.arange(len(where))[:, None], where])
-
-        return hook
-
-    layer = walk.layer
-    handles = [
-        module.register_forward_hook(watch(f"{prefix}.{name}" if name else prefix))
-        for name, module in layer.named_modules()  # type: ignore[union-attr]
-        if isinstance(module, nn.Conv2d) and not is_dfl_weight(module.weight.detach().numpy())
-    ]
-    try:
-        _run_parts(walk, layer)
-    finally:
-        for handle in handles:
-            handle.remove()
-    runs = -(-walk.count // _PART)
-    return {name: torch.cat(outputs) for name, outputs in parts.items() if len(outputs) == runs}
-
-
-def _reads(model: QuantizedModel, walk: LayersInTurn, name: str, pixels: _Pixels, rounded: bool = True) -> Tensor:
-    """The patches that a convolution reads at its pixels, (images, groups, rows, inputs of one output)."""
-    conv: Any = model.network.get_submodule(name)
-    rounded &= model.toolkit.is_quant_conv(conv)
-    quantize = model.toolkit.input_quantizer(conv) if rounded else nn.Identity()
-    parts: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        for image in torch.split(quantize(inputs[0]), 1):  # patches of one image at a time: all of it are many
-            patches = F.unfold(image, conv.kernel_size, conv.dilation, conv.padding, conv.stride)[0]
-            size = _output_size(conv, image)
-            where = pixels.of(size)[len(parts)]
-            parts.append(patches[:, where].reshape(conv.groups, -1, len(where)).transpose(1, 2))
-        raise _Stop
-
-    handle = conv.register_forward_pre_hook(keep)
-    try:
-        _run_parts(walk, walk.layer)
-    finally:
-        handle.remove()
-    return torch.stack(parts)
-
-
-def _output_size(conv: Any, image: Tensor) -> tuple[int, int]:
-    sides = zip(image.shape[-2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
-    height, width = ((n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in sides)
-    return height, width
-
-
-def _run_parts(walk: LayersInTurn, layer: Any) -> None:
-    inputs = walk.inputs()
-    with _raw(layer):
-        for first in range(0, walk.count, _PART):
-            part: Values = some(inputs, slice(first, first + _PART))
-            try:
-                layer(part)  # a list is a new one: the head writes into it
-            except _Stop:
-                continue
-
-
-@contextmanager
-def _raw(layer: nn.Module) -> Iterator[None]:
-    """Within: the head does not decode, as in ``raw_predictions``; to all other layers it is the same."""
-    was_training, layer.training = layer.training, True
-    try:
-        yield
-    finally:
-        layer.training = was_training
 
 
 class _Fit:
@@ -232,6 +112,7 @@ class _Fit:
         wanted = (targets - bias).reshape(*targets.shape[:2], groups, -1).permute(2, 0, 1, 3)
         missing = wanted - inputs[..., :-1] @ self._weight.transpose(1, 2)[:, None]
         judges = torch.arange(len(targets)) % _HELD_OUT == 0
+        self._rows = int((~judges).sum()) * targets.shape[1]
         self._fitting, self._judging = (_Sums.of(inputs[:, part], missing[:, part]) for part in (~judges, judges))
         spread = targets[judges].flatten(0, 1)
         self._variance = float(((spread - spread.mean(0)) ** 2).sum().clamp(min=1e-12))
@@ -240,7 +121,8 @@ class _Fit:
         """Move weight and bias, in place; the weight's range and rounding follow."""
         before, chosen = self._judging.square, None
         least = before
-        for ridge in _RIDGES if weights else (float("inf"),):
+        # of fewer rows than inputs the weights learn nothing that holds
+        for ridge in _RIDGES if weights and self._rows >= self._weight.shape[2] else _RIDGES[-1:]:
             error = self._judging.error(self._fitting.solved(ridge))
             if error < least:
                 least, chosen = error, ridge

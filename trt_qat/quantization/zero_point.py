@@ -48,13 +48,18 @@ class Grid:
 
 
 def grid_between(low: float, high: float) -> Grid:
-    """The grid with the least step that spans a range: nearly ``(high - low) / 255``, for zero must lie on it.
+    """The grid with the least step that spans a range: ``(high - low) / 255`` and up to 0.4 % more, for zero's sake.
 
     Args:
         low: 0 or below.
         high: 0 or above, and above ``low``.
     """
-    zero_point = min(math.ceil(-low * STEPS / (high - low)), STEPS - (high > 0))
-    below = -low / zero_point if zero_point else 0.0
-    above = high / (STEPS - zero_point) if zero_point < STEPS else 0.0
-    return Grid(HIGHEST * max(below, above), zero_point)
+    share = -low * STEPS / (high - low)  # the codes below zero, if they could be divided
+    zero_point = min(math.ceil(share), math.floor(share), key=lambda code: _step(low, high, code))
+    return Grid(HIGHEST * _step(low, high, zero_point), zero_point)
+
+
+def _step(low: float, high: float, zero_point: int) -> float:
+    """The least step with which so many codes below zero reach the lower end and the others the upper one."""
+    sides = ((-low, zero_point), (high, STEPS - zero_point))
+    return max(reach / codes if codes > 0 else math.inf for reach, codes in sides if reach > 0)

@@ -19,6 +19,7 @@ from ultralytics.nn.tasks import DetectionModel
 from trt_qat.checkpoint import Model
 from trt_qat.config import QatSection
 from trt_qat.errors import ConfigError
+from trt_qat.model.graph import convolutions
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.training.features.base import Feature, Start
 
@@ -52,7 +53,12 @@ class FrozenBatchNorm(Feature):
             return
         if model.quantized is not None and model.quantized.placement.weights == "tensor":
             raise ConfigError(NEEDS_CHANNELS)
-        model.unfolded()
+        joined = sorted(convolutions(model.network).keys() - convolutions(model.unfolded()).keys())
+        if joined:
+            raise ConfigError(
+                f"qat.bn=freeze: folding makes '{joined[0]}' of several branches, each with a BatchNorm of its own, "
+                "which cannot stay apart below one quantizer. Leave qat.bn=fold."
+            )
 
     @override
     def as_trained(self, model: QuantizedModel, source: Model) -> QuantizedModel:
