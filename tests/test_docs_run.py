@@ -37,6 +37,7 @@ PAGES_NOT_RUN = {
     "docs/howto/custom-runtime.md": "test_howto_examples.py runs its code",
     "docs/howto/custom-target.md": "test_howto_examples.py runs its code",
     "docs/index.md": "README's commands and the tutorial's",
+    "docs/models.md": "an hour of training per table",
     "docs/qat.md": "measurements of hours on the traffic signs and COCO",
     "docs/reliability.md": "fuzzing, which takes as long as one lets it",
 }

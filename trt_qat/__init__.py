@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         label,
         parity,
         quantize,
+        replace_activation,
         sensitivity,
         train,
     )
@@ -79,6 +80,7 @@ __all__ = [
     "load",
     "parity",
     "quantize",
+    "replace_activation",
     "save",
     "sensitivity",
     "train",
@@ -86,7 +88,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("advise", "build", "evaluate", "export", "finetune", "keep_budget"), "trt_qat.api"),
-    **dict.fromkeys(("label", "parity", "quantize", "sensitivity", "train"), "trt_qat.api"),
+    **dict.fromkeys(("label", "parity", "quantize", "replace_activation", "sensitivity", "train"), "trt_qat.api"),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",
     "Detector": "trt_qat.runtime.detector",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trt_qat.artifacts import (
@@ -41,7 +42,7 @@ from trt_qat.config import (
     TrainSection,
 )
 from trt_qat.data.dataset import Dataset, calibration_images, check_classes, load_dataset
-from trt_qat.data.images import Image, evenly_spaced
+from trt_qat.data.images import Image, evenly_spaced, network_batch
 from trt_qat.data.labelled import labelled_split
 from trt_qat.data.leaks import note_leaks
 from trt_qat.engine.build import build_engine
@@ -59,10 +60,11 @@ from trt_qat.footage.frames import FEWEST
 from trt_qat.footage.labelling import float_runner
 from trt_qat.footage.named import Data, footage_in
 from trt_qat.halving import halving
-from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, Advice, Adviser, gpu_for_advice
+from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, NEEDS_SYMMETRIC, Advice, Adviser, gpu_for_advice
 from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
+from trt_qat.model.activation import has_silu
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.model.device import computing_on, torch_device
 from trt_qat.progress import SILENT, Progress
@@ -70,10 +72,13 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
+from trt_qat.quantization.range_by_output import choose_ranges_
+from trt_qat.quantization.refit import refitted
 from trt_qat.results import AccuracyDetails, Measure, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target
+from trt_qat.training.activation import train_activation
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import train_qat
@@ -166,7 +171,15 @@ def quantize(
         quantized = quantize_model(copy.deepcopy(model.network), model.names, section, placement)
         with computing_on(quantized.network, computes_on):
             calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
-    return model.with_quantized(quantized, "ptq", {**model.provenance, "calibration": calibration.as_dict()})
+        provenance = {**model.provenance, "calibration": calibration.as_dict()}
+        if section.range_by_output or section.refit != "none":
+            some = torch.from_numpy(network_batch(evenly_spaced(images, section.refit_images), model.imgsz))
+            if section.range_by_output:
+                provenance["range_by_output"] = choose_ranges_(quantized, some, progress=progress)
+            if section.refit != "none":
+                quantized, layers = refitted(quantized, some, section.refit, progress=progress)
+                provenance["refit"] = [layer.as_dict() for layer in layers]
+    return model.with_quantized(quantized, "ptq", provenance)
 
 
 def sensitivity(
@@ -216,12 +229,62 @@ def sensitivity(
         return halving(rank, section.batch, "sensitivity.batch", progress)
 
 
+def replace_activation(
+    model: Model,
+    data: Data,
+    out: str | Path,
+    section: QatSection | None = None,
+    *,
+    resume: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Model:
+    """Put another activation in SiLU's place and distil the network from the one with SiLU, before calibration.
+
+    Args:
+        model: float, with SiLU; left as it is.
+        out: folder for ``best.safetensors``, ``last.safetensors``, the curve and what a resumed run needs.
+        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+        provenance: what goes into the checkpoints and decides whether a run may be resumed; None makes one.
+        settings: keys of the ``qat`` section; ``activation`` says which, ``activation_epochs`` how long.
+
+    Returns:
+        The best epoch's float model, to be quantized; :func:`finetune` takes ``model`` as its teacher.
+
+    Raises:
+        ConfigError: ``activation`` is ``keep``; the network has no SiLU, or one that its architecture does not name.
+        ArtifactError: the model is quantized; ``resume`` with other settings than the run's.
+        DatasetError: the dataset cannot be trained on, or has another number of classes.
+
+    Examples:
+        >>> fast = trt_qat.replace_activation(model, "data.yaml", "runs/act", activation="relu", activation_epochs=2)
+        >>> int8 = trt_qat.quantize(fast, "data.yaml")
+        >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", teacher=model)
+    """
+    tune_cpu()
+    section = (section or QatSection()).replace(**settings)
+    with given_dataset(
+        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
+    ) as dataset:
+        check_trainable_dataset(model, dataset)
+    if provenance is None:
+        settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
+        provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
+    best = train_activation(
+        model, dataset, Path(out), section, provenance, progress, device=torch_device(device), resume=resume
+    )
+    return load(best.path, model.imgsz)
+
+
 def finetune(
     model: Model,
     data: Data,
     out: str | Path,
     section: QatSection | None = None,
     *,
+    teacher: Model | None = None,
     ranking: SensitivitySection | None = None,
     resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
@@ -236,6 +299,7 @@ def finetune(
     Args:
         model: calibrated; left as it is.
         out: folder for ``best.safetensors``, ``last.safetensors``, the curves and what a resumed run needs.
+        teacher: the float model that distillation follows; None is the one that ``model`` was calibrated from.
         ranking: how ``progressive="sensitivity"`` ranks the scale groups.
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
         provenance: what goes into the checkpoints and decides whether a run may be resumed; None makes one.
@@ -248,7 +312,8 @@ def finetune(
         QuantizationError: the model is float.
         DatasetError: the dataset cannot be trained on, or has another number of classes.
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
-        ConfigError: no such ``device`` here, or ``qat.amp`` of a type that it does not compute in.
+        ConfigError: no such ``device`` here, ``qat.amp`` of a type that it does not compute in, or ``qat.activation``
+            of a model that still has SiLU.
 
     Examples:
         >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
@@ -259,6 +324,11 @@ def finetune(
     computes_on = torch_device(device)
     section = (section or QatSection()).replace(**settings)
     check_features(section, model)
+    if section.activation != "keep" and has_silu(model.network):
+        raise ConfigError(
+            f"qat.activation={section.activation}: '{model.source}' has SiLU. Put the other activation in its float "
+            "network first (replace_activation), calibrate that, and fine-tune it."
+        )
     with given_dataset(
         model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
     ) as dataset:
@@ -273,7 +343,16 @@ def finetune(
         settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
     best = train_qat(
-        model, dataset, Path(out), section, provenance, progress, device=computes_on, order=order, resume=resume
+        model,
+        dataset,
+        Path(out),
+        section,
+        provenance,
+        progress,
+        device=computes_on,
+        order=order,
+        teacher=None if teacher is None else teacher.network,
+        resume=resume,
     )
     return load(best.path, model.imgsz)
 
@@ -347,7 +426,7 @@ def advise(
 
     Raises:
         QuantizationError: the model is float.
-        ConfigError: no such GPU, one whose compiler needs the GPU itself, or scales per tensor.
+        ConfigError: no such GPU, one whose compiler needs the GPU itself, scales per tensor, or zero points.
         MissingDependency: tensorrt-rtx is not installed.
 
     Examples:
@@ -357,8 +436,11 @@ def advise(
     """
     tune_cpu()
     card, evaluation, ranking = gpu_for_advice(gpu), evaluation or EvaluationSection(), ranking or SensitivitySection()
-    if model.require_quantized().placement.weights != "channel":
+    placement = model.require_quantized().placement
+    if placement.weights != "channel":
         raise ConfigError(NEEDS_CHANNELS)
+    if placement.scheme != "symmetric":
+        raise ConfigError(NEEDS_SYMMETRIC)
     check_budget_runtime(evaluation)
     folder, runtime = writable_folder(Path(out)), evaluation.runtime
     dataset: Dataset | None = None

@@ -34,6 +34,7 @@ from trt_qat.model.loading import (
     check_same_output,
     checked_names,
     class_names,
+    deployed_,
     fold_batchnorm,
     load_weights_,
     network_from_architecture,
@@ -50,6 +51,7 @@ SUFFIX = ".safetensors"
 DEFAULT_IMAGE_SIZE = 640
 Stage = Literal["fp32", "ptq", "qat"]
 _AMAX = "amax."
+_FLOAT = "float."  # weights of before calibration moved them
 _ADVICE = "Make the checkpoint again."
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -97,7 +99,7 @@ class Model:
         stage: how far it is on its way to INT8.
         quantized: the same network with its placement and toolkit; None while it is float.
         provenance: what it was made from, JSON values.
-        with_batchnorm: see :meth:`unfolded`; None where the file holds folded weights.
+        with_batchnorm: see :meth:`as_trained`; None where the file holds folded weights.
 
     Examples:
         >>> model = trt_qat.load("best.pt")
@@ -129,7 +131,15 @@ class Model:
         return known or (file_sha256(self.source) if self.source.is_file() else "")
 
     def unfolded(self) -> DetectionModel:
-        """A copy of the float network with its BatchNorm apart, as it was trained.
+        """A copy of the float network with its BatchNorm apart; of an end-to-end head only what is deployed.
+
+        Raises:
+            ArtifactError: the file it came from holds folded weights.
+        """
+        return deployed_(self.as_trained())
+
+    def as_trained(self) -> DetectionModel:
+        """A copy of the float network as it was trained: BatchNorm apart, both branches of an end-to-end head.
 
         Raises:
             ArtifactError: the file it came from holds folded weights.
@@ -197,10 +207,12 @@ def load(
         file = read_ultralytics(path, trust_pickle=trust_pickle or PICKLE_TRUSTED.get())
         network, trained_at = file.network, file.imgsz
     check_runs(network, path)
-    folded = fold_batchnorm(copy.deepcopy(network))
-    check_same_output(network, folded, f"'{path}' with BatchNorm folded")
+    deployed = deployed_(copy.deepcopy(network))
+    folded = fold_batchnorm(copy.deepcopy(deployed))
+    check_same_output(deployed, folded, f"'{path}' with BatchNorm folded")
     unfolded = None if network.is_fused() else network
     size = wanted or image_size_of(trained_at or DEFAULT_IMAGE_SIZE)
+    _check_strides(network, size, path)
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)
 
 
@@ -214,6 +226,20 @@ def _checked_size(imgsz: int | Sequence[int]) -> ImageSize:
             f"imgsz={shortened(imgsz)} must be a multiple of 32 from 32 to {IMAGE_SIZES[-1]}, or two: height and width."
         )
     return size
+
+
+def _check_strides(network: DetectionModel, size: ImageSize, path: Path) -> None:
+    """Refuse a size that does not divide into the cells of the coarsest level: 64 pixels in a P6 network.
+
+    Raises:
+        ConfigError: see above.
+    """
+    stride = int(network.stride.max())
+    if any(side % stride for side in size):
+        raise ConfigError(
+            f"imgsz={list(size)} does not fit '{path}': its coarsest cells have {stride} pixels, so height and width "
+            f"must be multiples of {stride}."
+        )
 
 
 def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
@@ -249,6 +275,7 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
         ranges = {name: amax.float() for name, amax in model.quantized.amax().items()}
         _check_ranges(ranges, _range_shapes(model.quantized.placement, model.network), path)
         tensors |= {f"{_AMAX}{name}": amax for name, amax in ranges.items()}
+        tensors |= {f"{_FLOAT}{name}": value for name, value in model.quantized.float_weights.items()}
         header |= {"toolkit": model.quantized.toolkit.name, "placement": model.quantized.placement.as_dict()}
     contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header["tensors_sha256"] = _sha256(contiguous)
@@ -281,7 +308,7 @@ def with_weight_scales(model: Model, scales: WeightScales) -> Model:
     placement = replace(before.placement, weights=scales)
     insert_quantizers_(network.eval(), placement, before.toolkit)
     quantized = replace(before, network=network, placement=placement)
-    quantized.load_amax_({name: amax for name, amax in before.amax().items() if name.startswith("activation.")})
+    quantized.load_amax_(before.activation_ranges())
     return model.with_quantized(quantized, model.stage, model.provenance)
 
 
@@ -293,11 +320,12 @@ def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName |
         classes = shortened(header.architecture["nc"])
         raise ArtifactError(f"'{path}': names has {len(names)} entries, architecture.nc is {classes}. {_ADVICE}")
     network = fold_batchnorm(network_from_architecture(header.architecture, names, path))
-    load_weights_(network, {k: v.float() for k, v in tensors.items() if not k.startswith(_AMAX)}, path)
+    load_weights_(network, {k: v.float() for k, v in tensors.items() if not k.startswith((_AMAX, _FLOAT))}, path)
     network.eval()
     check_runs(network, path)
     amax = {k.removeprefix(_AMAX): v.float() for k, v in tensors.items() if k.startswith(_AMAX)}
     model = Model(network, names, imgsz or header.imgsz, path, header.stage, provenance=header.provenance)
+    _check_strides(network, model.imgsz, path)
     if header.placement is None:
         _check_ranges(amax, {}, path)
         _check_saved(header, tensors, path)
@@ -306,8 +334,10 @@ def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName |
     placement = _placement(header.placement, network, path)
     _check_ranges(amax, _range_shapes(placement, network), path)
     _check_saved(header, tensors, path)
+    moved = {k.removeprefix(_FLOAT): v.float() for k, v in tensors.items() if k.startswith(_FLOAT)}
+    _check_moved(moved, network, path)
     insert_quantizers_(network, placement, adapter)
-    quantized = QuantizedModel(network, names, placement, adapter)
+    quantized = QuantizedModel(network, names, placement, adapter, moved)
     quantized.load_amax_(amax)
     return replace(model, quantized=quantized)
 
@@ -350,11 +380,14 @@ def _range_shapes(placement: Placement, network: DetectionModel) -> dict[str, li
         for group in placement.groups
         for conv in group.convs
     }
-    return activations | weights
+    zero_points: dict[str, list[int]] = {}
+    if placement.scheme == "asymmetric":
+        zero_points = {f"zero_point.{group.name}": [] for group in placement.groups}
+    return activations | weights | zero_points
 
 
 def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
-    """Ranges are there for every quantizer and for no other, of its shape, finite and positive.
+    """Ranges are there for every quantizer and for no other, of its shape, finite and positive; zero points are codes.
 
     Raises:
         ArtifactError: one is not.
@@ -368,8 +401,26 @@ def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], p
         found = list(amax[name].shape)
         if found != shapes[name] and not (name.startswith("activation.") and found == [1]):
             raise ArtifactError(f"{where} has shape {found}, needs {shapes[name]}. {_ADVICE}")
-        if not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
+        if name.startswith("zero_point."):
+            if float(amax[name]) not in range(256):
+                raise ArtifactError(f"{where} = {float(amax[name]):g}: a zero point is a code, 0 to 255. {_ADVICE}")
+        elif not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
             raise ArtifactError(f"{where} = {float(amax[name].min()):g}: a range is finite and above 0. {_ADVICE}")
+
+
+def _check_moved(moved: Mapping[str, Tensor], network: DetectionModel, path: Path) -> None:
+    """Weights of before calibration moved them are weights of the network.
+
+    Raises:
+        ArtifactError: one is not.
+    """
+    there = network.state_dict()
+    for name, value in moved.items():
+        if name not in there or there[name].shape != value.shape:
+            found = list(value.shape)
+            raise ArtifactError(
+                f"'{path}': {_FLOAT}{shortened(name)} of shape {found} is none of the network. {_ADVICE}"
+            )
 
 
 def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:

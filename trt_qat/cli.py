@@ -380,7 +380,7 @@ def qat(
 @click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
 @click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
-@click.option("--nms", is_flag=True, help="Build NMS into the ONNX file, with infer.conf, infer.iou, infer.max_det.")
+@click.option("--nms", is_flag=True, help="Rows of detections as the file's output, with NMS built in.")
 @click.option("--no-check", is_flag=True, help="Write the file without running it in its client.")
 @click.option("--out", type=FILE, required=True, help="*.onnx, *_openvino_model or *.engine, see `trt-qat targets`.")
 @_command
@@ -705,7 +705,8 @@ def run(config: Config, weights: Path, data: Data, out: Path, anew: bool) -> lis
 
     Calibrate, fine-tune, export, build the engine, evaluate FP32 against PTQ and QAT, and compare the exported files
     with the checkpoint that they are of. The exit code is 1 if that parity is broken, and with qat.max_drop set 3 if
-    the QAT model does not meet it; everything is written all the same.
+    the QAT model does not meet it; everything is written all the same. With quantization.scheme=asymmetric, which
+    TensorRT does not take, export.target must be openvino or onnxruntime, and there is no engine.
 
     Run again, it reuses every stage in OUT whose inputs have not changed (OUT/manifest.json) and goes on inside the
     fine-tuning where it was interrupted.
@@ -722,7 +723,7 @@ def _all_stages(config: Config, weights: Path, data: Data, out: Path, anew: bool
     for what, path in {
         **{f"checkpoint {name}": file for name, file in result.checkpoints.items()},
         **{f"ONNX {name}": file for name, file in result.exported.items()},
-        f"engine ({result.engine.flavor}, built here, not run)": result.engine.path,
+        **({f"engine ({result.engine.flavor}, built here, not run)": result.engine.path} if result.engine else {}),
         "result": result.result_json,
         "picture": result.picture,
         "parity": result.parity_json,

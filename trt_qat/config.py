@@ -37,7 +37,10 @@ ExportFormat = Literal["onnx", "openvino", "engine"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 WeightScales = Literal["channel", "tensor"]
+Scheme = Literal["symmetric", "asymmetric"]
+Refit = Literal["none", "bias", "weights"]
 QatLoss = Literal["detection", "distill", "both"]
+Activation = Literal["keep", "hardswish", "relu"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
@@ -154,8 +157,10 @@ class TrainSection(Section):
 
     epochs: int = Field(default=100, ge=1)
     batch: int = Field(default=16, ge=1)
+    nominal_batch: int = Field(default=64, ge=1)
     lr0: float = Field(default=0.01, gt=0)
     optimizer: Literal["auto", "SGD", "AdamW"] = "auto"
+    amp: Amp = "none"
     seed: int = 0
 
 
@@ -170,9 +175,14 @@ class QuantizationSection(Section):
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
+    scheme: Scheme = "symmetric"
+    range_by_output: bool = False
+    refit: Refit = "none"
+    refit_images: int = Field(default=32, ge=2)
     weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
+    head_int8: Literal["auto", "never"] = "auto"
     exclude: tuple[str, ...] = ()
 
     @field_validator("calibrator")
@@ -185,6 +195,13 @@ class QuantizationSection(Section):
     def _needs_auto(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("calibrator", "auto") != "auto":
             raise ValueError("needs quantization.calibrator=auto")
+        return value
+
+    @field_validator("scheme")
+    @classmethod
+    def _needs_modelopt(cls, value: Scheme, info: ValidationInfo) -> Scheme:
+        if value == "asymmetric" and info.data.get("toolkit") == "pytorch-quantization":
+            raise ValueError("asymmetric needs quantization.toolkit=modelopt: the other one has no zero points")
         return value
 
 
@@ -217,6 +234,9 @@ class QatSection(Section):
     distill_score: float = Field(default=1.0, ge=0)
     distill_box: float = Field(default=1.0, ge=0)
     distill_feature: float = Field(default=1.0, ge=0)
+    distill_blocks: float = Field(default=0.0, ge=0)
+    distill_objects: float = Field(default=0.0, ge=0, le=1)
+    drop: float = Field(default=0.0, ge=0, lt=1)
     dampening: float = Field(default=0.0, ge=0)
     scheduler: Literal["qat", "ultralytics"] = "qat"
     progressive: Progressive = "none"
@@ -228,6 +248,9 @@ class QatSection(Section):
     monitor: bool = True
     collapse: float = Field(default=0.5, ge=0, lt=1)
     max_drop: float | None = Field(default=None, ge=0)
+    activation: Activation = "keep"
+    activation_epochs: int = Field(default=12, ge=1)
+    activation_lr0: float = Field(default=1e-3, gt=0)
     features: tuple[str, ...] = ()
     seed: int = 0
 

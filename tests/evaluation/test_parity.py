@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from tiny_onnx import CELL, NAMES, SIZE, write_tiny_detector
 
 from trt_qat import api
+from trt_qat.cli import cli
 from trt_qat.config import EvaluationSection, InferSection, ParitySection
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.errors import ArtifactError, ConsistencyError, DatasetError, RunnerError, TrtQatError
@@ -28,6 +30,7 @@ from trt_qat.evaluation.parity_report import (
     read_parity,
     write_parity,
 )
+from trt_qat.results import NO_ACCURACY
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 
 Array = NDArray[np.float32]
@@ -97,6 +100,24 @@ def test_one_file_on_two_runtimes_is_the_same(tiny: Path, tiny_set: Path) -> Non
     assert (found.first, found.first_matched, found.second, found.second_matched) == (15, 15, 15, 15)
     assert report.map50_95 is not None
     assert report.map50_95.first == report.map50_95.second > 0.99
+
+
+def test_labels_of_a_model_give_agreement(tiny: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """From data.yaml to tables and files: no command calls the figure mAP."""
+    data = tiny_set.with_name("by_model.yaml")
+    data.write_text(tiny_set.read_text() + "labelled_by: model\n")
+    moved, kept = _changed(tiny, tmp_path / "moved.onnx", grid=_one_pixel_right), tmp_path / "kept.json"
+    few = ("--set", "evaluation.latency_iterations=3", "--set", "parity.max_drop=0", "--json", str(kept))
+    for verb, said, code in (
+        (("evaluate", str(moved)), "agreement50-95", 0),
+        (("parity", str(tiny), str(moved)), "agreement50-95: 0.99", 1),
+    ):
+        done = CliRunner().invoke(cli, [*verb, "--data", str(data), *few])
+        assert done.exit_code == code, done.output
+        assert said in done.output
+        assert '"measure": "agreement"' in kept.read_text()
+        assert "map" not in (done.output + kept.read_text()).replace(str(tmp_path), "").lower()
+    assert NO_ACCURACY in CliRunner().invoke(cli, ["evaluate", str(tiny), "--data", str(data), *few]).output
 
 
 def test_boxes_that_are_one_pixel_off(tiny: Path, tiny_set: Path, tmp_path: Path) -> None:
@@ -257,6 +278,11 @@ def test_what_cannot_be_compared(tiny: Path, tiny_set: Path, tmp_path: Path) -> 
     next(entry for entry in model.metadata_props if entry.key == "names").value = str({0: "a", 1: "b"})
     onnx.save(model, more)
     _raises(ConsistencyError, "has 3 classes, .* 2: two different networks", tiny, more, tiny_set)
+    rows = tmp_path / "rows.onnx"
+    model = onnx.load(tiny)
+    onnx.helper.set_model_props(model, {"names": str(NAMES), "end2end": "True"})
+    onnx.save(model, rows)
+    _raises(ConsistencyError, "rows of detections.*without --nms to compare it", tiny, rows, tiny_set)
     other = tmp_path / "other.yaml"
     other.write_text(tiny_set.read_text().replace("  2: blue\n", ""))
     _raises(DatasetError, "2 classes", tiny, tiny, other, runtimes=("onnxruntime", None))

@@ -35,6 +35,15 @@ def test_the_curves_of_a_fine_tuning(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_of_agreement_is_read_as_such(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text(RESULTS.replace("mAP", "agreement"))
+    kept = {"measure": "agreement", "epoch": 2, "start_fake_quant_agreement50_95": 0.9}
+    found = training_record(tmp_path, QatSection(epochs=2), 1, kept, "agreement")
+    assert [entry.map50_95 for entry in found.epochs] == [0.9, 0.37846, 0.38053]
+    with pytest.raises(ArtifactError, match=r"table of epochs \('metrics/mAP50-95\(B\)'\)"):
+        training_record(tmp_path, QatSection(epochs=2), 1, kept, "mAP")
+
+
 def test_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(RESULTS)
     assert training_record(tmp_path, QatSection(epochs=5), 1, KEPT, "mAP").stopped == "it ended after 2 of 5 epochs"

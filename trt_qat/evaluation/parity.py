@@ -30,9 +30,10 @@ from trt_qat.evaluation.parity_report import (
     ParitySide,
     broken_thresholds,
 )
+from trt_qat.metadata import output_layout
 from trt_qat.progress import SILENT, Progress
 from trt_qat.results import LeftOut, Measure
-from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
+from trt_qat.runtime.runner import Runner, check_output, class_names, image_size
 from trt_qat.targets.check import difference
 from trt_qat.vision.letterbox import network_input
 from trt_qat.vision.postprocess import detections_from_output
@@ -106,7 +107,8 @@ def compare(
         infer: what a detection is.
 
     Raises:
-        ConsistencyError: the two take images of other sizes, have other classes, or outputs of other shapes.
+        ConsistencyError: the two take images of other sizes, have other classes, or outputs of other shapes, or one
+            puts out rows of detections.
         DatasetError: no image can be read, or the dataset has other classes.
         RunnerError: a side cannot run, its first output is not raw YOLOv8 detection, or an output is not finite.
     """
@@ -132,6 +134,12 @@ def compare(
 
 
 def _check_comparable(first: Side, second: Side, dataset: Dataset) -> None:
+    for side in (first, second):
+        if output_layout(side.runner.metadata) == "rows":
+            raise ConsistencyError(
+                f"'{side.label}' puts out rows of detections, whose order says nothing of how far two networks are "
+                "apart. Export it without --nms to compare it."
+            )
     sizes = first.imgsz, second.imgsz
     if sizes[0] != sizes[1]:
         raise ConsistencyError(
@@ -218,7 +226,7 @@ class _Counting:
         both = [name for name in first if name in second]
         for side, outputs in zip(self.sides, (first, second), strict=True):
             names = class_names(side.runner.metadata)
-            check_raw_output(outputs[both[0]], names, f"'{side.label}'", len(self.items))
+            check_output(outputs[both[0]], names, f"'{side.label}'", len(self.items))
             for name in both:
                 if not np.isfinite(outputs[name]).all():
                     raise RunnerError(f"'{name}' of '{side.label}' holds NaN or infinity. Export or build it again.")
@@ -241,12 +249,16 @@ class _Counting:
             self.figures.setdefault(name, _Figures()).add(a, b, peak)
         self.logits.append(difference(raw[1][None], raw[0][None], imgsz).logits)
         infer = self.infer
-        ours, theirs = (detections_from_output(output, infer.conf, infer.iou, infer.max_det) for output in raw)
+        layouts = [output_layout(side.runner.metadata) for side in self.sides]
+        ours, theirs = (
+            detections_from_output(output, infer.conf, infer.iou, infer.max_det, layout=layout)
+            for output, layout in zip(raw, layouts, strict=True)
+        )
         iou = self.section.match_iou
         self.found.append((matched(ours, theirs, iou), matched(theirs, ours, iou)))
         if not self.not_measured:
-            for output, kept in zip(raw, self.accuracy, strict=True):
-                kept.append(match_image(output, item, self.evaluation))
+            for output, layout, kept in zip(raw, layouts, self.accuracy, strict=True):
+                kept.append(match_image(output, item, self.evaluation, layout))
 
     def report(self, of: int, left_out: LeftOut | None) -> ParityReport:
         """What all chunks say together, of a split with so many images."""

@@ -23,8 +23,9 @@ from trt_qat.errors import DatasetError
 from trt_qat.evaluation.accuracy import PreparedImage, infer_padded, prepared
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.halving import halving
+from trt_qat.metadata import Layout, output_layout
 from trt_qat.progress import Progress
-from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
+from trt_qat.runtime.runner import Runner, check_output, class_names, image_size
 from trt_qat.vision.postprocess import detections_from_output
 
 _NOTHING = Labels(np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
@@ -81,13 +82,16 @@ def _detected(
     if not items:
         return
     output = infer_padded(runner, np.concatenate([item.pixels for item in items]))[0]
-    check_raw_output(output, class_names(runner.metadata), runner.name, len(items))
-    labels = partial(_labels, conf=conf, section=section)
+    layout = output_layout(runner.metadata)
+    check_output(output, class_names(runner.metadata), runner.name, len(items), layout)
+    labels = partial(_labels, conf=conf, section=section, layout=layout)
     yield from ((item.given.image, labels(raw, item)) for raw, item in zip(output, items, strict=True))
 
 
-def _labels(output: NDArray[np.float32], item: PreparedImage, conf: float, section: EvaluationSection) -> Labels:
-    found = detections_from_output(output, conf, section.iou, section.max_det, multi_label=True)
+def _labels(
+    output: NDArray[np.float32], item: PreparedImage, conf: float, section: EvaluationSection, layout: Layout
+) -> Labels:
+    found = detections_from_output(output, conf, section.iou, section.max_det, multi_label=True, layout=layout)
     boxes = item.transform.boxes_to_image(found.boxes_xyxy) / np.array(item.transform.size_wh * 2, dtype=np.float32)
     centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     there = (sizes > 1e-6).all(axis=1)  # a box outside of the image is cut to nothing

@@ -44,6 +44,9 @@ _TELLABLE = 1.01
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _ANY = 8.0
 NEEDS_CHANNELS: Final = "Advice starts from scales per channel. Calibrate with quantization.weights=channel."
+NEEDS_SYMMETRIC: Final = (
+    "Advice is about TensorRT-RTX, which takes no zero points. Calibrate with quantization.scheme=symmetric."
+)
 _REASON = "left float: INT8 is estimated slower there"
 
 Accuracy = Callable[[Path], float]

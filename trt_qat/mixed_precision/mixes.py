@@ -153,11 +153,11 @@ def mix(start: Model, tuned: Model, weights: Weights, groups: tuple[str, ...], m
     """The model with these groups float, with the weights they had in ``start``; none means all INT8."""
     before = start.require_quantized()
     origin = tuned.require_quantized() if weights == "fine-tuned" else before
-    mixed = origin.leave_float(groups, _REASON)
+    mixed, in_float = origin.leave_float(groups, _REASON), before.leave_float(groups, _REASON)
     for group in before.placement.groups:
         if group.name in groups:
             for conv in group.convs:
-                _copy_weights_(before.network.get_submodule(conv), mixed.network.get_submodule(conv))
+                _copy_weights_(in_float.network.get_submodule(conv), mixed.network.get_submodule(conv))
     noted = {"max_drop": max_drop, "left_float": list(groups), "int8_weights": weights}
     return tuned.with_quantized(mixed, tuned.stage, {**tuned.provenance, "mixed_precision": noted})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from trt_qat.quantization.placement import Placement, place
 from trt_qat.quantization.residual import quantize_adds_
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
 from trt_qat.quantization.toolkits.protocol import Toolkit
+from trt_qat.quantization.zero_point import Grid
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class QuantizedModel:
     """A folded detector whose convolutions are QuantConv2d, with the placement that put the quantizers there.
 
     ``network`` may be swapped for a copy (an EMA): quantizers are looked up by name each time.
+
+    Args:
+        float_weights: where calibration moved weights and biases (:mod:`trt_qat.quantization.refit`), those of before
+            by their names in the network; what computes in float computes with them.
     """
 
     network: DetectionModel
     names: Mapping[int, str]
     placement: Placement
     toolkit: Toolkit
+    float_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def activation_quantizers(self) -> dict[str, nn.Module]:
         """Group name to the one quantizer of that group."""
@@ -48,15 +54,34 @@ class QuantizedModel:
         }
 
     def amax(self) -> dict[str, Tensor]:
-        """Every range: ``activation.<group>`` (scalar), ``weight.<conv>`` (out_channels or 1, 1, 1, 1)."""
-        activations = {f"activation.{k}": self.toolkit.amax(q) for k, q in self.activation_quantizers().items()}
-        return activations | {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
+        """Every range: ``activation.<group>`` (scalar), ``weight.<conv>`` (out_channels or 1, 1, 1, 1).
+
+        With scheme ``asymmetric`` also ``zero_point.<group>``, an int64 scalar.
+        """
+        quantizers = self.activation_quantizers()
+        ranges = {f"activation.{k}": self.toolkit.amax(q) for k, q in quantizers.items()}
+        ranges |= {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
+        if self.placement.scheme == "asymmetric":
+            ranges |= {f"zero_point.{k}": torch.tensor(self.toolkit.zero_point(q)) for k, q in quantizers.items()}
+        return ranges
+
+    def grids(self) -> dict[str, Grid]:
+        """Group name to what its quantizer rounds to."""
+        return {
+            name: Grid(float(self.toolkit.amax(quantizer).detach()), self.toolkit.zero_point(quantizer))
+            for name, quantizer in self.activation_quantizers().items()
+        }
+
+    def activation_ranges(self) -> dict[str, Tensor]:
+        """What :meth:`amax` says without the weights."""
+        return {name: value for name, value in self.amax().items() if not name.startswith("weight.")}
 
     def load_amax_(self, amax: Mapping[str, Tensor]) -> None:
         """Set every range that is given, in place, and switch those quantizers on. It goes to where the network lies.
 
         Raises:
-            QuantizationError: one is not finite or negative, or has another shape than :meth:`amax` gives.
+            QuantizationError: one is not finite or negative, or has another shape than :meth:`amax` gives; or the
+                toolkit has no zero points.
         """
         device = next(self.network.parameters()).device
         for kind, quantizers in (("activation", self.activation_quantizers()), ("weight", self.weight_quantizers())):
@@ -68,10 +93,15 @@ class QuantizedModel:
                     _check_range(value, count, f"{kind}.{name}")
                     self.toolkit.set_amax(quantizer, value.float().to(device))
                     self.toolkit.set_enabled(quantizer, True)
+        for name, quantizer in self.activation_quantizers().items():
+            if (code := amax.get(f"zero_point.{name}")) is not None:
+                self.toolkit.set_zero_point(quantizer, int(code))
 
     @contextmanager
     def only(self, groups: Collection[str]) -> Iterator[None]:
         """Within: these groups quantize (activation and weights), all others are float. Afterwards all is as before.
+
+        A convolution that is float has its weights of before :attr:`float_weights` moved.
 
         Raises:
             QuantizationError: the placement has no such group.
@@ -81,11 +111,14 @@ class QuantizedModel:
         wanted = {quantizer: name in groups for name, quantizer in self.activation_quantizers().items()}
         wanted |= {weights[conv]: group.name in groups for group in self.placement.groups for conv in group.convs}
         before = {quantizer: self.toolkit.enabled(quantizer) for quantizer in wanted}
+        in_int8 = {conv for group in self.placement.groups if group.name in groups for conv in group.convs}
+        moved = self._with_float_weights_(in_int8)
         try:
             for quantizer, enabled in wanted.items():
                 self.toolkit.set_enabled(quantizer, enabled)
             yield
         finally:
+            _set_(self.network, moved)
             for quantizer, enabled in before.items():
                 self.toolkit.set_enabled(quantizer, enabled)
 
@@ -109,7 +142,30 @@ class QuantizedModel:
             if group.name in groups:
                 for quantizer in (activations[group.name], *(weights[conv] for conv in group.convs)):
                     self.toolkit.set_enabled(quantizer, False)
-        return replace(copied, placement=self.placement.without(groups, reason))
+        placement = self.placement.without(groups, reason)
+        in_int8 = {conv for group in placement.groups for conv in group.convs}
+        # a layer that never was INT8 goes on making up for the others' rounding, as long as there is any
+        copied._with_float_weights_(in_int8 | set(self.placement.float_convs) if in_int8 else in_int8)
+        return replace(copied, placement=placement)
+
+    def _with_float_weights_(self, but: Collection[str]) -> dict[str, Tensor]:
+        """Give all convolutions but these their weights of before they were moved; returns what was there."""
+        wanted = {name: value for name, value in self.float_weights.items() if name.rpartition(".")[0] not in but}
+        if not wanted:
+            return {}
+        there = self.network.state_dict()
+        moved = {name: there[name].clone() for name in wanted}
+        _set_(self.network, wanted)
+        return moved
+
+
+@torch.no_grad()
+def _set_(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set some weights of a network, in place."""
+    if weights:
+        there = network.state_dict()
+        for name, value in weights.items():
+            there[name].copy_(value)
 
 
 def _check_range(value: Tensor, count: int, name: str) -> None:

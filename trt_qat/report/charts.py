@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trt_qat.report.answer import FileRow, file_label
 from trt_qat.report.layer_facts import Layer
-from trt_qat.report.numbers import decibels, fraction, number, share, short, signed
+from trt_qat.report.numbers import decibels, fraction, number, share, short, signed, span
 from trt_qat.report.record import ExportedRecord, Histogram, Training
 from trt_qat.results import AccuracyDetails, Measure
 
@@ -116,6 +116,7 @@ def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
         slowest = max(row.file.result.latency_ms.median for row in rows)
         axes.set(xlabel="median latency, ms per image", ylabel=f"{measure}50-95", xlim=(0, 1.1 * slowest or 1))
         axes.margins(y=0.15)
+        axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.0)
 
     said = "; ".join(
@@ -175,7 +176,7 @@ def per_size(files: Sequence[ExportedRecord]) -> Chart | None:
     changes = [f"{n} {signed(100 * (b - a))}" for n, a, b in found if a is not None and b is not None]
     said = f"{file_label(measured[-1][0])} against {file_label(measured[0][0])}: {', '.join(changes)} points."
     return _chart(
-        f"{measured[0][0].result.measure}50-95 by object size",
+        f"{measured[0][0].result.measure}50-95 by size",
         said,
         draw,
         (4.6, 0.8 + 0.16 * (1 + len(measured)) * len(names)),
@@ -200,23 +201,24 @@ def curves(fp32: ExportedRecord, int8: ExportedRecord) -> tuple[Chart, ...]:
 
 def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
     """Values that a layer's quantizer reads, on a logarithmic scale, with the ranges of PTQ and QAT."""
-    steps = [] if layer.group is None else [(entry.step, entry.amax) for entry in layer.group.activation]
-    amax = _LARGEST if layer.activation is None else layer.activation.amax
+    steps = [] if layer.group is None else [(entry.step, entry.range) for entry in layer.group.activation]
+    low, high = (-_LARGEST, _LARGEST) if layer.activation is None else layer.activation.range
     edges, counts = _bins(histogram)
 
     def draw(axes: Axes) -> None:
-        inside = np.abs((edges[:-1] + edges[1:]) / 2) <= amax
+        middles = (edges[:-1] + edges[1:]) / 2
+        inside = (middles >= low) & (middles <= high)
         axes.stairs(np.where(inside, counts, 0), edges, fill=True, color=_FP32, alpha=0.55)
         axes.stairs(np.where(inside, 0, counts), edges, fill=True, color=_PTQ, hatch="////")
-        for step, end in steps:
+        for step, (least, most) in steps:
             look: dict[str, Any] = {
                 "color": _STEP_COLOURS[step],
                 "linestyle": "--" if step == "ptq" else "-",
                 "linewidth": 1.4,
             }
-            axes.axvline(_bounded(end), label=f"{step.upper()} \u00b1{short(end)}", **look)
-            if edges[0] <= -end:
-                axes.axvline(-_bounded(end), **look)
+            axes.axvline(_bounded(most), label=f"{step.upper()} {span((least, most))}", **look)
+            if edges[0] <= least:
+                axes.axvline(_bounded(least), **look)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: _power(value))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -224,7 +226,7 @@ def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
         axes.set(xlabel="value", ylabel="values per bin")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.24), ncols=2, columnspacing=1.2)
 
-    ranges = " and ".join(f"{step.upper()} \u00b1{short(end)}" for step, end in steps)
+    ranges = " and ".join(f"{step.upper()} {span(ends)}" for step, ends in steps)
     noise = "no value differs" if layer.sqnr_db is None else f"SQNR {decibels(layer.sqnr_db)} dB"
     lost = f"{share(histogram.clipped)} of the values are clipped, {share(histogram.below_one_step)} round to zero"
     said = f"{noise[0].upper()}{noise[1:]}; range {ranges}; {lost}."

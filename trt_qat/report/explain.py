@@ -200,12 +200,12 @@ def _range(layer: Layer) -> Section | None:
     calibrator = calibration.groups.get(group.name, calibration.calibrator)
     own = ", this group's own" if group.name in calibration.groups else ""
     tried = f", the best of {len(calibration.tried)} tried" if calibration.tried and not own else ""
-    ranges = {entry.step: entry.amax for entry in group.activation}
-    lines = [f"{step.upper()}: ±{amax:.4g}{_moved(ranges, step)}" for step, amax in ranges.items()]
+    ranges = {entry.step: entry.reach for entry in group.activation}
+    lines = [f"{e.step.upper()}: {numbers.span(e.range, 4)}{_moved(ranges, e.step)}" for e in group.activation]
     lines[0] += f", by {calibrator}{own}{tried}"
     figures: dict[str, Any] = {"ranges": ranges, "calibrator": calibrator}
     if histogram is not None and layer.bulk is not None:
-        lines += text_histogram(histogram, last.amax)
+        lines += text_histogram(histogram, last.range)
         lines.append(
             f"{numbers.share(histogram.clipped)} clipped, {numbers.share(histogram.below_one_step)} round to zero; "
             f"99.9 % lie within {layer.bulk:.3g} ({histogram.images} images, heights logarithmic)."

@@ -243,7 +243,8 @@ class Network:
     @property
     def compiled_file(self) -> ExportedRecord | None:
         """The INT8 file whose kernels are looked at: the one that the engine is built from, if it was compiled."""
-        built_from = self.record.file(self.record.engine.built_from)
+        engine = self.record.engine
+        built_from = None if engine is None else self.record.file(engine.built_from)
         compiled = [file for file in self.record.files if file.step != "fp32" and file.compiler is not None]
         return built_from if built_from in compiled else compiled[-1] if compiled else None
 

@@ -21,6 +21,7 @@ from trt_qat.report.numbers import (
     share,
     short,
     signed,
+    span,
     target_name,
 )
 from trt_qat.report.record import GroupRecord, RunRecord, Step
@@ -103,11 +104,13 @@ def _files(record: RunRecord) -> str:
         ),
     )
     images = record.files[0].result.images
-    how = f"{measure} on {images} val images, letterboxed; points: difference to FP32 with its paired 95 % interval "
+    figure = "Agreement" if measure == "agreement" else measure
+    how = f"{figure} on {images} val images, letterboxed; points: difference to FP32 with its paired 95 % interval "
     how += "over the images. Latency: one forward pass, all files in turns."
     engine = record.engine
-    run = "" if engine.run else f" The engine {_text(engine.file.path)} was built, not run: no GPU is here."
-    return f"{table}\n\n{how}{run}"
+    if engine is not None and not engine.run:
+        how += f" The engine {_text(engine.file.path)} was built, not run: no GPU is here."
+    return f"{table}\n\n{how}"
 
 
 def _layers(record: RunRecord) -> str:
@@ -134,7 +137,7 @@ def _sqnr(group: GroupRecord, step: Step) -> str:
 
 def _range(group: GroupRecord, step: Step) -> str:
     entry = group.at(step)
-    return "" if entry is None else f"\u00b1{short(entry.amax)}"
+    return "" if entry is None else span(entry.range)
 
 
 def _calibrators(record: RunRecord) -> str:
@@ -222,6 +225,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "repeat", _code(record.command)
     yield "weights", f"{_text(inputs.weights.path)}, sha256 {_code(inputs.weights.sha256 or 'none: random weights')}"
     counts = f"{inputs.train.images} train and {inputs.val.images} val images, {len(inputs.classes)} classes"
+    counts += ", labelled by the FP32 model" if record.measure == "agreement" else ""
     yield "data", f"{_text(inputs.data)}, {counts}, sha256 {_code(inputs.data_sha256 or 'none')}"
     yield "calibration", f"{inputs.calibration_images} images, sha256 {_code(inputs.calibration_sha256 or 'none')}"
     yield "seeds", _text(", ".join(f"{name} {seed}" for name, seed in record.seeds.items()))

@@ -133,7 +133,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "sides": [_label_of(record, name) for name in (record.disagreements.first, record.disagreements.second)],
         "changed": changed_settings(record.settings),
         "settings_yaml": yaml.safe_dump(record.settings, sort_keys=False, allow_unicode=True),
-        "written": [*(entry.file for entry in record.files), record.engine.file],
+        "written": [*(entry.file for entry in record.files), *([record.engine.file] if record.engine else [])],
     }
     return {**values, "contents": list(_contents(values))}
 
@@ -205,7 +205,7 @@ def _sqnr_at(group: GroupRecord, step: Step) -> str:
 
 def _range_at(group: GroupRecord, step: Step) -> str:
     entry = group.at(step)
-    return numbers.NOTHING if entry is None else f"\u00b1{numbers.short(entry.amax)}"
+    return numbers.NOTHING if entry is None else numbers.span(entry.range)
 
 
 def _when(created: str) -> str:

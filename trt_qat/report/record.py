@@ -17,7 +17,7 @@ from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.linter.layout import Drawing
 from trt_qat.reading import FileModel, read_json
-from trt_qat.results import Fraction, Measure, Milliseconds, ResultRow, Text, checked_measures, file_content
+from trt_qat.results import Fraction, Measure, Milliseconds, ResultRow, Text, checked_measures, other_names
 
 FORMAT: Final = "trt_qat-run-1"
 FILE: Final = "run.json"
@@ -105,13 +105,25 @@ class QuantizerRecord(FileModel):
 
     Args:
         step: of the network, "ptq" or "qat".
-        amax: the range: values beyond +-amax are clipped. Of a weight the mean over its channels.
+        amax: 127 steps; values beyond +-amax are clipped. Of a weight the mean over its channels.
         sqnr_db: signal to quantization noise of its own input, dB; None if no value differs.
+        ends: with ``quantization.scheme=asymmetric`` the values beyond which an activation is clipped, instead.
     """
 
     step: Step
     amax: Size
     sqnr_db: float | None
+    ends: tuple[float, float] | None = None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Values below the first and above the second are clipped."""
+        return (-self.amax, self.amax) if self.ends is None else self.ends
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude that is not clipped."""
+        return max(abs(end) for end in self.range)
 
 
 class Histogram(FileModel):
@@ -409,6 +421,7 @@ class RunRecord(FileModel):
         settings: the whole configuration, section by section.
         seeds: what decided by chance, by name.
         deployed: name of the exported file that the run is for: of the fine-tuned network, for ``export.target``.
+        engine: None where TensorRT does not take the network's INT8: ``quantization.scheme=asymmetric``.
         warnings: everything that a user was told, in order.
         measure: what every figure against labels is: mAP, or agreement with the FP32 model where that made the labels.
     """
@@ -428,7 +441,7 @@ class RunRecord(FileModel):
     budget: Budget | None
     files: Annotated[tuple[ExportedRecord, ...], Field(min_length=1)]
     deployed: Text
-    engine: EngineRecord
+    engine: EngineRecord | None
     parity: tuple[ParityReport, ...]
     drawing: Drawing | None
     disagreements: Disagreements
@@ -443,8 +456,8 @@ class RunRecord(FileModel):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"a {what} is there twice")
-        named = self.deployed, self.engine.built_from, self.disagreements.first, self.disagreements.second
-        for name in named:
+        named = [self.deployed, self.disagreements.first, self.disagreements.second]
+        for name in named if self.engine is None else [*named, self.engine.built_from]:
             if self.file(name) is None:
                 raise ValueError(f"'{name}' is named, but no file of the run")
         return self
@@ -499,12 +512,12 @@ def read_record(run: Path) -> RunRecord:
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
-    """Write ``folder/run.json``, whole or not at all, under the names of :func:`~trt_qat.results.file_content`.
+    """Write ``folder/run.json``, whole or not at all, under the names of :func:`~trt_qat.results.other_names`.
 
     Raises:
         ArtifactError: it cannot be written.
     """
     file = folder / FILE
-    content = file_content(record.model_dump(mode="json"))
+    content = other_names(record.model_dump(mode="json"))
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return file

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.checkpoint import Model
 from trt_qat.config import QatSection
@@ -44,11 +45,13 @@ class Start:
         model: calibrated; not to be changed.
         out: the run's folder.
         order: scale groups in the order of progressive quantization; empty is the order of the network.
+        teacher: float network that distillation follows; None is the one that the model was calibrated from.
     """
 
     model: Model
     out: Path
     order: Sequence[str] = ()
+    teacher: DetectionModel | None = None
 
 
 @dataclass(frozen=True)
