@@ -184,5 +184,5 @@ def test_calibration_reads_what_would_be_trained_on(labelled: Dataset, street: P
     with api.given_dataset(small, street, section=DataSection(difference=1.0), labels=False) as dataset:
         assert [file.read_bytes() for file in dataset.train] == [file.read_bytes() for file in labelled.train]
         assert not label_path(dataset.train[0]).exists()
-        folder = dataset.source.parent
-    assert not folder.exists()
+        assert dataset.source == street  # messages name what was given, not a temporary folder
+    assert not dataset.train[0].exists()
