@@ -164,7 +164,7 @@ def work(tmp_path: Path, demo_detector: Model, demo_set: Path) -> Path:
         (tmp_path / name).write_text(yaml.safe_dump({**content, "path": str(demo_set.parent)}), encoding="utf-8")
     shutil.copy(next((demo_set.parent / "images" / "val").iterdir()), tmp_path / "photo.jpg")
     for name in ("video.mp4", "street.mp4"):
-        write_street_clip(tmp_path / name, frames=25)
+        write_street_clip(tmp_path / name, frames=40)  # a sign is in sight at the end, which is held out
     return tmp_path
 
 

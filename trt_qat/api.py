@@ -264,7 +264,9 @@ def replace_activation(
     """
     tune_cpu()
     section = (section or QatSection()).replace(**settings)
-    with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
+    with given_dataset(
+        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
+    ) as dataset:
         check_trainable_dataset(model, dataset)
     if provenance is None:
         settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
@@ -326,7 +328,9 @@ def finetune(
             f"qat.activation={section.activation}: '{model.source}' has SiLU. Put the other activation in its float "
             "network first (replace_activation), calibrate that, and fine-tune it."
         )
-    with given_dataset(model, data, folder=Path(out) / FOOTAGE, device=device, progress=progress) as dataset:
+    with given_dataset(
+        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
+    ) as dataset:
         check_trainable_dataset(model, dataset)
     order: list[str] = []
     if section.progressive == "sensitivity":
@@ -764,6 +768,7 @@ def footage_for(
     section: DataSection | None = None,
     evaluation: EvaluationSection | None = None,
     labels: bool = True,
+    to_train: bool = False,
     sized: Callable[[Model, Dataset], Model] | None = None,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -772,6 +777,7 @@ def footage_for(
 
     Args:
         labels: whether its labels are needed.
+        to_train: whether it must be one that can be fine-tuned on.
         sized: the model at the size that it runs at on such a dataset; None is its own.
 
     Raises:
@@ -790,7 +796,8 @@ def footage_for(
     size = f"{'auto ' if sized else ''}{list(model.imgsz)}"
     labeller = Labeller(model.source.name, model.weights_sha256, size, opened) if labels else None
     section, evaluation = section or DataSection(), evaluation or EvaluationSection()
-    return Making(footage, folder, model.names, labeller, section, evaluation, progress)
+    check = partial(check_trainable_dataset, model) if to_train else None
+    return Making(footage, folder, model.names, labeller, section, evaluation, progress, check)
 
 
 def dataset_for(model: Model, data: Data) -> Dataset:

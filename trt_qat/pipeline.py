@@ -60,16 +60,15 @@ def calibrate(weights: Path, data: Data, out: Path, config: Config, progress: Pr
 
 @contextmanager
 def given(
-    model: Model, data: Data, config: Config, progress: Progress, *, folder: Path | None = None, labels: bool = True
+    model: Model, data: Data, config: Config, progress: Progress, *, folder: Path | None = None, **need: bool
 ) -> Iterator[tuple[Model, Dataset]]:
     """Within: a model at its size, and the dataset that ``data`` names.
 
     Args:
         folder: of images and videos without labels; None is a temporary one.
-        labels: whether those need labels.
+        need: ``labels`` and ``to_train`` of :func:`trt_qat.api.footage_for`.
     """
-    how = _how(config, labels)
-    with api.given_dataset(model, data, folder=folder, progress=progress, **how) as dataset:
+    with api.given_dataset(model, data, folder=folder, progress=progress, **_how(config), **need) as dataset:
         yield sized(model, dataset, config, progress), dataset
 
 
@@ -82,17 +81,18 @@ def label(weights: Path, data: Data, out: Path, config: Config, progress: Progre
         return making.dataset()
 
 
-def footage_of(model: Model, data: Data, folder: Path, config: Config, progress: Progress) -> Making | None:
+def footage_of(
+    model: Model, data: Data, folder: Path, config: Config, progress: Progress, *, to_train: bool = False
+) -> Making | None:
     """See :func:`trt_qat.api.footage_for`."""
-    return api.footage_for(model, data, folder, progress=progress, **_how(config, labels=True))
+    return api.footage_for(model, data, folder, to_train=to_train, progress=progress, **_how(config))
 
 
-def _how(config: Config, labels: bool) -> dict[str, Any]:
+def _how(config: Config) -> dict[str, Any]:
     auto = config.model.imgsz == "auto"
     return {
         "section": config.data,
         "evaluation": config.evaluation,
-        "labels": labels,
         "sized": (lambda model, dataset: sized(model, dataset, config, SILENT)) if auto else None,
         "device": config.model.device,
     }
@@ -144,7 +144,7 @@ def qat(
         model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)  # before the time that labelling and calibration take
         check_activation(config.qat, model)
-        with given(model, data, config, progress, folder=out / api.FOOTAGE) as (model, dataset):
+        with given(model, data, config, progress, folder=out / api.FOOTAGE, to_train=True) as (model, dataset):
             api.trainable_dataset(model, dataset, progress)
             if resume:
                 check_resumable(out, _provenance(weights, dataset, config))

@@ -101,7 +101,7 @@ def run(
 
 def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Manifest, progress: Noting) -> Dataset:
     """What is trained and measured on."""
-    making = pipeline.footage_of(model, data, out / api.FOOTAGE, config, progress)
+    making = pipeline.footage_of(model, data, out / api.FOOTAGE, config, progress, to_train=True)
     if making is None:
         return api.trainable_dataset(model, data, progress)
     if not making.is_made():  # its images are too many to be files of the stage

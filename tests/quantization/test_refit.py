@@ -17,7 +17,7 @@ from trt_qat.checkpoint import load, save
 from trt_qat.errors import ArtifactError
 from trt_qat.mixed_precision.mixes import float_of
 from trt_qat.model.output_error import output_error, raw_predictions
-from trt_qat.quantization.refit import RefittedLayer, _Sums, refitted
+from trt_qat.quantization.refit import RefittedLayer, _Fit, _Sums, refitted
 
 if TYPE_CHECKING:
     from conftest import Calibrated
@@ -30,8 +30,10 @@ Refitted = tuple["QuantizedModel", list[RefittedLayer], "QuantizedModel"]
 
 @pytest.fixture(scope="module")
 def refit(calibrated: Calibrated, batches: tuple[Tensor, ...]) -> Refitted:
-    """Refitted on all images, and what it was before."""
-    before = calibrated()
+    """Refitted on all images, and what it was before: ranges that clip a lot, so that there is much to make up for."""
+    before = copy.deepcopy(calibrated())
+    ranges = {name: amax / 2 for name, amax in before.amax().items() if name.startswith("activation.")}
+    before.load_amax_(ranges)
     model, layers = refitted(copy.deepcopy(before), torch.cat(batches), rows=100)
     return model, layers, before
 
@@ -52,6 +54,36 @@ def test_regression_is_that_of_least_squares() -> None:
 
 
 @torch.no_grad()
+def test_a_convolution_makes_up_for_clipped_inputs(calibrated: Calibrated) -> None:
+    """Inputs that are clipped and alike: what one of them lost, the others say. Judged on images not fitted on."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.rand(16, 1, 60, 1, generator=generator)
+    given = common + 0.1 * torch.rand(16, 1, 60, 6, generator=generator)
+    conv = torch.nn.Conv2d(6, 3, 1)
+    targets = (given @ conv.weight.reshape(3, 6).T + conv.bias)[:, 0]
+    reads = torch.cat([given[..., :3].clamp(max=0.5), given[..., 3:]], dim=3)
+    before = conv.weight.clone()
+    layer = _Fit(reads, targets, conv).apply_(calibrated(), "conv", weights=True, rounding=False)
+    assert layer.ridge == 0.01  # there is plenty to learn from
+    assert layer.after < 0.5 * layer.before
+    said = (reads @ conv.weight.reshape(3, 6).T + conv.bias)[:, 0]
+    error = float(((said - targets) ** 2)[::4].sum() / ((targets[::4] - targets[::4].mean((0, 1))) ** 2).sum())
+    assert error == pytest.approx(layer.after, rel=0.3)  # the weights kept are fitted to all images
+    assert not torch.equal(conv.weight, before)
+
+
+@torch.no_grad()
+def test_nothing_moves_where_nothing_is_wrong(calibrated: Calibrated) -> None:
+    reads, conv = torch.rand(8, 2, 30, 9), torch.nn.Conv2d(2, 4, 3, groups=2)
+    weight = conv.weight.reshape(2, 2, 9)
+    targets = (reads @ weight.transpose(1, 2)).permute(0, 2, 1, 3).flatten(2) + conv.bias
+    before = conv.weight.clone()
+    layer = _Fit(reads, targets, conv).apply_(calibrated(), "conv", weights=True, rounding=False)
+    assert layer.before == pytest.approx(0, abs=1e-9)
+    assert torch.allclose(conv.weight, before, atol=1e-5)
+
+
+@torch.no_grad()
 def test_network_comes_nearer_to_float(refit: Refitted, batches: tuple[Tensor, ...]) -> None:
     model, layers, before = refit
     images = torch.cat(batches)
@@ -63,7 +95,7 @@ def test_network_comes_nearer_to_float(refit: Refitted, batches: tuple[Tensor, .
         name for name, reason in before.placement.float_convs.items() if reason == "role head_last"
     }
     assert all(layer.after <= layer.before for layer in layers)
-    assert sum(layer.after < layer.before for layer in layers) > len(layers) / 2
+    assert any(layer.after < 0.95 * layer.before for layer in layers)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_network import save_pt
 from tiny_runs import Reports, weights
 from torch import nn
 
@@ -88,6 +89,23 @@ def test_qat_of_it_is_taught_by_the_silu_network(trained: Trained, tiny: Model, 
     assert tuned.stage == "qat"
     assert not has_silu(tuned.network)
     assert tuned.network.yaml["activation"] == "torch.nn.Hardswish()"
+
+
+def test_the_verb_trains_calibrates_and_fine_tunes(tiny: Model, demo_yaml: Path, tmp_path: Path) -> None:
+    weights_file = save_pt(tiny.unfolded(), tmp_path / "tiny.pt")
+    keys = ("activation=relu", "activation_epochs=1", "epochs=1", "batch=4", "monitor=false")
+    more = ["model.imgsz=64", "quantization.calibrator=max", f"data.calibration_cache={tmp_path}"]
+    config = Config.load(overrides=[*(f"qat.{key}" for key in keys), *more])
+    reports = Reports()
+    assert pipeline.qat(weights_file, demo_yaml, tmp_path / "out", config, reports) is None
+    phases = list(dict.fromkeys(phase for phase, _, _ in reports.steps))
+    assert phases == ["activation epoch 1/1", "QAT epoch 1/1"]
+    float_network, tuned = (
+        load(tmp_path / "out" / name) for name in ("activation/best.safetensors", "best.safetensors")
+    )
+    assert (float_network.stage, tuned.stage) == ("fp32", "qat")
+    assert not has_silu(tuned.network)
+    assert float_network.provenance["weights"] == tuned.provenance["weights"] == "tiny.pt"
 
 
 def test_refused_in_one_line(tiny: Model, tiny_int8: Model, demo: Dataset, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +94,7 @@ class Making:
         labeller: None writes no labels, which calibration does not read.
         section: which frames, how many are held out, which detections count.
         evaluation: how detections are suppressed.
+        check: refuses a dataset that is of no use, before it takes its place.
     """
 
     footage: Footage
@@ -103,6 +104,7 @@ class Making:
     section: DataSection
     evaluation: EvaluationSection
     progress: Progress
+    check: Callable[[Dataset], object] | None = None
 
     @cached_property
     def key(self) -> str:
@@ -139,6 +141,7 @@ class Making:
             DatasetError: no video or image can be read.
             ArtifactError: the folder holds something else, or cannot be written.
             RunnerError: the model is no raw YOLOv8 detector.
+            TrtQatError: what ``check`` raises.
         """
         _check_replaceable(self.out)
         _make(self)
@@ -196,6 +199,8 @@ def _make(making: Making) -> None:
             },
         )
         write_json(folder / FILE, content.model_dump(mode="json"))
+        if making.check is not None:
+            making.check(replace(load_dataset(folder / DATA), source=making.out / DATA))
     _tell(making, content, {split: len(there[split]) for split in _SPLITS})
 
 

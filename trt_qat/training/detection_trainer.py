@@ -173,9 +173,7 @@ def common_overrides(out: Path, epochs: int, batch: int, seed: int, device: torc
         "epochs": epochs,
         "batch": batch,
         "seed": seed,
-        "project": str(out.parent.resolve()),
-        "name": out.name,
-        "exist_ok": True,
+        "save_dir": str(out.resolve()),  # project and name would not do: a run named "model" gets another name
         "device": str(device.index or 0) if device.type == "cuda" else "cpu",
         "plots": False,
         "amp": False,  # its own validates in FP16 and looks for a network of its own to try it on; see precision.py
