@@ -202,9 +202,6 @@ PTQ_IDEAS: dict[str, Idea] = {
     "ranges by output, weights refitted to pixels of anything": lambda half, start, seed: refit_in_ranges(
         half, start, seed, objects=0.0
     ),
-    "ranges by output, weights refitted, rounding by output": lambda half, start, seed: refit_in_ranges(
-        half, start, seed, rounding=True
-    ),
 }
 QAT_IDEAS: dict[str, Idea] = {
     "QAT": qat,
