@@ -196,7 +196,6 @@ QAT_IDEAS: dict[str, Idea] = {
     "QAT with the outputs of all layers": lambda half, start, seed: qat(
         half, start, seed, distill_blocks=1.0, distill_objects=0.5
     ),
-    "QAT with quantization dropped at random": lambda half, start, seed: qat(half, start, seed, drop=0.5),
 }
 
 
