@@ -193,9 +193,6 @@ PTQ_IDEAS: dict[str, Idea] = {
 QAT_IDEAS: dict[str, Idea] = {
     "QAT": qat,
     "QAT of ranges by output and refitted weights": qat_of_refit,
-    "QAT with the outputs of all layers": lambda half, start, seed: qat(
-        half, start, seed, distill_blocks=1.0, distill_objects=0.5
-    ),
 }
 
 
