@@ -3,13 +3,13 @@
     python scripts/accuracy_table.py --weights yolov8n.pt --data data.yaml --out runs/accuracy --epochs 2
 
 Rows: FP32, the same in BF16, PTQ with each calibrator, what its weights and its activations cost alone, NNCF's PTQ as
-Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group, and with
-augmentation) and with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its documented recipe, with its
-defaults and with a mended recipe, and one run per idea of the ``qat`` section. Every row is measured on its exported
-file, but for weights and activations alone, which are fake-quantized: no file has only one of them. Each is compared
-with FP32 by a paired bootstrap over the images (docs/compare.md). With ``--agreement`` the FP32 model's own detections
-on the val images are the only labels: they are measured against, choose the best epoch, and every QAT trains on those
-images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
+Ultralytics' OpenVINO export calls it, this project's QAT with several seeds (also calibrated per group, with
+augmentation, and with asymmetric activations) and with ``--max-drop 0.1``, Ultralytics' QAT (``quantize=8``) with its
+documented recipe, with its defaults and with a mended recipe, and one run per idea of the ``qat`` section. Every row is
+measured on its exported file, but for weights and activations alone, which are fake-quantized: no file has only one of
+them. Each is compared with FP32 by a paired bootstrap over the images (docs/compare.md). With ``--agreement`` the FP32
+model's own detections on the val images are the only labels: they are measured against, choose the best epoch, and
+every QAT trains on those images. Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from trt_qat.evaluation.details import measure_details
 from trt_qat.evaluation.latency import measure_latency
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.model.device import torch_device
-from trt_qat.reading import FileModel, checked, read_json
+from trt_qat.reading import FileModel, read_json
 from trt_qat.report.compare import map_difference
-from trt_qat.results import ResultRow, read_rows
+from trt_qat.results import ResultRow, checked_measures, file_content, read_rows
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.vision.image import read_image_bgr
@@ -52,6 +52,7 @@ IMGSZ = 640
 FAST = ["--set", "evaluation.latency_iterations=3"]  # this table is about accuracy
 FOR_OPENVINO = ["--set", "export.target=openvino"]  # what every row is measured on
 PER_GROUP = ["quantization.auto_per_group=true"]
+ASYMMETRIC = ["quantization.scheme=asymmetric"]
 AUGMENTED = ["qat.hsv=0.3", "qat.scale=0.1", "qat.translate=0.05"]
 CALIBRATORS = {
     "max": ["quantization.calibrator=max"],
@@ -63,8 +64,14 @@ CALIBRATORS = {
     "mse": ["quantization.calibrator=mse"],
     "auto": ["quantization.calibrator=auto"],
     "auto per group": PER_GROUP,
+    "auto asymmetric": ASYMMETRIC,
 }
-QAT_VARIANTS: dict[str, list[str]] = {"QAT": [], "QAT per group": PER_GROUP, "QAT augmented": AUGMENTED}
+QAT_VARIANTS: dict[str, list[str]] = {
+    "QAT": [],
+    "QAT per group": PER_GROUP,
+    "QAT augmented": AUGMENTED,
+    "QAT asymmetric": ASYMMETRIC,
+}
 IDEAS: dict[str, list[str]] = {
     "base": [],
     "start from max": ["quantization.calibrator=max"],
@@ -174,6 +181,7 @@ def measured_here(name: str, runner: Runner, setting: Setting, function: str) ->
         latency_ms=measure_latency([runner], section)[0],
         left_out=accuracy.left_out,
         details=details,
+        measure=labels.measure,
     )
     return Row(name=name, result=result, commands=(f"scripts/accuracy_table.py: {function}()",))
 
@@ -308,6 +316,7 @@ def float_detections(setting: Setting) -> Path:
             (folder / "labels" / f"{path.stem}.txt").write_text("\n".join(lines) + "\n" * bool(lines))
             (folder / "images" / path.name).write_bytes(path.read_bytes())
     content = {"path": str(folder.resolve()), "train": "images", "val": "images", "names": dict(dataset.names)}
+    content["labelled_by"] = "model"
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
     return folder / "data.yaml"
 
@@ -315,8 +324,9 @@ def float_detections(setting: Setting) -> Path:
 def as_markdown(table: dict[str, Row]) -> str:
     """The rows, and the commands of each."""
     base = table["FP32"].result
-    lines = ["| | mAP50-95 | mAP50 | points against FP32 | 95 % of resamples |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(_cells(row.result, base))} |" for name, row in table.items()]
+    figures = f"{base.measure}50-95 | {base.measure}50"
+    lines = [f"| | {figures} | points against FP32 | 95 % of resamples |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(cells(row.result, base))} |" for name, row in table.items()]
     for variant in QAT_VARIANTS:
         seeds = [row.result.map50_95 for name, row in table.items() if name.startswith(f"{variant} seed")]
         if seeds:
@@ -327,7 +337,8 @@ def as_markdown(table: dict[str, Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
+def cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
+    """mAP50-95, mAP50, the difference to ``base`` in points and its interval."""
     found = None if row is base else map_difference(base, row)
     interval = (f"{found.points:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}") if found else ("", "")
     return f"{row.map50_95:.4f}", f"{row.map50:.4f}", *interval
@@ -335,7 +346,7 @@ def _cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
 
 def read_table(file: Path) -> Table:
     """What an earlier call wrote."""
-    return checked(Table, read_json(file, "Table"), file, "Delete it, and its rows are made again.")
+    return checked_measures(Table, read_json(file, "Table"), file, "Delete it, and its rows are made again.")
 
 
 @click.command()
@@ -379,7 +390,7 @@ def main(
             click.echo(f"== left out: {name} ({type(exc).__name__}: {' '.join(str(exc).split())[:200]})")
             continue
         click.echo(f"== {name}: {table[name].result.map50_95:.4f}")
-        write_json(file, Table(rows=tuple(table.values())).model_dump(mode="json"))
+        write_json(file, file_content(Table(rows=tuple(table.values())).model_dump(mode="json")))
         (out / "table.md").write_text(as_markdown(table), encoding="utf-8")
 
 

@@ -39,6 +39,7 @@ SCHEMAS = {  # what a file holds, and the class that is its schema
     "A row of `result.json` and of `evaluate --json`": "trt_qat.results:ResultRow",
     "A line of `infer --jsonl`": "trt_qat.runtime.sinks.jsonl:FrameRecord",
     "An entry of `parity.json`": "trt_qat.evaluation.parity_report:ParityReport",
+    "`footage.json`": "trt_qat.footage.dataset:FootageFile",
     "The side-car of a plan": "trt_qat.engine.engine_file:EngineDescription",
 }
 EXTENSION_POINTS = {  # by group of entry points: what somebody writes who adds a row
@@ -53,7 +54,10 @@ EXTENSION_POINTS = {  # by group of entry points: what somebody writes who adds 
     "runtimes": ("trt_qat.runtime.runner.Runner", "trt_qat.runtime.runner.Mode"),
     "deployments": ("trt_qat.deploy.base.Deployment", "trt_qat.deploy.base.Writer"),
 }
-WORK = ("load", "train", "quantize", "sensitivity", "finetune", "keep_budget", "export", "build", "evaluate", "parity")
+WORK = (
+    *("load", "label", "train", "quantize", "sensitivity", "finetune", "keep_budget", "export", "build", "evaluate"),
+    "parity",
+)
 LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
 PAGE = re.compile(r"docs/(?P<path>[\w/-]+)\.md")
 ROLE = re.compile(r":(?:class|func|meth|data|mod|attr):<code>~?(?P<name>[\w.]+)</code>")

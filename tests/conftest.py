@@ -146,6 +146,27 @@ def calibrated(detector: Model, batches: tuple[Tensor, ...]) -> Calibrated:
 
 
 @pytest.fixture(scope="session")
+def tiny_asymmetric(make_unfolded: Callable[..., DetectionModel], demo: Dataset, batches: tuple[Tensor, ...]) -> Model:
+    """Three layers and a head for the demo classes, calibrated with zero points, with BatchNorm apart."""
+    from tiny_network import tiny_architecture
+
+    from trt_qat.checkpoint import Model
+    from trt_qat.config import QuantizationSection
+    from trt_qat.model.loading import fold_batchnorm
+    from trt_qat.quantization.calibrators.max import Max
+    from trt_qat.quantization.insert import quantize_model
+    from trt_qat.quantization.observe import collect_histograms
+
+    names = dict(demo.names)
+    unfolded = make_unfolded({**tiny_architecture(), "nc": len(names)}, names)
+    folded = fold_batchnorm(copy.deepcopy(unfolded))
+    quantized = quantize_model(folded, names, QuantizationSection(scheme="asymmetric"))
+    quantized.load_amax_(Max().ranges(collect_histograms(quantized, batches, 4096)))
+    size = IMGSZ, IMGSZ
+    return Model(folded, names, size, Path("tiny.yaml"), "ptq", quantized, with_batchnorm=unfolded)
+
+
+@pytest.fixture(scope="session")
 def traced(all_cores: None) -> Traced:
     """Folded random network and its graph by architecture name, made once each; masks, keypoints, rotated boxes too."""
     from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel

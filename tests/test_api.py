@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from clips import write_clip
 
 import trt_qat
 from trt_qat import api
 from trt_qat.checkpoint import Model, load
 from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.demo.clip import street_clip
 from trt_qat.demo.generate import generate_demo_set
 from trt_qat.engine.flavor import import_tensorrt
 from trt_qat.errors import ConfigError, DatasetError, MissingDependency, QuantizationError, TrtQatError
@@ -56,6 +58,7 @@ def ran(demo_detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         torch.save({"model": copy.deepcopy(demo_detector.network).half(), "train_args": {"imgsz": 160}}, "best.pt")
+        write_clip(folder / "street.mp4", (image for image, _ in street_clip(30, size_wh=(160, 96))), size_wh=(160, 96))
         few = generate_demo_set(folder / "set", train=8, val=16)
         content = yaml.safe_load(few.read_text(encoding="utf-8"))
         Path("data.yaml").write_text(yaml.safe_dump({**content, "path": str(few.parent)}), encoding="utf-8")

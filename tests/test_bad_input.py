@@ -77,6 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("coco.json").write_text("[1, 2")
         Path("blocker").write_text("a regular file")
         Path("folder").mkdir()
+        Path("void.mp4").touch()
         Path("folder.safetensors").mkdir()
         picture = {"id": 1, "file_name": "0.jpg", "width": 64, "height": 64}
         box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 20, 20]}
@@ -105,6 +106,7 @@ def _refused(arguments: str, place: Path) -> str:
 
 
 GOOD = "--weights yolov8n.yaml --data good"
+SEVEN = "--weights folded.safetensors --set model.imgsz=64"
 CASES = {
     # weights
     "missing weights": ("calibrate --weights none.pt --data good --out a.safetensors", "'none.pt' does not exist"),
@@ -157,6 +159,15 @@ CASES = {
         "calibrate --weights yolov8n.yaml --data folder --out a.safetensors",
         "neither a data.yaml",
     ),
+    # without labels
+    "pattern that fits nothing": (f"qat {GOOD[:-5]} none/*.jpg --out a", "Pattern 'none/*.jpg' fits no image"),
+    "empty video": (f"run {GOOD[:-5]} void.mp4 --out a", "Video 'void.mp4' cannot be read"),
+    "a dataset and images": (f"qat {GOOD} --data good/images --out a", "'good' is no image or video, and one of 2"),
+    "too few images": (f"qat {SEVEN} --data good/images --out a", "4 images are too few to fine-tune on and to hold"),
+    "training without labels": (f"train {SEVEN} --data good/images --out a", "'good/images' has no labels, which"),
+    "nobody to agree with": ("evaluate tiny.onnx --data good/images", "none of the models is a float one"),
+    "labels made of labels": (f"data label {GOOD} --out a", "--data is a dataset with labels"),
+    "labels into another folder": (f"data label {SEVEN} --data good/images --out good", "holds other files than foota"),
     "broken data.yaml": ("data validate broken.yaml", "is not valid YAML"),
     "list as data.yaml": ("evaluate tiny.onnx --data list.yaml", "must hold the keys"),
     "weights as data": ("evaluate tiny.onnx --data text.pt", "neither a .yaml file nor a folder"),

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.checkpoint import Model, load, save
+from trt_qat.checkpoint import Model, load, save, with_weight_scales
 from trt_qat.config import Residual
 from trt_qat.errors import ArtifactError, QuantizationError
 from trt_qat.model.loading import fold_batchnorm, raw_output, rebuild
@@ -299,3 +299,38 @@ def test_size_is_the_one_asked_for_else_what_the_file_says(unfolded: DetectionMo
     path = save_pt(tmp_path / "apart.pt", unfolded)
     found = load(path), load(str(path), 320), load(path, (320, 64)), load("yolov8n.yaml")
     assert [model.imgsz for model in found] == [(96, 96), (320, 320), (320, 64), (640, 640)]
+
+
+def test_zero_points_survive(tiny_asymmetric: Model, batches: tuple[Tensor, ...], tmp_path: Path) -> None:
+    loaded = load(save(tmp_path / "a.safetensors", tiny_asymmetric).path)
+    quantized, before = loaded.require_quantized(), tiny_asymmetric.require_quantized()
+    assert quantized.placement == before.placement
+    assert quantized.placement.scheme == "asymmetric"
+    assert quantized.grids() == before.grids()
+    assert torch.equal(raw_output(loaded.network, batches[0]), raw_output(before.network, batches[0]))
+    assert save(tmp_path / "b.safetensors", loaded).path.stat().st_size > 0
+    assert load(tmp_path / "b.safetensors").require_quantized().grids() == before.grids()
+    per_tensor = with_weight_scales(loaded, "tensor").require_quantized()
+    assert per_tensor.grids() == before.grids()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(256.0, r"= 256: a zero point is a code, 0 to 255"), (2.5, "= 2.5: a zero point is a code")]
+)
+def test_what_is_no_zero_point_is_refused(value: float, said: str, tiny_asymmetric: Model, tmp_path: Path) -> None:
+    file = save(tmp_path / "a.safetensors", tiny_asymmetric).path
+    with safe_open(file, framework="pt") as stream:
+        metadata, tensors = stream.metadata(), {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+    name = next(key for key in tensors if key.startswith("amax.zero_point."))
+    save_file({**tensors, name: torch.tensor(value)}, file, metadata=metadata)
+    with pytest.raises(ArtifactError, match=said):
+        load(file)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, file, metadata=metadata)
+    with pytest.raises(ArtifactError, match="is missing"):
+        load(file)
+
+
+def test_a_placement_that_says_nothing_of_a_scheme_is_symmetric(tiny_asymmetric: Model) -> None:
+    placement = replace(tiny_asymmetric.require_quantized().placement, scheme="symmetric")
+    content = {key: value for key, value in placement.as_dict().items() if key != "scheme"}
+    assert Placement.from_dict(content) == placement

@@ -21,6 +21,7 @@ from tiny_onnx import colour_image, write_tiny_detector
 import trt_qat
 from trt_qat import checkpoint
 from trt_qat.cli import cli
+from trt_qat.demo.clip import write_street_clip
 from trt_qat.engine.flavor import import_tensorrt
 from trt_qat.errors import MissingDependency
 
@@ -163,6 +164,7 @@ def test_the_commands_are_these() -> None:
         "demo",
         "demo-model",
         "demo-clip",
+        "label",
     }
 
 
@@ -394,7 +396,7 @@ def test_evaluate_writes_the_documented_keys_and_what_compare_needs(exported: st
         (tuned, "int8+fp32", "torch"),
     ]
     names = "qat.onnx=best.safetensors"
-    said = _succeed("compare", "out/rows.json", "out/rows.json", "--model", names, "--max-map-drop", "5")
+    said = _succeed("compare", "out/rows.json", "out/rows.json", "--model", names, "--max-drop", "5")
     assert said.startswith("qat.onnx -> best.safetensors: mAP50-95 ")
     assert " (95 % of resamples: " in said
 
@@ -500,6 +502,23 @@ def test_run_again_makes_nothing_again(ran: str) -> None:
     assert _reused(again) == STAGES
     assert again.splitlines()[len(STAGES) :] == ran.splitlines()[1:]  # the first says why the engine is built so
     assert {file: file.read_bytes() for file in before} == before
+
+
+@pytest.mark.slow  # tests/footage makes the dataset, `run` above does the rest
+@pytest.mark.usefixtures("rtx", "place")
+def test_run_on_a_video_measures_agreement_and_reuses_its_frames() -> None:
+    write_street_clip(Path("street.mp4"), frames=40)
+    command = ("run", "--weights", WEIGHTS, "--data", "street.mp4", "--config", "quick.yaml", "--out", "driven")
+    said = _succeed(*command)
+    assert said.startswith("Footage in 'driven/footage': 10 images to train on, 3 held out; 13 of 13 differing frames")
+    rows = _json("driven/result.json")
+    assert {(row["measure"], row["images"]) for row in rows} == {("agreement", 3)}
+    assert _reused(_succeed(*command)) == STAGES | {"the footage: data.yaml, footage.json"}
+    best = Path("driven/qat/best.safetensors").read_bytes()
+    next(Path("driven/footage/images/train").iterdir()).unlink()  # the frame comes back, and with it the same data
+    assert _reused(_succeed(*command)) == STAGES
+    assert Path("driven/qat/best.safetensors").read_bytes() == best
+    assert "the footage: data.yaml, footage.json" not in _reused(_succeed(*command, "--set", "data.label_conf=0.2"))
 
 
 @pytest.mark.slow  # tests/test_manifest.py shows the rule

@@ -157,7 +157,7 @@ def test_key_in_the_wrong_section_names_the_right_one(override: str, belongs: st
         ("qat.epochs=", "qat.epochs = None"),
         ("quantization.exclude=model.22", "Input should be a list, e.g. [a, b]"),
         ("data.calibration_cache=5", "data.calibration_cache = 5"),
-        ("sensitivity.metric=loss", "'error', 'map' or 'both'"),
+        ("sensitivity.metric=loss", "'error', 'drop' or 'both'"),
         ("export.precision=int4", "'int8+fp32', 'int8+fp16', 'fp32' or 'fp16'"),
         ("quantization.float_roles=[last]", "'first_conv', 'head_last' or 'dfl'"),
     ],
@@ -190,7 +190,7 @@ def test_wrong_type_says_what_was_given_and_what_is_allowed(override: str, said:
         "engine.workspace_mib=15",
         "model.imgsz=0",
         "sensitivity.images=0",
-        "sensitivity.map_images=0",
+        "sensitivity.val_images=0",
     ],
 )
 def test_out_of_range(override: str) -> None:

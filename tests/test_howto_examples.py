@@ -125,7 +125,7 @@ def test_a_callback(install: Installed, tiny: Model, tmp_path: Path) -> None:
     patience, again = made(), made()
     ends = [patience.after_epoch(Epoch(n, None, value, 0.4)) for n, value in enumerate((0.3, 0.4, 0.4, 0.2), start=1)]  # type: ignore[arg-type]
     assert ends == [False, False, False, True]
-    assert (tmp_path / "epochs.jsonl").read_text().splitlines()[1] == '{"epoch": 2, "map50_95": 0.4}'
+    assert (tmp_path / "epochs.jsonl").read_text().splitlines()[1] == '{"epoch": 2, "mAP": 0.4}'
     again.load_state(patience.state(), 4)
     assert again.state() == {"best": 0.4, "waited": 2}
 

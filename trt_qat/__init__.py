@@ -34,8 +34,10 @@ if TYPE_CHECKING:
         export,
         finetune,
         keep_budget,
+        label,
         parity,
         quantize,
+        replace_activation,
         sensitivity,
         train,
     )
@@ -73,10 +75,12 @@ __all__ = [
     "export",
     "finetune",
     "keep_budget",
+    "label",
     "lint",
     "load",
     "parity",
     "quantize",
+    "replace_activation",
     "save",
     "sensitivity",
     "train",
@@ -84,7 +88,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("advise", "build", "evaluate", "export", "finetune", "keep_budget"), "trt_qat.api"),
-    **dict.fromkeys(("parity", "quantize", "sensitivity", "train"), "trt_qat.api"),
+    **dict.fromkeys(("label", "parity", "quantize", "replace_activation", "sensitivity", "train"), "trt_qat.api"),
     **dict.fromkeys(("Model", "load", "save"), "trt_qat.checkpoint"),
     "lint": "trt_qat.linter.report",
     "Detector": "trt_qat.runtime.detector",

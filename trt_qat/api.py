@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trt_qat.artifacts import EngineArtifact, OnnxArtifact, existing_file, size_bytes, writable_folder
+from trt_qat.artifacts import (
+    EngineArtifact,
+    OnnxArtifact,
+    existing_file,
+    file_sha256,
+    size_bytes,
+    writable_folder,
+)
 from trt_qat.checkpoint import Model, load
 from trt_qat.config import (
+    DataSection,
     EngineSection,
     EvaluationSection,
     ExportSection,
@@ -46,11 +54,16 @@ from trt_qat.evaluation.parity import Side, compare
 from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.evaluation.sensitivity import Ranking, rank_groups
 from trt_qat.evaluation.torch_runner import TorchRunner
+from trt_qat.footage.dataset import Labeller, Making
+from trt_qat.footage.frames import FEWEST
+from trt_qat.footage.labelling import float_runner
+from trt_qat.footage.named import Data, footage_in
 from trt_qat.halving import halving
-from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, Advice, Adviser, gpu_for_advice
+from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, NEEDS_SYMMETRIC, Advice, Adviser, gpu_for_advice
 from trt_qat.mixed_precision.exported import ExportedMeasure, check_budget_runtime
 from trt_qat.mixed_precision.mixes import Budget, rank_candidates
 from trt_qat.mixed_precision.mixes import keep_budget as keep_budget_by
+from trt_qat.model.activation import has_silu
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.model.device import computing_on, torch_device
 from trt_qat.progress import SILENT, Progress
@@ -64,12 +77,14 @@ from trt_qat.results import AccuracyDetails, Measure, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
 from trt_qat.targets.export import export as export_for_target
+from trt_qat.training.activation import train_activation
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.fp32 import train_fp32
 from trt_qat.training.qat import train_qat
+from trt_qat.vision.image import IMAGE_SUFFIXES
 
-Data = str | Path | Dataset
-"""A data.yaml, a folder with images/ and labels/, or a dataset that is loaded already."""
+FOOTAGE = "footage"
+"""The folder of images and videos without labels, in that of a run."""
 
 
 def train(
@@ -104,7 +119,7 @@ def train(
     """
     tune_cpu()
     computes_on = torch_device(device)
-    dataset = _loaded(data, model.names)
+    dataset = labelled_dataset(data, model.names)
     section = (section or TrainSection()).replace(**settings)
     best = train_fp32(model, dataset, Path(out), section, progress, computes_on)
     return load(best, model.imgsz)
@@ -125,8 +140,8 @@ def quantize(
 
     Args:
         model: float; left as it is.
-        data: a dataset, whose training images are used, or images: files, or uint8 BGR arrays (h, w, 3).
-            At most ``quantization.images`` of them are read, evenly spaced.
+        data: training images of what it names are used, see :data:`Data`; or all of these images: files, or uint8 BGR
+            arrays (h, w, 3). At most ``quantization.images`` of them are read, evenly spaced.
         placement: where the quantizers go; None decides it from the network's graph.
         remember: where an earlier calibration of the same kind may be found.
         settings: keys of the ``quantization`` section, e.g. ``calibrator="mse"``.
@@ -151,18 +166,18 @@ def quantize(
     tune_cpu()
     computes_on = torch_device(device)
     section = (section or QuantizationSection()).replace(**settings)
-    images = _calibration_images(model, data, section.images)
-    quantized = quantize_model(copy.deepcopy(model.network), model.names, section, placement)
-    with computing_on(quantized.network, computes_on):
-        calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
-    provenance = {**model.provenance, "calibration": calibration.as_dict()}
-    if section.range_by_output or section.refit != "none":
-        some = torch.from_numpy(network_batch(evenly_spaced(images, section.refit_images), model.imgsz))
-        if section.range_by_output:
-            provenance["range_by_output"] = choose_ranges_(quantized, some, progress=progress)
-        if section.refit != "none":
-            quantized, layers = refitted(quantized, some, section.refit, progress=progress)
-            provenance["refit"] = [layer.as_dict() for layer in layers]
+    with _calibration_images(model, data, section.images, progress) as images:
+        quantized = quantize_model(copy.deepcopy(model.network), model.names, section, placement)
+        with computing_on(quantized.network, computes_on):
+            calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
+        provenance = {**model.provenance, "calibration": calibration.as_dict()}
+        if section.range_by_output or section.refit != "none":
+            some = torch.from_numpy(network_batch(evenly_spaced(images, section.refit_images), model.imgsz))
+            if section.range_by_output:
+                provenance["range_by_output"] = choose_ranges_(quantized, some, progress=progress)
+            if section.refit != "none":
+                quantized, layers = refitted(quantized, some, section.refit, progress=progress)
+                provenance["refit"] = [layer.as_dict() for layer in layers]
     return model.with_quantized(quantized, "ptq", provenance)
 
 
@@ -181,10 +196,10 @@ def sensitivity(
     """Rank the scale groups of a calibrated model by what INT8 costs in each alone.
 
     Args:
-        evaluation: how mAP is measured, where ``sensitivity.metric`` asks for it.
+        evaluation: how mAP or agreement is measured, where ``sensitivity.metric`` asks for it.
         done: what was measured before, which is not measured again.
         keep: told all that is measured after each group.
-        settings: keys of the ``sensitivity`` section, e.g. ``metric="map"``.
+        settings: keys of the ``sensitivity`` section, e.g. ``metric="drop"``.
 
     Raises:
         QuantizationError: the model is float.
@@ -199,15 +214,67 @@ def sensitivity(
     tune_cpu()
     computes_on = torch_device(device)
     section = (section or SensitivitySection()).replace(**settings)
-    dataset = dataset_for(model, data)
     evaluation = evaluation or EvaluationSection()
+    labels = section.metric != "error"
+    with (
+        given_dataset(model, data, evaluation=evaluation, labels=labels, device=device, progress=progress) as dataset,
+        computing_on(model.network, computes_on),
+    ):
 
-    def rank(batch: int) -> Ranking:
-        smaller = section.replace(batch=batch)
-        return rank_groups(model, dataset, smaller, evaluation, done=done, keep=keep, progress=progress)
+        def rank(batch: int) -> Ranking:
+            smaller = section.replace(batch=batch)
+            return rank_groups(model, dataset, smaller, evaluation, done=done, keep=keep, progress=progress)
 
-    with computing_on(model.network, computes_on):
         return halving(rank, section.batch, "sensitivity.batch", progress)
+
+
+def replace_activation(
+    model: Model,
+    data: Data,
+    out: str | Path,
+    section: QatSection | None = None,
+    *,
+    resume: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Model:
+    """Put another activation in SiLU's place and distil the network from the one with SiLU, before calibration.
+
+    Args:
+        model: float, with SiLU; left as it is.
+        out: folder for ``best.safetensors``, ``last.safetensors``, the curve and what a resumed run needs.
+        resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
+        provenance: what goes into the checkpoints and decides whether a run may be resumed; None makes one.
+        settings: keys of the ``qat`` section; ``activation`` says which, ``activation_epochs`` how long.
+
+    Returns:
+        The best epoch's float model, to be quantized; :func:`finetune` takes ``model`` as its teacher.
+
+    Raises:
+        ConfigError: ``activation`` is ``keep``; the network has no SiLU, or one that its architecture does not name.
+        ArtifactError: the model is quantized; ``resume`` with other settings than the run's.
+        DatasetError: the dataset cannot be trained on, or has another number of classes.
+
+    Examples:
+        >>> fast = trt_qat.replace_activation(model, "data.yaml", "runs/act", activation="relu", activation_epochs=2)
+        >>> int8 = trt_qat.quantize(fast, "data.yaml")
+        >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", teacher=model)
+    """
+    tune_cpu()
+    section = (section or QatSection()).replace(**settings)
+    with given_dataset(
+        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
+    ) as dataset:
+        check_trainable_dataset(model, dataset)
+    if provenance is None:
+        settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
+        provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
+    best = train_activation(
+        model, dataset, Path(out), section, provenance, progress, device=torch_device(device), resume=resume
+    )
+    return load(best.path, model.imgsz)
 
 
 def finetune(
@@ -216,6 +283,7 @@ def finetune(
     out: str | Path,
     section: QatSection | None = None,
     *,
+    teacher: Model | None = None,
     ranking: SensitivitySection | None = None,
     resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
@@ -230,6 +298,7 @@ def finetune(
     Args:
         model: calibrated; left as it is.
         out: folder for ``best.safetensors``, ``last.safetensors``, the curves and what a resumed run needs.
+        teacher: the float model that distillation follows; None is the one that ``model`` was calibrated from.
         ranking: how ``progressive="sensitivity"`` ranks the scale groups.
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
         provenance: what goes into the checkpoints and decides whether a run may be resumed; None makes one.
@@ -242,7 +311,8 @@ def finetune(
         QuantizationError: the model is float.
         DatasetError: the dataset cannot be trained on, or has another number of classes.
         ArtifactError: ``qat.bn=freeze`` of folded weights; ``resume`` with other settings than the run's.
-        ConfigError: no such ``device`` here, or ``qat.amp`` of a type that it does not compute in.
+        ConfigError: no such ``device`` here, ``qat.amp`` of a type that it does not compute in, or ``qat.activation``
+            of a model that still has SiLU.
 
     Examples:
         >>> tuned = trt_qat.finetune(int8, "data.yaml", out="runs/x", epochs=2)
@@ -253,7 +323,15 @@ def finetune(
     computes_on = torch_device(device)
     section = (section or QatSection()).replace(**settings)
     check_features(section, model)
-    dataset = dataset_for(model, data)
+    if section.activation != "keep" and has_silu(model.network):
+        raise ConfigError(
+            f"qat.activation={section.activation}: '{model.source}' has SiLU. Put the other activation in its float "
+            "network first (replace_activation), calibrate that, and fine-tune it."
+        )
+    with given_dataset(
+        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
+    ) as dataset:
+        check_trainable_dataset(model, dataset)
     order: list[str] = []
     if section.progressive == "sensitivity":
         by_error = (ranking or SensitivitySection()).replace(metric="error")
@@ -264,7 +342,16 @@ def finetune(
         settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
         provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
     best = train_qat(
-        model, dataset, Path(out), section, provenance, progress, device=computes_on, order=order, resume=resume
+        model,
+        dataset,
+        Path(out),
+        section,
+        provenance,
+        progress,
+        device=computes_on,
+        order=order,
+        teacher=None if teacher is None else teacher.network,
+        resume=resume,
     )
     return load(best.path, model.imgsz)
 
@@ -285,7 +372,7 @@ def keep_budget(
     Args:
         start: the calibrated model that fine-tuning started from.
         tuned: what :func:`finetune` returned.
-        max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
+        max_drop: the budget in points of mAP50-95, or of agreement (0.2 is 0.002 as a fraction).
         ranking: on how many images the layers are ranked.
 
     Raises:
@@ -297,14 +384,15 @@ def keep_budget(
         (True, 'qat')
     """
     tune_cpu()
-    dataset, section = dataset_for(start, data), ranking or SensitivitySection()
-    images = calibration_images(dataset, section.images)
-    with tempfile.TemporaryDirectory() as folder:
-        measure = ExportedMeasure(
-            tuned, dataset, export or ExportSection(), evaluation or EvaluationSection(), Path(folder), progress
-        )
+    section, evaluation = ranking or SensitivitySection(), evaluation or EvaluationSection()
+    with (
+        given_dataset(start, data, evaluation=evaluation, progress=progress) as dataset,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        images = calibration_images(dataset, section.images)
+        measure = ExportedMeasure(tuned, dataset, export or ExportSection(), evaluation, Path(folder), progress)
         inputs = (make() for make in batches(images, start.imgsz, section.batch))
-        return keep_budget_by(start, tuned, max_drop, measure, inputs, progress)
+        return keep_budget_by(start, tuned, max_drop, measure, inputs, progress, of=dataset.measure)
 
 
 def advise(
@@ -327,17 +415,17 @@ def advise(
 
     Args:
         model: calibrated, with scales per channel.
-        data: its val split is what mAP is measured on; None measures none.
+        data: its val split is what mAP or agreement is measured on; None measures none.
         out: folder for the ONNX file of every form.
         gpu: a key of :data:`trt_qat.engine.roofline.GPUS`, e.g. "rtx4090".
         batch: images per inference.
-        max_drop: what INT8 may cost, mAP points; None recommends at any price.
+        max_drop: what INT8 may cost, points of mAP50-95 (or agreement); None recommends at any price.
         mixes: how many the compiler judges at most.
         ranking: on how many images groups are ranked, should the cheapest mix cost more than ``max_drop``.
 
     Raises:
         QuantizationError: the model is float.
-        ConfigError: no such GPU, one whose compiler needs the GPU itself, or scales per tensor.
+        ConfigError: no such GPU, one whose compiler needs the GPU itself, scales per tensor, or zero points.
         MissingDependency: tensorrt-rtx is not installed.
 
     Examples:
@@ -347,11 +435,17 @@ def advise(
     """
     tune_cpu()
     card, evaluation, ranking = gpu_for_advice(gpu), evaluation or EvaluationSection(), ranking or SensitivitySection()
-    if model.require_quantized().placement.weights != "channel":
+    placement = model.require_quantized().placement
+    if placement.weights != "channel":
         raise ConfigError(NEEDS_CHANNELS)
+    if placement.scheme != "symmetric":
+        raise ConfigError(NEEDS_SYMMETRIC)
     check_budget_runtime(evaluation)
-    dataset = None if data is None else dataset_for(model, data)
-    runtime = evaluation.runtime
+    folder, runtime = writable_folder(Path(out)), evaluation.runtime
+    dataset: Dataset | None = None
+    if data is not None:
+        with given_dataset(model, data, folder=folder / FOOTAGE, evaluation=evaluation, progress=progress) as dataset:
+            pass
 
     def accuracy(file: Path) -> float:
         with open_runner(file, runtime, evaluation.threads) as runner:
@@ -363,8 +457,8 @@ def advise(
         found = rank_candidates(calibrated.require_quantized(), inputs, calibrated.imgsz, progress)
         return [candidate.sensitivity.group for candidate in found]
 
-    folder = writable_folder(Path(out))
-    adviser = Adviser(model, folder, None if dataset is None else accuracy, rank, progress)
+    measure: Measure = "mAP" if dataset is None else dataset.measure
+    adviser = Adviser(model, folder, None if dataset is None else accuracy, rank, progress, measure=measure)
     return adviser.advise(card, batch, max_drop, mixes)
 
 
@@ -433,22 +527,28 @@ def evaluate(
     section: EvaluationSection | None = None,
     *,
     runtime: str | None = None,
+    labels_from: str | Path | Model | None = None,
+    footage: DataSection | None = None,
     device: str = "auto",
     details: bool = False,
     progress: Progress = SILENT,
     **settings: Any,
 ) -> list[ResultRow]:
-    """mAP, latency and size of each model, on the dataset's val split. Latency is interleaved over all of them.
+    """mAP (or agreement), latency and size of each model, on the dataset's val split; latency interleaved over all.
 
     Args:
         models: ``*.onnx``, ``*.plan``, OpenVINO folders, checkpoints, or models in memory.
         runtime: None lets the file decide: ``*.plan`` TensorRT, checkpoints PyTorch, others ``evaluation.runtime``.
+        labels_from: the float model that labels images and videos without labels; None is the first float one of
+            ``models``.
+        footage: how such images and videos become a dataset.
         device: of models that run on PyTorch.
-        details: also what stands behind each mAP; that takes seconds more.
+        details: also what stands behind each figure; that takes seconds more.
         settings: keys of the ``evaluation`` section, e.g. ``threads=1``.
 
     Raises:
-        DatasetError: no usable image or no box in the val split, or another number of classes.
+        DatasetError: no usable image or no box in the val split, another number of classes, or no float model that
+            labels.
         ArtifactError, RunnerError, MissingDependency: a model cannot be read or run.
         ConfigError: no such ``device`` here.
 
@@ -463,10 +563,16 @@ def evaluate(
         labels = [str(model.source if isinstance(model, Model) else model) for model in models]
         accuracies: list[tuple[Accuracy, AccuracyDetails | None]] = []
         measure: Measure = "mAP"
+        if footage_in(data) is not None:
+            sides = [Side(*pair) for pair in zip(labels, runners, strict=True)]
+            if labels_from is not None:
+                of = stack.enter_context(_open(labels_from, section, None, device))
+                sides = [Side(str(labels_from.source if isinstance(labels_from, Model) else labels_from), of)]
+            data = stack.enter_context(_labelled_by(sides, data, footage, section, progress))
         for label, runner in zip(labels, runners, strict=True):
-            dataset = _loaded(data, class_names(runner.metadata) or None)
+            dataset = labelled_dataset(data, class_names(runner.metadata) or None)
             if not accuracies:
-                measure = "agreement" if dataset.labelled_by == "model" else "mAP"
+                measure = dataset.measure
                 note_leaks(dataset, progress)
             measured = partial(_accuracy, runner, dataset, section, progress, Path(label).name, details)
             accuracies.append(halving(measured, section.batch, "evaluation.batch", progress))
@@ -506,6 +612,7 @@ def parity(
     bisect: bool = False,
     evaluation: EvaluationSection | None = None,
     infer: InferSection | None = None,
+    footage: DataSection | None = None,
     device: str = "auto",
     progress: Progress = SILENT,
     **settings: Any,
@@ -515,12 +622,13 @@ def parity(
     Args:
         first: ``*.onnx``, ``*.plan``, an OpenVINO folder, a checkpoint (float or fake-quantized), or a model in memory.
         second: likewise.
-        data: images of the val split are taken, evenly spaced; labels are needed for mAP only.
+        data: images of the val split are taken, evenly spaced; labels are needed for mAP or agreement only.
         runtimes: of either; None lets the file decide, as :func:`evaluate` does.
         imgsz: side or (height, width) of the input that checkpoints are run at; None is their own.
         bisect: also look for the first layer that differs, on the images where the two differ most.
-        evaluation: the runtime of ``*.onnx``, how mAP is measured, and images per forward pass.
+        evaluation: the runtime of ``*.onnx``, how mAP or agreement is measured, and images per forward pass.
         infer: what counts as a detection.
+        footage: how images and videos without labels become a dataset; the first float one of the two labels them.
         device: where a checkpoint computes: "auto", "cpu", "cuda", "cuda:N".
         settings: keys of the ``parity`` section, e.g. ``images=64``.
 
@@ -548,7 +656,10 @@ def parity(
             )
             for model, runtime in zip((first, second), runtimes, strict=True)
         )
-        dataset = _loaded(data, class_names(ours.runner.metadata) or class_names(theirs.runner.metadata) or None)
+        if footage_in(data) is not None:
+            data = stack.enter_context(_labelled_by((ours, theirs), data, footage, evaluation, progress, needed=False))
+        names = class_names(ours.runner.metadata) or class_names(theirs.runner.metadata)
+        dataset = labelled_dataset(data, names or None)
 
         def measure(batch: int) -> ParityReport:
             smaller, shown = evaluation.replace(batch=batch), infer or InferSection()
@@ -588,45 +699,226 @@ def _accuracy(
     return measure_accuracy(runner, dataset, section, progress, label), None
 
 
+def label(
+    model: Model,
+    data: Data,
+    out: str | Path,
+    section: DataSection | None = None,
+    *,
+    evaluation: EvaluationSection | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Dataset:
+    """Make a dataset of images and videos without labels: the model's own confident detections are the labels.
+
+    What is measured on it is agreement with this model (``labelled_by`` is "model"), never mAP. A part is held out, the
+    end of each video and the last images. The verbs do the same where they are given images and videos.
+
+    Args:
+        model: float, or calibrated, which has the same weights.
+        out: new or empty folder, or one of an earlier call; nothing is written elsewhere.
+        evaluation: how the detections are suppressed: as for mAP.
+        settings: keys of the ``data`` section, e.g. ``frames=256``.
+
+    Raises:
+        DatasetError: nothing can be read, ``data`` is a dataset with labels, or the model is fine-tuned.
+        ArtifactError: ``out`` holds other files, or cannot be written.
+        ConfigError: no such ``device`` here.
+
+    Examples:
+        >>> dataset = trt_qat.label(model, "street.mp4", out="runs/footage", frames=64)
+        >>> dataset.labelled_by, len(dataset.train) > len(dataset.val) > 0
+        ('model', True)
+    """
+    tune_cpu()
+    section = (section or DataSection()).replace(**settings)
+    if footage_in(data) is None:
+        raise DatasetError("Only images and videos without labels are labelled; a dataset with labels was given.")
+    with given_dataset(
+        model, data, folder=Path(out), section=section, evaluation=evaluation, device=device, progress=progress
+    ) as dataset:
+        return dataset
+
+
+@contextmanager
+def given_dataset(
+    model: Model, data: Data, *, folder: Path | None = None, progress: Progress = SILENT, **how: Any
+) -> Iterator[Dataset]:
+    """Within: the dataset that ``data`` names, with the model's classes; images and videos become one.
+
+    Args:
+        folder: where that one is kept; None is a temporary folder, which is there within the ``with`` block only.
+        how: see :func:`footage_for`.
+
+    Raises:
+        DatasetError: it cannot be read, has another number of classes, or the model cannot label it.
+    """
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory())) / FOOTAGE
+        making = footage_for(model, data, folder or temporary, progress=progress, **how)
+        yield dataset_for(model, data) if making is None else making.dataset(shared=folder is not None)
+
+
+def footage_for(
+    model: Model,
+    data: Data,
+    folder: Path,
+    *,
+    section: DataSection | None = None,
+    evaluation: EvaluationSection | None = None,
+    labels: bool = True,
+    to_train: bool = False,
+    sized: Callable[[Model, Dataset], Model] | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Making | None:
+    """The dataset to be made of images and videos, labelled by a model; None if ``data`` names one with labels.
+
+    Args:
+        labels: whether its labels are needed.
+        to_train: whether it must be one that can be fine-tuned on.
+        sized: the model at the size that it runs at on such a dataset; None is its own.
+
+    Raises:
+        DatasetError: there is nothing of the kind.
+    """
+    footage = footage_in(data, folder)
+    if footage is None:
+        return None
+
+    @contextmanager
+    def opened(train: Sequence[Path]) -> Iterator[Runner]:
+        seen = Dataset(Path(footage.shown), tuple(train), tuple(train), model.names)
+        with float_runner(sized(model, seen) if sized else model, torch_device(device)) as runner:
+            yield runner
+
+    size = f"{'auto ' if sized else ''}{list(model.imgsz)}"
+    labeller = Labeller(model.source.name, model.weights_sha256, size, opened) if labels else None
+    section, evaluation = section or DataSection(), evaluation or EvaluationSection()
+    check = partial(check_trainable_dataset, model) if to_train else None
+    return Making(footage, folder, model.names, labeller, section, evaluation, progress, check)
+
+
 def dataset_for(model: Model, data: Data) -> Dataset:
     """The dataset, with as many classes as the model.
 
     Raises:
-        DatasetError: it cannot be read, or has another number of classes.
+        DatasetError: it cannot be read, has another number of classes, or is images and videos without labels.
     """
-    dataset = _loaded(data, model.names)
+    dataset = labelled_dataset(data, model.names)
     check_classes(dataset, model.names)
     return dataset
 
 
-def trainable_dataset(model: Model, data: Data, progress: Progress = SILENT) -> Dataset:
-    """The same, with a usable image and a box in both splits, asked before calibration takes its time.
+def labelled_dataset(data: Data, names: Mapping[int, str] | None) -> Dataset:
+    """The dataset that ``data`` names.
 
-    Val images that are in train as well are noted.
+    Args:
+        names: the model's, used where the dataset brings none.
 
     Raises:
-        DatasetError: see :func:`dataset_for`; or no label of a split is usable.
+        DatasetError: it cannot be read, or is images and videos without labels.
     """
+    if isinstance(data, Dataset):
+        return data
+    if (footage := footage_in(data)) is not None:
+        raise DatasetError(
+            f"'{footage.shown}' has no labels, which training a float model needs. Give a data.yaml; what needs no "
+            "labels of people is calibrate, qat and run."
+        )
+    return load_dataset(Path(data if isinstance(data, str | Path) else data[0]), names)
+
+
+def trainable_dataset(model: Model, data: Data, progress: Progress = SILENT) -> Dataset:
+    """:func:`dataset_for` and :func:`check_trainable_dataset`; val images that are in train as well are noted."""
     dataset = dataset_for(model, data)
-    labelled_split(dataset, "train")
-    labelled_split(dataset, "val")
+    check_trainable_dataset(model, dataset)
     note_leaks(dataset, progress)
     return dataset
 
 
-def _loaded(data: Data, names: Mapping[int, str] | None) -> Dataset:
-    return data if isinstance(data, Dataset) else load_dataset(Path(data), names)
+def check_trainable_dataset(model: Model, dataset: Dataset) -> None:
+    """Refuse what fine-tuning cannot start with, asked before calibration takes its time.
+
+    Raises:
+        DatasetError: no label of a split is usable; labels of another model; too few images to hold some out.
+    """
+    if dataset.labelled_by == "model":
+        _check_labelled_by(model, dataset)
+    labelled_split(dataset, "train")
+    labelled_split(dataset, "val")
 
 
+def _check_labelled_by(model: Model, dataset: Dataset) -> None:
+    sha256 = model.weights_sha256
+    if dataset.weights_sha256 and sha256 and sha256 != dataset.weights_sha256:
+        raise DatasetError(
+            f"The labels of '{dataset.source}' are of another model ({dataset.weights_sha256[:12]}) than "
+            f"'{model.source}' ({sha256[:12]}). Give the images or videos instead, to be labelled anew."
+        )
+    if dataset.train == dataset.val:
+        count = len(dataset.train)
+        raise DatasetError(
+            f"{count} image{' is' if count == 1 else 's are'} too few to fine-tune on and to hold some out: "
+            f"'{dataset.source}' needs {FEWEST} or more. Give more, or lower data.difference if a video shows more."
+        )
+
+
+@contextmanager
+def _labelled_by(
+    sides: Sequence[Side],
+    data: Data,
+    section: DataSection | None,
+    evaluation: EvaluationSection,
+    progress: Progress,
+    *,
+    needed: bool = True,
+) -> Iterator[Dataset]:
+    """Within: images and videos as a dataset whose labels are of the first float model.
+
+    Args:
+        needed: whether it is an error that none is float; else there are no labels then.
+    """
+    footage = footage_in(data)
+    if footage is None:
+        raise DatasetError("A dataset with labels needs none of a model.")
+    of = next((side for side in sides if side.runner.metadata.get("precision") in ("fp32", "fp16")), None)
+    if of is None and needed:
+        raise DatasetError(
+            f"'{footage.shown}' has no labels, and none of the models is a float one that could label it. Name the "
+            "model it is to agree with: --labels-from best.pt."
+        )
+    names = class_names((of or sides[0]).runner.metadata)
+    if not names:
+        raise DatasetError(f"'{(of or sides[0]).label}' names no classes, which labelling needs. Export it again.")
+    labeller = None
+    if of is not None:
+        runner, file = of.runner, Path(of.label)
+        sha256 = file_sha256(file) if file.is_file() else ""
+        labeller = Labeller(file.name, sha256, str(runner.input_shape), lambda train: nullcontext(runner))
+    with tempfile.TemporaryDirectory() as folder:
+        out, section = Path(folder) / FOOTAGE, section or DataSection()
+        yield Making(footage, out, names, labeller, section, evaluation, progress).dataset(shared=False)
+
+
+@contextmanager
 def _calibration_images(
-    model: Model, data: Data | Sequence[str | Path | NDArray[np.uint8]], count: int
-) -> Sequence[Image]:
-    if isinstance(data, (str, Path, Dataset)):
-        return calibration_images(dataset_for(model, data), count)
-    images = [Path(image) if isinstance(image, (str, Path)) else _checked(image) for image in data]
+    model: Model, data: Data | Sequence[str | Path | NDArray[np.uint8]], count: int, progress: Progress
+) -> Iterator[Sequence[Image]]:
+    if isinstance(data, str | Path | Dataset) or any(_is_source(image) for image in data):
+        with given_dataset(model, data, labels=False, progress=progress) as dataset:  # type: ignore[arg-type]
+            yield calibration_images(dataset, count)
+        return
+    images = [Path(image) if isinstance(image, str | Path) else _checked(image) for image in data]
     if not images:
         raise DatasetError("Calibration got no image. Give at least one file or array.")
-    return evenly_spaced(images, count)
+    yield evenly_spaced(images, count)
+
+
+def _is_source(image: str | Path | NDArray[np.uint8]) -> bool:
+    """Whether it is something else than one image."""
+    return isinstance(image, str | Path) and Path(image).suffix.lower() not in IMAGE_SUFFIXES
 
 
 def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

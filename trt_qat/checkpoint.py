@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file
+from trt_qat.artifacts import CheckpointArtifact, atomic_path, existing_file, file_sha256
 from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import ArtifactError, ConfigError, QuantizationError
 from trt_qat.limits import HEADER_MEGABYTES, PARAMETERS, WEIGHTS_MEGABYTES
@@ -34,6 +34,7 @@ from trt_qat.model.loading import (
     check_same_output,
     checked_names,
     class_names,
+    deployed_,
     fold_batchnorm,
     load_weights_,
     network_from_architecture,
@@ -98,7 +99,7 @@ class Model:
         stage: how far it is on its way to INT8.
         quantized: the same network with its placement and toolkit; None while it is float.
         provenance: what it was made from, JSON values.
-        with_batchnorm: see :meth:`unfolded`; None where the file holds folded weights.
+        with_batchnorm: see :meth:`as_trained`; None where the file holds folded weights.
 
     Examples:
         >>> model = trt_qat.load("best.pt")
@@ -123,8 +124,22 @@ class Model:
         """What the network predicts: ``detect``."""
         return "detect"
 
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of the float weights that it began with; empty if they are no file (random weights)."""
+        known = str(self.provenance.get("weights_sha256", ""))
+        return known or (file_sha256(self.source) if self.source.is_file() else "")
+
     def unfolded(self) -> DetectionModel:
-        """A copy of the float network with its BatchNorm apart, as it was trained.
+        """A copy of the float network with its BatchNorm apart; of an end-to-end head only what is deployed.
+
+        Raises:
+            ArtifactError: the file it came from holds folded weights.
+        """
+        return deployed_(self.as_trained())
+
+    def as_trained(self) -> DetectionModel:
+        """A copy of the float network as it was trained: BatchNorm apart, both branches of an end-to-end head.
 
         Raises:
             ArtifactError: the file it came from holds folded weights.
@@ -192,10 +207,12 @@ def load(
         file = read_ultralytics(path, trust_pickle=trust_pickle or PICKLE_TRUSTED.get())
         network, trained_at = file.network, file.imgsz
     check_runs(network, path)
-    folded = fold_batchnorm(copy.deepcopy(network))
-    check_same_output(network, folded, f"'{path}' with BatchNorm folded")
+    deployed = deployed_(copy.deepcopy(network))
+    folded = fold_batchnorm(copy.deepcopy(deployed))
+    check_same_output(deployed, folded, f"'{path}' with BatchNorm folded")
     unfolded = None if network.is_fused() else network
     size = wanted or image_size_of(trained_at or DEFAULT_IMAGE_SIZE)
+    _check_strides(network, size, path)
     return Model(folded, class_names(network), size, path, with_batchnorm=unfolded)
 
 
@@ -209,6 +226,20 @@ def _checked_size(imgsz: int | Sequence[int]) -> ImageSize:
             f"imgsz={shortened(imgsz)} must be a multiple of 32 from 32 to {IMAGE_SIZES[-1]}, or two: height and width."
         )
     return size
+
+
+def _check_strides(network: DetectionModel, size: ImageSize, path: Path) -> None:
+    """Refuse a size that does not divide into the cells of the coarsest level: 64 pixels in a P6 network.
+
+    Raises:
+        ConfigError: see above.
+    """
+    stride = int(network.stride.max())
+    if any(side % stride for side in size):
+        raise ConfigError(
+            f"imgsz={list(size)} does not fit '{path}': its coarsest cells have {stride} pixels, so height and width "
+            f"must be multiples of {stride}."
+        )
 
 
 def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArtifact:
@@ -277,7 +308,7 @@ def with_weight_scales(model: Model, scales: WeightScales) -> Model:
     placement = replace(before.placement, weights=scales)
     insert_quantizers_(network.eval(), placement, before.toolkit)
     quantized = replace(before, network=network, placement=placement)
-    quantized.load_amax_({name: amax for name, amax in before.amax().items() if name.startswith("activation.")})
+    quantized.load_amax_(before.activation_ranges())
     return model.with_quantized(quantized, model.stage, model.provenance)
 
 
@@ -294,6 +325,7 @@ def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName |
     check_runs(network, path)
     amax = {k.removeprefix(_AMAX): v.float() for k, v in tensors.items() if k.startswith(_AMAX)}
     model = Model(network, names, imgsz or header.imgsz, path, header.stage, provenance=header.provenance)
+    _check_strides(network, model.imgsz, path)
     if header.placement is None:
         _check_ranges(amax, {}, path)
         _check_saved(header, tensors, path)
@@ -348,11 +380,14 @@ def _range_shapes(placement: Placement, network: DetectionModel) -> dict[str, li
         for group in placement.groups
         for conv in group.convs
     }
-    return activations | weights
+    zero_points: dict[str, list[int]] = {}
+    if placement.scheme == "asymmetric":
+        zero_points = {f"zero_point.{group.name}": [] for group in placement.groups}
+    return activations | weights | zero_points
 
 
 def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
-    """Ranges are there for every quantizer and for no other, of its shape, finite and positive.
+    """Ranges are there for every quantizer and for no other, of its shape, finite and positive; zero points are codes.
 
     Raises:
         ArtifactError: one is not.
@@ -366,7 +401,10 @@ def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], p
         found = list(amax[name].shape)
         if found != shapes[name] and not (name.startswith("activation.") and found == [1]):
             raise ArtifactError(f"{where} has shape {found}, needs {shapes[name]}. {_ADVICE}")
-        if not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
+        if name.startswith("zero_point."):
+            if float(amax[name]) not in range(256):
+                raise ArtifactError(f"{where} = {float(amax[name]):g}: a zero point is a code, 0 to 255. {_ADVICE}")
+        elif not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
             raise ArtifactError(f"{where} = {float(amax[name].min()):g}: a range is finite and above 0. {_ADVICE}")
 
 

@@ -40,7 +40,7 @@ from trt_qat.progress import Progress, Silent
 from trt_qat.reading import PICKLE_TRUSTED
 from trt_qat.redact import redacted_message
 from trt_qat.registry import DEPLOYMENTS, RUNTIMES, TARGETS
-from trt_qat.results import ResultRow
+from trt_qat.results import NO_ACCURACY, NOT_ONE, Measure, ResultRow
 
 if TYPE_CHECKING:
     import rich.progress
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from trt_qat.evaluation.group_sensitivity import GroupSensitivity
     from trt_qat.evaluation.parity_report import ParityReport
+    from trt_qat.footage.named import Data
     from trt_qat.mixed_precision.advice import Advice, Form
     from trt_qat.mixed_precision.mixes import Budget
     from trt_qat.runtime.infer import Inferred
@@ -219,10 +220,26 @@ def _weights(function: Command) -> Command:
     return click.option("--weights", type=FILE, required=True, help=text)(_trust_pickle(function))
 
 
+_LABELLED = "data.yaml, or a folder with images/ and labels/."
+_ANY_DATA = (
+    f"{_LABELLED[:-1]}; or without labels: a folder, an image, a video, a pattern in quotes, a list (*.txt); "
+    "repeatable (docs/label-free.md)."
+)
+
+
 def _data(function: Command) -> Command:
-    return click.option("--data", type=FILE, required=True, help="data.yaml, or a folder with images/ and labels/.")(
-        function
-    )
+    return _data_option(function, _ANY_DATA)
+
+
+def _data_option(function: Command, text: str, required: bool = True) -> Command:
+    """``--data``, repeatable; the function gets what was given, None where nothing was."""
+
+    @click.option("--data", "given", type=FILE, multiple=True, required=required, help=text)
+    @functools.wraps(function)
+    def wrapped(given: tuple[Path, ...], **arguments: Any) -> Any:
+        return function(data=(given[0] if len(given) == 1 else given) or None, **arguments)
+
+    return wrapped
 
 
 class _Command(click.Command):
@@ -250,10 +267,10 @@ def cli() -> None:
 @cli.command()
 @click.option("--weights", type=FILE, required=True, help="Ultralytics *.pt, or architecture *.yaml (random weights).")
 @_trust_pickle
-@_data
+@functools.partial(_data_option, text=_LABELLED)
 @click.option("--out", type=FILE, required=True, help="Folder for the run.")
 @_command
-def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str]:
+def train(config: Config, weights: Path, data: Data, out: Path) -> dict[str, str]:
     """Train an FP32 detector.
 
     Writes OUT/weights/best.pt (Ultralytics' format) and OUT/best.safetensors.
@@ -271,8 +288,10 @@ def train(config: Config, weights: Path, data: Path, out: Path) -> dict[str, str
 @_data
 @click.option("--out", type=FILE, required=True, help="Checkpoint to write, e.g. ptq.safetensors.")
 @_command
-def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str, Any]:
+def calibrate(config: Config, weights: Path, data: Data, out: Path) -> dict[str, Any]:
     """Quantize and calibrate float weights (PTQ).
+
+    Of --data the training images are used; of videos without labels frames that differ, which are not kept.
 
     The histograms of the training images are cached in data.calibration_cache (calib/), so that another calibrator
     needs no second pass over the images. torchrun -m trt_qat calibrate ... shares the images among processes.
@@ -296,7 +315,7 @@ def calibrate(config: Config, weights: Path, data: Path, out: Path) -> dict[str,
 @click.option("--out", type=FILE, required=True, help="JSON file to write; it is continued if it is there.")
 @_command
 def sensitivity(
-    config: Config, weights: Path, data: Path, metric: SensitivityMetric | None, out: Path
+    config: Config, weights: Path, data: Data, metric: SensitivityMetric | None, out: Path
 ) -> dict[str, Any]:
     """Rank layers by what INT8 costs in each alone.
 
@@ -310,7 +329,7 @@ def sensitivity(
         from trt_qat import pipeline  # seconds: torch and its friends
 
         ranking, content = pipeline.sensitivity(weights, data, out, config, bars)
-    _print_sensitivity(ranking.rows)
+    _print_sensitivity(ranking.rows, content.get("measure", "mAP"))
     click.echo(f"Ranking: {out}\nChart: {out.with_suffix('.png')}")
     click.echo(
         f"What to do about the first, after `trt-qat run`: trt-qat explain RUN --layer {ranking.rows[0].convs[0]}"
@@ -327,16 +346,16 @@ def sensitivity(
 @click.option("--out", type=FILE, required=True, help="Folder for best.safetensors and last.safetensors.")
 @_command
 def qat(
-    config: Config, weights: Path, data: Path, epochs: int | None, max_drop: float | None, resume: bool, out: Path
+    config: Config, weights: Path, data: Data, epochs: int | None, max_drop: float | None, resume: bool, out: Path
 ) -> dict[str, str]:
     """Fine-tune with quantization in the loop.
 
     Starts from a calibrated checkpoint; float weights are calibrated first. Beside the checkpoints OUT gets
     results.csv, quantization_error.csv (SQNR and drift per layer), TensorBoard's event file and resume.pt.
 
-    With --max-drop, the fewest layers are left float that keep mAP50-95 within so many points of the float model,
-    measured on exported files (OUT/mixed_precision.json says which and what they cost; OUT/best_int8.safetensors has
-    none left float); exit code 3 if none do.
+    With --max-drop, the fewest layers are left float that keep mAP50-95 (or agreement, where the FP32 model made the
+    labels) within so many points of the float model, measured on exported files (OUT/mixed_precision.json says which
+    and what they cost; OUT/best_int8.safetensors has none left float); exit code 3 if none do.
     """
     if epochs is not None:
         config = config.with_values("qat", epochs=epochs)
@@ -361,7 +380,7 @@ def qat(
 @click.option("--target", type=click.Choice(list(TARGETS.rows)), help="Same as --set export.target=...")
 @click.option("--format", "form", type=click.Choice(choices(ExportFormat)), help="Same as --set export.format=...")
 @click.option("--precision", type=click.Choice(choices(Precision)), help="Same as --set export.precision=...")
-@click.option("--nms", is_flag=True, help="Build NMS into the ONNX file, with infer.conf, infer.iou, infer.max_det.")
+@click.option("--nms", is_flag=True, help="Rows of detections as the file's output, with NMS built in.")
 @click.option("--no-check", is_flag=True, help="Write the file without running it in its client.")
 @click.option("--out", type=FILE, required=True, help="*.onnx, *_openvino_model or *.engine, see `trt-qat targets`.")
 @_command
@@ -458,17 +477,21 @@ def targets(config: Config) -> list[dict[str, Any]]:
 
 @cli.command()
 @_weights
-@click.option("--data", type=FILE, help="data.yaml or folder; without it no mAP, and files only to look at.")
+@functools.partial(_data_option, text=f"{_ANY_DATA} Without it no accuracy, and files only to look at.", required=False)
 @click.option("--gpu", required=True, metavar="NAME", help="E.g. rtx4090; docs/compiler.md lists them.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="What INT8 may cost, mAP points [default: any].")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="What INT8 may cost, points of mAP50-95 or of agreement [default: any].",
+)
 @click.option("--mixes", type=click.IntRange(min=3), default=40, show_default=True, help="Mixes to compile at most.")
 @click.option("--out", type=FILE, required=True, help="Folder for the ONNX file of every form and advice.json.")
 @_command
 def advise(
     config: Config,
     weights: Path,
-    data: Path | None,
+    data: Data | None,
     gpu: str,
     batch: int,
     max_drop: float | None,
@@ -478,14 +501,23 @@ def advise(
     """FP16, INT8 or a mix on this RTX GPU? Needs no GPU.
 
     TensorRT-RTX compiles each form; its kernels and bytes are counted, milliseconds ESTIMATED from the GPU's published
-    rates, and mAP is measured on the file itself. The mix leaves in FP16 what INT8 would make slower. Float weights are
-    calibrated first.
+    rates, and accuracy is measured on the file itself. The mix leaves in FP16 what INT8 would make slower. Float
+    weights are calibrated first.
     """
     with _bars() as bars:
         from trt_qat import pipeline  # seconds: torch and its friends
 
         advice, file = pipeline.advise(weights, data, out, config, gpu, batch, max_drop, mixes, bars)
-    header = ("form", "kernels", "activations, MB", "weights, MB", "estimated ms", "mAP50-95", "in INT8", "")
+    header = (
+        "form",
+        "kernels",
+        "activations, MB",
+        "weights, MB",
+        "estimated ms",
+        f"{advice.measure}50-95",
+        "in INT8",
+        "",
+    )
     _print_table(header, [_advice_row(advice, form) for form in advice.forms])
     click.echo(f"{advice.sentence}\nEstimates from published rates; nothing was run on a GPU.\nAdvice: {file}")
     return advice.as_dict()
@@ -528,21 +560,39 @@ def engine(config: Config, onnx: Path, flavor: FlavorChoice | None, out: Path) -
     type=click.Choice([*RUNTIMES.rows, "torch"]),
     help="Default by file: *.onnx OpenVINO, *.plan TensorRT, else torch.",
 )
-@click.option("--details", is_flag=True, help="Also what stands behind each mAP, into --json: compare needs it.")
+@click.option(
+    "--labels-from", type=FILE, help="Float model that labels --data without labels [default: the first of MODELS]."
+)
+@click.option("--details", is_flag=True, help="Also what stands behind each figure, into --json: compare needs it.")
 @_command
 def evaluate(
-    config: Config, models: tuple[Path, ...], data: Path, runtime: str | None, details: bool
+    config: Config,
+    models: tuple[Path, ...],
+    data: Data,
+    runtime: str | None,
+    labels_from: Path | None,
+    details: bool,
 ) -> list[dict[str, Any]]:
     """Measure mAP, latency and size of MODELS.
 
-    MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data.
+    MODELS are *.onnx, *.plan, *.safetensors or *.pt files; the images are the val split of --data. Of images and videos
+    without labels it is the part that is held out, and what is measured is agreement with a float model; the frames
+    and labels are removed at the end (`data label` keeps them).
     """
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
 
         device = config.model.device
         rows = api.evaluate(
-            models, data, config.evaluation, runtime=runtime, device=device, details=details, progress=bars
+            models,
+            data,
+            config.evaluation,
+            runtime=runtime,
+            labels_from=labels_from,
+            footage=config.data,
+            device=device,
+            details=details,
+            progress=bars,
         )
     _print_rows(rows)
     return [row.as_dict() for row in rows]
@@ -555,11 +605,11 @@ def evaluate(
     "--model", "models", multiple=True, metavar="NAME[=NAME]", help="Of A, and of B if it is another; repeatable."
 )
 @click.option(
-    "--max-map-drop",
+    "--max-drop",
     type=click.FloatRange(min=0),
     default=0.5,
     show_default=True,
-    help="How much worse B may be, points of mAP50-95.",
+    help="How much worse B may be, points of mAP50-95 or of agreement.",
 )
 @click.option(
     "--max-latency-ratio",
@@ -572,19 +622,19 @@ def compare(
     first: Path,
     second: Path,
     models: tuple[str, ...],
-    max_map_drop: float,
+    max_drop: float,
     max_latency_ratio: float | None,
 ) -> dict[str, Any]:
     """Is B worse than A, and by more than chance?
 
     A and B are folders of `trt-qat run`, their run.json, or files of `trt-qat evaluate --details --json`. The exit code
-    is 1 if the mAP of a model in B is lower than in A by more than --max-map-drop, chance or not, or its latency above
-    --max-latency-ratio.
+    is 1 if the mAP (or agreement) of a model in B is lower than in A by more than --max-drop, chance or not, or its
+    latency above --max-latency-ratio. An agreement beside an mAP is refused.
     """
     from trt_qat.report.compare import Tolerance
     from trt_qat.report.compare import compare as compare_files
 
-    found = compare_files(first, second, Tolerance(max_map_drop, max_latency_ratio), models)
+    found = compare_files(first, second, Tolerance(max_drop, max_latency_ratio), models)
     for line in found.lines():
         click.echo(line)
     if found.worse:
@@ -606,7 +656,7 @@ def parity(
     config: Config,
     first: Path,
     second: Path,
-    data: Path,
+    data: Data,
     runtime_a: str | None,
     runtime_b: str | None,
     bisect: bool,
@@ -614,8 +664,8 @@ def parity(
     """Do A and B compute the same?
 
     A and B are *.onnx, *.plan, *_openvino_model, or checkpoints (PyTorch, fake-quantized if calibrated); one file on
-    two runtimes is A, A again and --runtime-b. Their outputs, detections and mAP are compared on images of the val
-    split of --data; the exit code is 1 if a threshold of the section parity is not met.
+    two runtimes is A, A again and --runtime-b. Their outputs, detections and mAP (or agreement) are compared on images
+    of the val split of --data; the exit code is 1 if a threshold of the section parity is not met.
     """
     with _bars() as bars:
         from trt_qat import api  # seconds: torch and its friends
@@ -630,6 +680,7 @@ def parity(
             bisect=bisect,
             evaluation=config.evaluation,
             infer=config.infer,
+            footage=config.data,
             device=config.model.device,
             progress=bars,
         )
@@ -637,7 +688,7 @@ def parity(
     if report.broken:
         _say_error(f"Parity is broken: {report.summary()}")
         _exit_at_end(1)
-    return report.model_dump(mode="json")
+    return report.as_dict()
 
 
 @cli.command()
@@ -646,12 +697,16 @@ def parity(
 @click.option("--out", type=FILE, required=True, help="Folder for every artifact and result.json.")
 @click.option("--anew", is_flag=True, help="Make again what an earlier run in OUT has finished.")
 @_command
-def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> list[dict[str, Any]]:
+def run(config: Config, weights: Path, data: Data, out: Path, anew: bool) -> list[dict[str, Any]]:
     """All stages, from float weights to an engine.
+
+    --data needs no labels: images and videos are labelled by the float weights themselves (into OUT/footage), and what
+    is measured then is agreement with them.
 
     Calibrate, fine-tune, export, build the engine, evaluate FP32 against PTQ and QAT, and compare the exported files
     with the checkpoint that they are of. The exit code is 1 if that parity is broken, and with qat.max_drop set 3 if
-    the QAT model does not meet it; everything is written all the same.
+    the QAT model does not meet it; everything is written all the same. With quantization.scheme=asymmetric, which
+    TensorRT does not take, export.target must be openvino or onnxruntime, and there is no engine.
 
     Run again, it reuses every stage in OUT whose inputs have not changed (OUT/manifest.json) and goes on inside the
     fine-tuning where it was interrupted.
@@ -659,7 +714,7 @@ def run(config: Config, weights: Path, data: Path, out: Path, anew: bool) -> lis
     return _all_stages(config, weights, data, out, anew)
 
 
-def _all_stages(config: Config, weights: Path, data: Path, out: Path, anew: bool = False) -> list[dict[str, Any]]:
+def _all_stages(config: Config, weights: Path, data: Data, out: Path, anew: bool = False) -> list[dict[str, Any]]:
     with _bars() as bars:
         from trt_qat.run import run as run_all  # seconds: torch and its friends
 
@@ -668,7 +723,7 @@ def _all_stages(config: Config, weights: Path, data: Path, out: Path, anew: bool
     for what, path in {
         **{f"checkpoint {name}": file for name, file in result.checkpoints.items()},
         **{f"ONNX {name}": file for name, file in result.exported.items()},
-        f"engine ({result.engine.flavor}, built here, not run)": result.engine.path,
+        **({f"engine ({result.engine.flavor}, built here, not run)": result.engine.path} if result.engine else {}),
         "result": result.result_json,
         "picture": result.picture,
         "parity": result.parity_json,
@@ -1005,6 +1060,26 @@ def convert(
     return {"data": str(yaml_file)}
 
 
+@data.command("label")
+@_weights
+@_data
+@click.option("--out", type=FILE, required=True, help="New or empty folder, or one of this command.")
+@_command
+def label_footage(config: Config, weights: Path, data: Data, out: Path) -> dict[str, Any]:
+    """Make a dataset of images and videos without labels.
+
+    Its labels are what the float weights detect: what is measured on it is agreement with them, never mAP. Frames of
+    videos that differ are taken (data.frames, data.difference), the last of them held out (data.held_out). `run` and
+    `qat` do the same in OUT/footage.
+    """
+    with _bars() as bars:
+        from trt_qat import pipeline  # seconds: torch and its friends
+
+        dataset = pipeline.label(weights, data, out, config, bars)
+    click.echo(f"Labelled: {dataset.source}")
+    return {"data": str(dataset.source), "train": len(dataset.train), "val": len(dataset.val)}
+
+
 @data.command("demo-model")
 @click.option("--out", type=FILE, required=True, help="ONNX file to write.")
 @_command
@@ -1135,13 +1210,16 @@ def _print_inferred(done: Inferred, on_stderr: bool) -> None:
 
 
 def _print_rows(rows: Sequence[ResultRow]) -> None:
-    from trt_qat.evaluation.report import HEADER, cells
+    from trt_qat.evaluation.report import cells, header
 
-    _print_table(HEADER, [cells(row) for row in rows])
+    measure = rows[0].measure
+    _print_table(header(measure), [cells(row) for row in rows])
+    if measure == "agreement":
+        click.echo(f"{NO_ACCURACY}\n{NOT_ONE}")
 
 
-def _print_sensitivity(rows: Sequence[GroupSensitivity]) -> None:
-    header = ("worst groups alone in INT8", "output error", "mAP50-95 drop, points")
+def _print_sensitivity(rows: Sequence[GroupSensitivity], measure: Measure) -> None:
+    header = ("worst groups alone in INT8", "output error", f"{measure}50-95 drop, points")
     _print_table(
         header,
         [
@@ -1172,8 +1250,9 @@ def _print_budget(budget: Budget, folder: Path) -> Path:
     _print_table(header, rows)
     click.echo(f"{said}\nMixed precision: {folder / REPORT}")
     if not budget.met:
+        measure, points = budget.report.get("measure", "mAP"), budget.report["max_drop_points"]
         _say_error(
-            f"No mix keeps mAP50-95 within {budget.report['max_drop_points']:g} points of the float model; "
+            f"No mix keeps {measure}50-95 within {points:g} points of the float model; "
             f"'{folder / 'best.safetensors'}' is the most accurate one. Raise qat.max_drop or fine-tune longer."
         )
         _exit_at_end(3)
@@ -1191,7 +1270,7 @@ def _advice_row(advice: Advice, form: Form) -> tuple[str, ...]:
         f"{form.ms:.3f}",
         "" if form.map50_95 is None else f"{form.map50_95:.4f}",
         f"{len(form.int8_groups)} of {groups} groups" if form.int8_groups else "",
-        recommended if advice.keeps_accuracy(form) else "costs too much mAP",
+        recommended if advice.keeps_accuracy(form) else f"costs too much {advice.measure}",
     )
 
 

@@ -37,14 +37,16 @@ ExportFormat = Literal["onnx", "openvino", "engine"]
 Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 WeightScales = Literal["channel", "tensor"]
+Scheme = Literal["symmetric", "asymmetric"]
 Refit = Literal["none", "bias", "weights"]
 QatLoss = Literal["detection", "distill", "both"]
+Activation = Literal["keep", "hardswish", "relu"]
 Progressive = Literal["none", "depth", "sensitivity"]
 Role = Literal["first_conv", "head_last", "dfl"]
 HardwareCompatible = Literal["none", "same_compute_capability", "ampere_plus"]
 Amp = Literal["none", "bfloat16", "float16"]
 InferMode = Literal["auto", "latency", "throughput"]
-SensitivityMetric = Literal["error", "map", "both"]
+SensitivityMetric = Literal["error", "drop", "both"]
 
 
 SectionType = TypeVar("SectionType", bound="Section")
@@ -141,9 +143,13 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where the stages keep what they need again."""
+    """Where the stages keep what they need again, and how images and videos without labels become a dataset."""
 
     calibration_cache: str = "calib"
+    frames: int = Field(default=512, ge=1)
+    difference: float = Field(default=3.0, ge=0, le=255)
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+    label_conf: float = Field(default=0.25, ge=0, lt=1)
 
 
 class TrainSection(Section):
@@ -151,8 +157,10 @@ class TrainSection(Section):
 
     epochs: int = Field(default=100, ge=1)
     batch: int = Field(default=16, ge=1)
+    nominal_batch: int = Field(default=64, ge=1)
     lr0: float = Field(default=0.01, gt=0)
     optimizer: Literal["auto", "SGD", "AdamW"] = "auto"
+    amp: Amp = "none"
     seed: int = 0
 
 
@@ -167,12 +175,14 @@ class QuantizationSection(Section):
     histogram_bins: int = Field(default=4096, ge=128, multiple_of=2)
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
+    scheme: Scheme = "symmetric"
     range_by_output: bool = False
     refit: Refit = "none"
     refit_images: int = Field(default=32, ge=2)
     weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")
+    head_int8: Literal["auto", "never"] = "auto"
     exclude: tuple[str, ...] = ()
 
     @field_validator("calibrator")
@@ -187,13 +197,20 @@ class QuantizationSection(Section):
             raise ValueError("needs quantization.calibrator=auto")
         return value
 
+    @field_validator("scheme")
+    @classmethod
+    def _needs_modelopt(cls, value: Scheme, info: ValidationInfo) -> Scheme:
+        if value == "asymmetric" and info.data.get("toolkit") == "pytorch-quantization":
+            raise ValueError("asymmetric needs quantization.toolkit=modelopt: the other one has no zero points")
+        return value
+
 
 class SensitivitySection(Section):
     """What each scale group costs when it alone is INT8."""
 
     metric: SensitivityMetric = "error"
     images: int = Field(default=16, ge=1)
-    map_images: int = Field(default=128, ge=1)
+    val_images: int = Field(default=128, ge=1)
     batch: int = Field(default=8, ge=1)
 
 
@@ -228,6 +245,9 @@ class QatSection(Section):
     monitor: bool = True
     collapse: float = Field(default=0.5, ge=0, lt=1)
     max_drop: float | None = Field(default=None, ge=0)
+    activation: Activation = "keep"
+    activation_epochs: int = Field(default=12, ge=1)
+    activation_lr0: float = Field(default=1e-3, gt=0)
     features: tuple[str, ...] = ()
     seed: int = 0
 
@@ -292,7 +312,7 @@ class EngineSection(Section):
 
 
 class EvaluationSection(Section):
-    """mAP and latency."""
+    """mAP (or agreement) and latency."""
 
     runtime: str = "openvino"
     batch: int = Field(default=8, ge=1)
@@ -318,12 +338,12 @@ class ParitySection(Section):
     max_logits: float | None = Field(default=0.25, ge=0)
     match_iou: float = Field(default=0.9, gt=0, le=1)
     min_matched: float | None = Field(default=0.9, ge=0, le=1)
-    max_map_drop: float | None = Field(default=1.0, ge=0)
+    max_drop: float | None = Field(default=1.0, ge=0)
     bisect_sqnr: float = Field(default=35.0, ge=0)
 
     def thresholds(self) -> dict[str, float | None]:
         """What decides whether parity is broken; None is not asked."""
-        names = ("min_cosine", "min_psnr", "max_logits", "min_matched", "max_map_drop")
+        names = ("min_cosine", "min_psnr", "max_logits", "min_matched", "max_drop")
         return {name: getattr(self, name) for name in names}
 
 

@@ -17,6 +17,8 @@ from trt_qat.reading import FileModel, explain, shortened
 
 SMALLEST_SIDE, LARGEST_SIDE = 32, 8192  # pixels of a network input
 NMS_KEY = "nms"  # of a file with NMS built in: its thresholds
+NMS_FREE_KEY = "nms_free"  # of a raw file: its detector was trained to find each object once
+ROWS_KEY = "end2end"  # Ultralytics' own: whether the output is rows of an end-to-end head
 _LONGEST_TEXT = 4_000_000  # characters; ten thousand names of 200 fit twice
 _LONGEST_NAME = 200
 _TOKEN = re.compile(
@@ -46,6 +48,18 @@ def dense(names: dict[int, str]) -> dict[int, str]:
         if wanted != found:
             raise ValueError(f"class ids must be 0 to {len(names) - 1}, {wanted} is missing")
     return dict(sorted(names.items()))
+
+
+Layout = Literal["raw", "nms_free", "rows"]
+"""What a detector puts out. raw: (batch, 4 + classes, anchors), in need of NMS. nms_free: the same of an end-to-end
+head, whose boxes are not suppressed. rows: (batch, n, 6) of such a head, each row x1, y1, x2, y2, score, class id."""
+
+
+def output_layout(texts: Mapping[str, str]) -> Layout:
+    """Which layout a file's metadata say; raw where they say nothing."""
+    if texts.get(ROWS_KEY) == "True":
+        return "rows"
+    return "nms_free" if texts.get(NMS_FREE_KEY) == "True" else "raw"
 
 
 ClassName = Annotated[str, AfterValidator(printable)]

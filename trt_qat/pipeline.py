@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from trt_qat import api, distributed
 from trt_qat.artifacts import CheckpointArtifact, writable_folder, write_json
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
-from trt_qat.data.dataset import Dataset, load_dataset
+from trt_qat.data.dataset import Dataset
 from trt_qat.data.usual_size import usual_size
-from trt_qat.errors import ConfigError
+from trt_qat.errors import ConfigError, DatasetError
+from trt_qat.evaluation.head import decide_head
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
+from trt_qat.footage.dataset import Making
+from trt_qat.footage.named import Data
 from trt_qat.lock import locked
 from trt_qat.mixed_precision.advice import NEEDS_CHANNELS as ADVICE_NEEDS_CHANNELS
-from trt_qat.mixed_precision.advice import Advice, gpu_for_advice, with_any_ranges
+from trt_qat.mixed_precision.advice import NEEDS_SYMMETRIC, Advice, gpu_for_advice, with_any_ranges
 from trt_qat.mixed_precision.exported import check_budget_runtime
 from trt_qat.mixed_precision.files import BEST, undo_budget, write_budget
 from trt_qat.mixed_precision.mixes import Budget
@@ -26,40 +30,85 @@ from trt_qat.model.device import torch_device
 from trt_qat.progress import SILENT, Progress
 from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibration_cache import CalibrationCache
+from trt_qat.quantization.head import plan_head
+from trt_qat.training.activation import check_activation
 from trt_qat.training.features.batchnorm import NEEDS_CHANNELS
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 from trt_qat.vision.size import shown_size
 
+ACTIVATION = "activation"
+"""The folder, in that of the fine-tuning, of the float network with another activation."""
 
-def train(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
+
+def train(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
     """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     with locked(out):
-        dataset, device = load_dataset(data), config.model.device
+        dataset, device = api.labelled_dataset(data, None), config.model.device
         model = sized(load(weights, config.model.fixed_imgsz), dataset, config, progress)
         best = api.train(model, dataset, out, config.train, device=device, progress=progress)
         return save(out / BEST, replace(best, provenance=_provenance(weights, dataset, config)), half=True)
 
 
-def calibrate(weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT) -> Model:
+def calibrate(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> Model:
     """Quantize and calibrate a float model; writes one checkpoint. Processes of one job share the images."""
     writable_folder(out.parent)
     model = load(weights, config.model.fixed_imgsz)
-    dataset = api.dataset_for(model, data)
-    model = sized(model, dataset, config, progress)
-    return _saved(out, calibrated_model(model, weights, dataset, config, progress))
+    with given(model, data, config, progress, labels=False) as (model, dataset):
+        return _saved(out, calibrated_model(model, weights, dataset, config, progress))
+
+
+@contextmanager
+def given(
+    model: Model, data: Data, config: Config, progress: Progress, *, folder: Path | None = None, **need: bool
+) -> Iterator[tuple[Model, Dataset]]:
+    """Within: a model at its size, and the dataset that ``data`` names.
+
+    Args:
+        folder: of images and videos without labels; None is a temporary one.
+        need: ``labels`` and ``to_train`` of :func:`trt_qat.api.footage_for`.
+    """
+    with api.given_dataset(model, data, folder=folder, progress=progress, **_how(config), **need) as dataset:
+        yield sized(model, dataset, config, progress), dataset
+
+
+def label(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> Dataset:
+    """Images and videos as a dataset in ``out`` whose labels are what the float weights detect."""
+    with locked(out.absolute().parent, out.name):
+        making = footage_of(load(weights, config.model.fixed_imgsz), data, out, config, progress)
+        if making is None:
+            raise DatasetError("--data is a dataset with labels; images and videos without labels are labelled.")
+        return making.dataset()
+
+
+def footage_of(
+    model: Model, data: Data, folder: Path, config: Config, progress: Progress, *, to_train: bool = False
+) -> Making | None:
+    """See :func:`trt_qat.api.footage_for`."""
+    return api.footage_for(model, data, folder, to_train=to_train, progress=progress, **_how(config))
+
+
+def _how(config: Config) -> dict[str, Any]:
+    auto = config.model.imgsz == "auto"
+    return {
+        "section": config.data,
+        "evaluation": config.evaluation,
+        "sized": (lambda model, dataset: sized(model, dataset, config, SILENT)) if auto else None,
+        "device": config.model.device,
+    }
 
 
 def sensitivity(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT
+    weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT
 ) -> tuple[Ranking, Mapping[str, Any]]:
     """Rank the scale groups by what each costs alone; float weights are calibrated first. ``out`` is resumed.
 
     Writes ``out`` (JSON) after each group and a bar chart beside it (PNG) at the end; returns also what ``out`` holds.
     """
-    with locked(out.parent, out.name):
-        model, dataset = _calibrated(weights, data, config, progress)
+    with locked(out.parent, out.name), ExitStack() as stack:
         section, evaluation = config.sensitivity, config.evaluation
+        labels = section.metric != "error"
+        model, dataset = stack.enter_context(_calibrated(weights, data, config, progress, labels=labels))
         key = sensitivity_key(model, dataset, section, evaluation)
         file = SensitivityFile(out, key, len(model.require_quantized().placement.groups))
         done, said = file.read()
@@ -75,12 +124,12 @@ def sensitivity(
             device=config.model.device,
             progress=progress,
         )
-        draw_sensitivity(ranking.rows, out.with_suffix(".png"))
+        draw_sensitivity(ranking.rows, out.with_suffix(".png"), dataset.measure)
         return ranking, file.write(ranking)
 
 
 def qat(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT, resume: bool = False
+    weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT, resume: bool = False
 ) -> Budget | None:
     """Fine-tune a calibrated checkpoint (a float model is calibrated first) to ``out/best.safetensors``.
 
@@ -93,14 +142,17 @@ def qat(
     check_qat_settings(config)
     with locked(out):
         model = load(weights, config.model.fixed_imgsz)
-        dataset = api.trainable_dataset(model, data, progress)
-        model = sized(model, dataset, config, progress)
-        check_features(config.qat, model)  # before the time that calibration takes, like the next check
-        if resume:
-            check_resumable(out, _provenance(weights, dataset, config))
-        if model.quantized is None:
-            model = calibrated_model(model, weights, dataset, config, progress)
-        return fine_tuned_model(model, weights, dataset, out, config, progress, resume)
+        check_features(config.qat, model)  # before the time that labelling and calibration take
+        check_activation(config.qat, model)
+        with given(model, data, config, progress, folder=out / api.FOOTAGE, to_train=True) as (model, dataset):
+            api.trainable_dataset(model, dataset, progress)
+            if resume:
+                check_resumable(out, _provenance(weights, dataset, config))
+            start = replaced_activation(model, weights, dataset, out / ACTIVATION, config, progress, resume)
+            if start.quantized is None:
+                start = calibrated_model(start, weights, dataset, config, progress)
+            teacher = None if config.qat.activation == "keep" else model
+            return fine_tuned_model(start, weights, dataset, out, config, progress, resume, teacher)
 
 
 def check_qat_settings(config: Config) -> None:
@@ -108,20 +160,26 @@ def check_qat_settings(config: Config) -> None:
 
     Raises:
         ConfigError: ``qat.max_drop`` with a runtime that it cannot be measured on, ``qat.lsq`` with a toolkit that has
-            no gradient for its ranges, ``qat.bn=freeze`` with one scale per weight, ``model.device`` that is not here.
+            no gradient for its ranges, ``qat.bn=freeze`` with one scale per weight or another activation,
+            ``model.device`` that is not here.
     """
     torch_device(config.model.device)
     if config.qat.lsq and config.quantization.toolkit != "modelopt":
         raise ConfigError("qat.lsq needs quantization.toolkit=modelopt: the other one keeps its ranges fixed.")
     if config.qat.bn == "freeze" and config.quantization.weights == "tensor":
         raise ConfigError(NEEDS_CHANNELS)
+    if config.qat.bn == "freeze" and config.qat.activation != "keep":
+        raise ConfigError(
+            f"qat.bn=freeze needs qat.activation=keep: the network with {config.qat.activation} is trained with its "
+            "BatchNorm and folded before calibration. Leave one of them away."
+        )
     if config.qat.max_drop is not None:
         check_budget_runtime(config.evaluation)
 
 
 def advise(
     weights: Path,
-    data: Path | None,
+    data: Data | None,
     out: Path,
     config: Config,
     gpu: str,
@@ -137,10 +195,13 @@ def advise(
     gpu_for_advice(gpu)
     if config.quantization.weights != "channel":  # before the time that calibration takes
         raise ConfigError(ADVICE_NEEDS_CHANNELS)
-    with locked(out):
+    if config.quantization.scheme != "symmetric":
+        raise ConfigError(NEEDS_SYMMETRIC)
+    with locked(out), ExitStack() as stack:
         dataset: Dataset | None = None
         if data is not None:
-            model, dataset = _calibrated(weights, data, config, progress)
+            folder = out / api.FOOTAGE
+            model, dataset = stack.enter_context(_calibrated(weights, data, config, progress, folder=folder))
         else:
             model = load_for_no_data(weights, config, progress)
             model = model if model.quantized else with_any_ranges(model, config.quantization)
@@ -161,14 +222,16 @@ def advise(
         return advice, file
 
 
-def _calibrated(weights: Path, data: Path, config: Config, progress: Progress) -> tuple[Model, Dataset]:
-    """A calibrated model from weights of any kind, and its dataset."""
-    model = load(weights, config.model.fixed_imgsz)
-    dataset = api.dataset_for(model, data)
-    model = sized(model, dataset, config, progress)
-    if model.quantized is None:
-        model = calibrated_model(model, weights, dataset, config, progress)
-    return model, dataset
+@contextmanager
+def _calibrated(
+    weights: Path, data: Data, config: Config, progress: Progress, *, folder: Path | None = None, labels: bool = True
+) -> Iterator[tuple[Model, Dataset]]:
+    """Within: a calibrated model from weights of any kind, and its dataset; see :func:`given`."""
+    loaded = load(weights, config.model.fixed_imgsz)
+    with given(loaded, data, config, progress, folder=folder, labels=labels) as (model, dataset):
+        if model.quantized is None:
+            model = calibrated_model(model, weights, dataset, config, progress)
+        yield model, dataset
 
 
 def sized(model: Model, dataset: Dataset, config: Config, progress: Progress) -> Model:
@@ -193,20 +256,63 @@ def load_for_no_data(weights: Path, config: Config, progress: Progress) -> Model
 
 
 def calibrated_model(model: Model, weights: Path, dataset: Dataset, config: Config, progress: Progress) -> Model:
-    """A float model calibrated, from the calibration cache where it fits."""
+    """A float model calibrated, from the calibration cache where it fits.
+
+    For OpenVINO the head's last convolutions may be INT8 too, see :func:`~trt_qat.evaluation.head.decide_head`.
+    """
     cache = CalibrationCache(Path(config.data.calibration_cache), model.source.stem)
     model = replace(model, provenance=_provenance(weights, dataset, config))
     section, device = config.quantization, config.model.device
-    return api.quantize(model, dataset, section, remember=cache, device=device, progress=progress)
+    plan = plan_head(model.network, section) if asks_about_head(config) else None
+    placement = None if plan is None else plan.placement
+    int8 = api.quantize(model, dataset, section, placement=placement, remember=cache, device=device, progress=progress)
+    if plan is None:
+        return int8
+    return decide_head(int8, plan.groups, dataset, config.sensitivity.val_images, config.evaluation, progress)
+
+
+def asks_about_head(config: Config) -> bool:
+    """Whether it is to be measured if the head's last convolutions may be INT8."""
+    return config.quantization.head_int8 == "auto" and config.export.target == "openvino"
+
+
+def replaced_activation(
+    model: Model, weights: Path, dataset: Dataset, out: Path, config: Config, progress: Progress, resume: bool = False
+) -> Model:
+    """A float model with ``qat.activation`` in SiLU's place, trained in a folder; the same model for ``keep``."""
+    activation = config.qat.activation
+    if activation == "keep":
+        return model
+    progress.note(
+        f"qat.activation={activation}: FP32 is the network with SiLU; what is calibrated and fine-tuned has "
+        f"{activation} in its place, distilled from it for {config.qat.activation_epochs} epochs."
+    )
+    provenance, device = _provenance(weights, dataset, config), config.model.device
+    return api.replace_activation(
+        model,
+        dataset,
+        writable_folder(out),
+        config.qat,
+        resume=resume,
+        provenance=provenance,
+        device=device,
+        progress=progress,
+    )
 
 
 def fine_tuned_model(
-    int8: Model, weights: Path, dataset: Dataset, out: Path, config: Config, progress: Progress, resume: bool = False
+    int8: Model,
+    weights: Path,
+    dataset: Dataset,
+    out: Path,
+    config: Config,
+    progress: Progress,
+    resume: bool = False,
+    teacher: Model | None = None,
 ) -> Budget | None:
     """Fine-tune into a folder, and leave layers float until ``qat.max_drop`` is met, where it is set."""
     provenance = _provenance(weights, dataset, config)
-    if "calibration" in int8.provenance:
-        provenance["calibration"] = int8.provenance["calibration"]
+    provenance |= {key: int8.provenance[key] for key in ("calibration", "head_last") if key in int8.provenance}
     if distributed.is_main():
         undo_budget(out, resume)
     section, ranking, export, evaluation = config.qat, config.sensitivity, config.export, config.evaluation
@@ -215,6 +321,7 @@ def fine_tuned_model(
         dataset,
         out,
         section,
+        teacher=teacher,
         ranking=ranking,
         resume=resume,
         provenance=provenance,

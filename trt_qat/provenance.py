@@ -45,9 +45,12 @@ def data_fingerprint(dataset: Dataset) -> str:
     """Hex SHA-256 over what both splits hold: names, sizes and endings of the images, and the label files.
 
     An image is not read as a whole, so that a large data set takes seconds; in every compressed format another content
-    has another ending. What cannot be read counts as empty: the stages say what they leave out.
+    has another ending. What cannot be read counts as empty: the stages say what they leave out. Who made the labels
+    counts: it decides what figures are called.
     """
     digest = hashlib.sha256(json.dumps([dataset.names[index] for index in sorted(dataset.names)]).encode())
+    if dataset.labelled_by != "people":
+        digest.update(f"labelled_by:{dataset.labelled_by};".encode())
     for split in (dataset.train, dataset.val):
         _add_labelled(digest, split)
     return digest.hexdigest()
@@ -57,6 +60,15 @@ def labelled_sha256(images: Sequence[Path]) -> str:
     """The same of some images and their label files, in their order; class names are not in it."""
     digest = hashlib.sha256()
     _add_labelled(digest, images)
+    return digest.hexdigest()
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """The same of files without labels, e.g. videos: their names, sizes and endings, in their order."""
+    digest = hashlib.sha256(f"{len(files)};".encode())
+    for file in files:
+        content = _content(file, _ENDING)
+        digest.update(os.fsencode(file.name) + f":{len(content)}:".encode() + content)
     return digest.hexdigest()
 
 

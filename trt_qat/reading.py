@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -42,13 +42,19 @@ class FileModel(BaseModel):
 
 
 def checked(
-    schema: type[ModelType], content: Any, path: Path, advice: str, error: type[TrtQatError] = ArtifactError
+    schema: type[ModelType],
+    content: Any,
+    path: Path,
+    advice: str,
+    error: type[TrtQatError] = ArtifactError,
+    say: Callable[[str], str] = str,
 ) -> ModelType:
     """A file's content as its schema.
 
     Args:
         content: JSON values, lists where the schema has tuples.
         advice: the last sentence of the message, e.g. "Make it again."
+        say: what the violations are called in the message, for a file that has other names than its schema.
 
     Raises:
         TrtQatError: of the kind ``error``; the line names the file, the field and what was found.
@@ -56,7 +62,7 @@ def checked(
     try:
         return schema.model_validate_json(json.dumps(content))  # in this mode a list is a tuple
     except ValidationError as exc:
-        raise error(f"'{path}': {explain(exc)}. {advice}") from exc
+        raise error(f"'{path}': {say(explain(exc))}. {advice}") from exc
     except (TypeError, ValueError, RecursionError) as exc:
         raise error(f"'{path}' holds something that JSON cannot say: {_short(exc)}. {advice}") from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import ConfigDict, Field
 
 from trt_qat.artifacts import write_json
-from trt_qat.reading import FileModel, checked, read_json
+from trt_qat.reading import FileModel, ModelType, checked, read_json
 
 _STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # these classes are their files' schema
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -19,6 +20,68 @@ OutputError = Annotated[float, Field(ge=-1e-3)]  # rounding takes a zero slightl
 Text = Annotated[str, Field(min_length=1)]
 CURVE_POINTS: Final = 101
 Measure = Literal["mAP", "agreement"]
+"""What counting detections against labels gives: mAP where people made the labels, agreement with the FP32 model where
+that made them. Both are counted alike, and nothing that a user sees calls the second by the name of the first."""
+_AGREEMENT_KEYS: Final = {
+    key: key.replace("map", "agreement")
+    for key in (
+        *("map50_95", "map50", "map75", "map95", "map50_95_drop"),
+        *("fake_quant_map50_95", "start_fake_quant_map50_95"),
+    )
+}
+_OTHER_KEYS: Final = _AGREEMENT_KEYS | {theirs: ours for ours, theirs in _AGREEMENT_KEYS.items()}
+NO_ACCURACY: Final = (
+    "Agreement with the FP32 model is no accuracy: its own detections are the labels, and what it misses or invents, "
+    "nobody sees."
+)
+NOT_ONE: Final = (
+    "FP32 itself does not reach 1: were every box right, the interpolation of precision over recall would end at "
+    "0.995, and boxes that it was not sure enough of to call them labels count against it as against INT8."
+)
+
+
+def other_names(content: Any, measure: Measure = "mAP") -> Any:
+    """JSON values with the names of keys exchanged wherever agreement was measured; done twice, they are as before.
+
+    In a file an object that says ``"measure": "agreement"``, and all that it holds, has ``agreement50_95`` where one of
+    mAP has ``map50_95``; Python calls it ``map50_95`` either way. A key of the other kind gets the wrong name by this,
+    so that the schema refuses it.
+    """
+    if isinstance(content, dict):
+        measure = content.get("measure", measure)
+        names = _OTHER_KEYS if measure == "agreement" else {}
+        return {names.get(key, key): other_names(value, measure) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [other_names(value, measure) for value in content]
+    return content
+
+
+def file_content(content: Any) -> Any:
+    """JSON values as they are written: under the names of what was measured; ``measure`` only where it is not mAP."""
+    return other_names(_without_map(content))
+
+
+def _without_map(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {k: _without_map(v) for k, v in content.items() if (k, v) != ("measure", "mAP")}
+    return [_without_map(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def checked_measures(schema: type[ModelType], content: Any, path: Path, advice: str) -> ModelType:
+    """:func:`~trt_qat.reading.checked` of what :func:`file_content` wrote.
+
+    Raises:
+        ArtifactError: see there; the line calls a field as the file does.
+    """
+    try:
+        renamed = other_names(content)
+    except RecursionError:  # nested deeper than any of these files: the schema says so
+        renamed = content
+    return checked(schema, renamed, path, advice, say=_as_in_file if renamed != content else str)
+
+
+def _as_in_file(said: str) -> str:
+    return re.sub(r"[a-z]\w*", lambda found: _OTHER_KEYS.get(found[0], found[0]), said)
 
 
 @dataclass(frozen=True)
@@ -176,9 +239,10 @@ class ResultRow:
         """The JSON object of the documented ``--json`` contract.
 
         ``left_out`` is there where images were left out, ``gpu_latency`` where a GPU was timed, ``details`` where they
-        were asked for, ``measure`` where it is not mAP.
+        were asked for, ``measure`` where it is not mAP; see :func:`other_names`.
         """
-        return {k: v for k, v in asdict(self).items() if v is not None and (k, v) != ("measure", "mAP")}
+        content: dict[str, Any] = file_content({k: v for k, v in asdict(self).items() if v is not None})
+        return content
 
 
 class ResultRows(FileModel):
@@ -194,7 +258,7 @@ def read_rows(path: Path) -> tuple[ResultRow, ...]:
         ArtifactError: missing, not JSON, or a row is something else; the line names the row and the field.
     """
     content = read_json(path, "Result file")
-    return checked(ResultRows, {"rows": content}, path, "Evaluate again.").rows
+    return checked_measures(ResultRows, {"rows": content}, path, "Evaluate again.").rows
 
 
 def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
@@ -204,5 +268,5 @@ def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
         ArtifactError: a figure is not finite or out of its range, or the file cannot be written.
     """
     content = [row.as_dict() for row in rows]
-    checked(ResultRows, {"rows": content}, path, "Nothing was written.")
+    checked_measures(ResultRows, {"rows": content}, path, "Nothing was written.")
     write_json(path, content)

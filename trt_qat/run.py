@@ -14,7 +14,7 @@ from trt_qat import api, pipeline
 from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config, Flavor
-from trt_qat.data.dataset import Dataset, calibration_images
+from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
 from trt_qat.data.images import images_sha256
 from trt_qat.engine.build import choose_flavor
 from trt_qat.engine.engine_file import read_sidecar, sidecar_path
@@ -23,6 +23,7 @@ from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_parity
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.sensitivity import SensitivityFile, ranking_of, sensitivity_key
+from trt_qat.footage.named import Data
 from trt_qat.lock import locked
 from trt_qat.manifest import Manifest
 from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget, read_budget
@@ -36,7 +37,9 @@ from trt_qat.report.record import FILE as RECORD
 from trt_qat.report.record import Step, read_record, schema_sha256, write_record
 from trt_qat.results import ResultRow, read_rows, write_rows
 from trt_qat.runtime.selection import open_runner
+from trt_qat.targets.base import check_scheme
 from trt_qat.targets.export import fitting
+from trt_qat.training.activation import check_activation
 from trt_qat.training.features.choose import check_features
 from trt_qat.training.resume import check_resumable
 
@@ -48,12 +51,13 @@ class RunResult:
     """What ``run`` leaves behind. ``budget``: what ``qat.max_drop`` led to, where it is set; ``report``: the page.
 
     ``parity``: the fine-tuned network against its files; a threshold that is not met stands in ``broken``.
+    ``engine``: None with ``quantization.scheme=asymmetric``, which TensorRT does not take.
     """
 
     rows: list[ResultRow]
     checkpoints: dict[str, Path]
     exported: dict[str, Path]
-    engine: EngineArtifact
+    engine: EngineArtifact | None
     result_json: Path
     picture: Path
     budget: Budget | None
@@ -64,9 +68,12 @@ class RunResult:
 
 
 def run(
-    weights: Path, data: Path, out: Path, config: Config, progress: Progress = SILENT, *, anew: bool = False
+    weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT, *, anew: bool = False
 ) -> RunResult:
     """Checkpoint and dataset to a calibrated, fine-tuned, exported, built and evaluated INT8 detector.
+
+    Images and videos without labels become a dataset in ``out/footage`` first, whose labels are the float model's own
+    detections.
 
     ``out/manifest.json`` says for each finished stage from what it was made; called again, only what is missing or
     would come out otherwise is made, and fine-tuning goes on where it was interrupted.
@@ -79,14 +86,28 @@ def run(
             "export.nms=true: `run` measures the files that it exports, which needs raw outputs. Leave it away, and "
             "export OUT/qat/best.safetensors with --nms afterwards."
         )
+    check_scheme(config.quantization.scheme, config.export.target)
     pipeline.check_qat_settings(config)
     noting = Noting(progress)
     with locked(out), noting.with_warnings():
         model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)
-        dataset = api.trainable_dataset(model, data, noting)
+        check_activation(config.qat, model)
+        manifest = Manifest(out, noting, anew=anew)
+        dataset = _dataset(model, data, out, config, manifest, noting)
         model = pipeline.sized(model, dataset, config, noting)
-        return _Run(model, weights, dataset, out, config, Manifest(out, noting, anew=anew), noting, anew).result()
+        return _Run(model, weights, dataset, out, config, manifest, noting, anew).result()
+
+
+def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Manifest, progress: Noting) -> Dataset:
+    """What is trained and measured on."""
+    making = pipeline.footage_of(model, data, out / api.FOOTAGE, config, progress, to_train=True)
+    if making is None:
+        return api.trainable_dataset(model, data, progress)
+    if not making.is_made():  # its images are too many to be files of the stage
+        making.files[-1].unlink(missing_ok=True)
+    manifest.stage("the footage", {"key": making.key}, making.files, making.make)
+    return api.trainable_dataset(model, load_dataset(making.files[0]), progress)
 
 
 @dataclass(frozen=True)
@@ -105,15 +126,15 @@ class _Run:
     def result(self) -> RunResult:
         """Do every stage that is not done."""
         told = tuple(self.progress.lines)
-        int8 = self.calibrated(self.float_checkpoint())
+        int8 = self.calibrated(*self.replaced(self.float_checkpoint()))
         ranking = self.sensitivity(int8)
         tuned, budget = self.fine_tuned(int8)
         exported = self.exported({"fp32": self.model, "ptq": int8, "qat": tuned})
         files = {entry.name: entry.file for entry in exported}
-        engine = self.engine(files[f"qat_{self.flavor}"])
+        engine = self.engine(files[self.compared]) if self.for_tensorrt else None
         result = self.evaluated(exported)
         picture = self.picture(files)
-        parity = self.parity(files[f"qat_{self.flavor}"])
+        parity = self.parity(files[self.compared])
         record = self.record(int8, tuned, ranking, exported, engine, result, parity, told)
         return RunResult(
             rows=list(read_rows(result)),
@@ -171,21 +192,58 @@ class _Run:
         )
         return file
 
-    def calibrated(self, checkpoint: Path) -> Model:
-        """Post-training quantization."""
+    def replaced(self, checkpoint: Path) -> tuple[Model, Path]:
+        """What is calibrated, and its checkpoint: the float model, or it with ``qat.activation`` in SiLU's place."""
+        if self.config.qat.activation == "keep":
+            return self.model, checkpoint
+        folder = self.out / "qat" / pipeline.ACTIVATION
+        file = folder / BEST
+        self.stage(
+            "the activation",
+            {
+                "checkpoint": file_sha256(checkpoint),
+                "data": self.data,
+                "settings": self.config.qat.model_dump(mode="json"),
+            },
+            (file, folder / "last.safetensors"),
+            lambda: pipeline.replaced_activation(
+                self.model, self.weights, self.dataset, folder, self.config, self.progress, self.resumable(folder)
+            ),
+        )
+        return load(file), file
+
+    def calibrated(self, model: Model, checkpoint: Path) -> Model:
+        """Post-training quantization.
+
+        Args:
+            model: float.
+            checkpoint: where it is kept.
+        """
         file, section = self.checkpoints["ptq"], self.config.quantization
         images = images_sha256(calibration_images(self.dataset, section.images))
         self.stage(
             "the calibration",
-            {"checkpoint": file_sha256(checkpoint), "images": images, "settings": section.model_dump(mode="json")},
+            {
+                "checkpoint": file_sha256(checkpoint),
+                "images": images,
+                "settings": section.model_dump(mode="json"),
+                **self.head(),
+            },
             (file,),
             lambda: save(
                 file,
-                pipeline.calibrated_model(self.model, self.weights, self.dataset, self.config, self.progress),
+                pipeline.calibrated_model(model, self.weights, self.dataset, self.config, self.progress),
             ),
         )
         # a checkpoint holds folded weights; qat.bn=freeze wants those of the file that was given
-        return replace(load(file), with_batchnorm=self.model.with_batchnorm)
+        return replace(load(file), with_batchnorm=model.with_batchnorm)
+
+    def head(self) -> dict[str, JsonValue]:
+        """What decides besides whether the head's last convolutions are INT8, where that is asked."""
+        if not pipeline.asks_about_head(self.config):
+            return {}
+        read = {"sensitivity": {"val_images"}, "evaluation": {"batch", "conf", "iou", "max_det"}}
+        return {"head": {"data": self.data, **self.config.model_dump(mode="json", include=read)}}
 
     def sensitivity(self, int8: Model) -> Path:
         """What INT8 costs per scale group of the calibrated network."""
@@ -227,7 +285,14 @@ class _Run:
             },
             files,
             lambda: pipeline.fine_tuned_model(
-                int8, self.weights, self.dataset, writable_folder(folder), config, self.progress, self.resumable(folder)
+                int8,
+                self.weights,
+                self.dataset,
+                writable_folder(folder),
+                config,
+                self.progress,
+                self.resumable(folder),
+                None if config.qat.activation == "keep" else self.model,
             ),
         )
         tuned = load(folder / BEST)
@@ -244,11 +309,17 @@ class _Run:
             return False
         return True
 
+    @property
+    def for_tensorrt(self) -> bool:
+        """Whether TensorRT takes the network's INT8, so that an engine is built."""
+        return self.config.quantization.scheme == "symmetric"
+
     def exported(self, models: Mapping[Step, Model]) -> list[ExportedFile]:
-        """What is measured here, each for OpenVINO; the fine-tuned model also for TensorRT, for what builds the engine
-        here, and for the configured target.
+        """What is measured here, each for OpenVINO; the fine-tuned model also for the configured target, and for
+        TensorRT and for what builds the engine here.
         """
-        deployed = dict.fromkeys(("tensorrt", self.flavor, self.config.export.target))
+        engines: tuple[str, ...] = ("tensorrt", self.flavor) if self.for_tensorrt else ()
+        deployed = dict.fromkeys((*engines, self.config.export.target))
         wanted: list[tuple[str, Step, str]] = [(step, step, "openvino") for step in models]
         wanted += [(f"qat_{target}", "qat", target) for target in deployed if target != "openvino"]
         return [self.export(name, step, models[step], target) for name, step, target in wanted]
@@ -258,6 +329,11 @@ class _Run:
         """The name of the exported file that the run is for."""
         target = self.config.export.target
         return "qat" if target == "openvino" else f"qat_{target}"
+
+    @property
+    def compared(self) -> str:
+        """The name of the exported file that the engine is built from, else of the one that the run is for."""
+        return f"qat_{self.flavor}" if self.for_tensorrt else self.deployed
 
     def export(self, name: str, step: Step, model: Model, target: str) -> ExportedFile:
         """The ONNX file of one of them for one target."""
@@ -289,7 +365,7 @@ class _Run:
         return EngineArtifact(plan, sidecar, read_sidecar(plan).flavor)
 
     def evaluated(self, exported: Sequence[ExportedFile]) -> Path:
-        """mAP, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
+        """Accuracy, latency and size of every file. All of them in one stage: latencies compare side by side alone."""
         file, section = self.out / "result.json", self.config.evaluation
         files = [entry.file for entry in exported]
 
@@ -337,7 +413,7 @@ class _Run:
         tuned: Model,
         sensitivity: Path,
         exported: Sequence[ExportedFile],
-        engine: EngineArtifact,
+        engine: EngineArtifact | None,
         result: Path,
         parity: Path,
         told: Sequence[str],
@@ -364,7 +440,7 @@ class _Run:
                 exported=[(entry, row) for entry, row in zip(exported, rows, strict=True)],
                 deployed=self.deployed,
                 engine=engine,
-                built_from=f"qat_{self.flavor}",
+                built_from=self.compared,
                 budget=None if self.config.qat.max_drop is None else read_budget(budget),
                 parity=read_parity(parity),
                 stages={name: stage.seconds for name, stage in stages.items()},
@@ -372,7 +448,8 @@ class _Run:
             )
             write_record(self.out, collect(finished, self.progress))
 
-        read = [self.checkpoints["ptq"], self.checkpoints["qat"], sensitivity, result, parity, engine.path]
+        read = [self.checkpoints["ptq"], self.checkpoints["qat"], sensitivity, result, parity]
+        read += [] if engine is None else [engine.path]
         self.stage(
             _AFTER_ALL[0],
             {
@@ -401,7 +478,7 @@ class _Run:
         return page
 
     def parity(self, onnx: Path) -> Path:
-        """The file that the engine is built from against the network it is of, and on two runtimes."""
+        """The file that the engine is built from, or that is deployed, against its network, and on two runtimes."""
         file, config = self.out / "parity.json", self.config
         checkpoint = self.checkpoints["qat"]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -183,6 +184,9 @@ def test_one_split_for_both_is_one_warning(tmp_path: Path) -> None:
     add(tmp_path, "train", "b")
     finding = only(tmp_path)
     assert (finding.kind, finding.severity, finding.path) == ("train-val-leak", "warning", tmp_path)
+    assert finding.detail.endswith("mAP is measured on what was trained on")
+    (of_model,) = validate_dataset(replace(load(tmp_path), labelled_by="model"))
+    assert of_model.detail.endswith("agreement is measured on what was trained on")
 
 
 def test_orphan_label(root: Path) -> None:

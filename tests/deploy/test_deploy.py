@@ -34,6 +34,7 @@ from trt_qat.deploy.write import deploy
 from trt_qat.engine.engine_file import write_sidecar
 from trt_qat.errors import ArtifactError, ConfigError, TrtQatError
 from trt_qat.exporter.output_forms import with_nms
+from trt_qat.onnx_reading import metadata_texts
 from trt_qat.registry import DEPLOYMENTS
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
@@ -221,17 +222,36 @@ def test_triton_takes_the_configuration(
     assert config.HasField("dynamic_batching") == (largest > 0)
 
 
-@pytest.mark.parametrize("nms", [False, True])
+def end_to_end(path: Path, rows: bool = False) -> Path:
+    """The tiny detector as if its head was trained to find each object once."""
+    model = onnx.load(write_tiny_detector(path))
+    helper.set_model_props(model, {**metadata_texts(model), "nms_free": "True"})
+    onnx.save(with_nms(model, InferSection()) if rows else model, str(path))
+    return path
+
+
+def test_nothing_is_suppressed_behind_an_end_to_end_head(tmp_path: Path) -> None:
+    deploy(end_to_end(tmp_path / "tiny.onnx"), "deepstream", tmp_path / "ds")
+    assert key_file(tmp_path / "ds" / "config_infer_primary.txt")["property"]["cluster-mode"] == "4"
+    deploy(write_tiny_detector(tmp_path / "raw.onnx"), "deepstream", tmp_path / "raw")
+    assert key_file(tmp_path / "raw" / "config_infer_primary.txt")["property"]["cluster-mode"] == "2"
+    deploy(end_to_end(tmp_path / "rows.onnx", rows=True), "jetson", tmp_path / "jetson")  # `infer` reads rows
+
+
+@pytest.mark.parametrize("form", ["raw", "nms", "nms_free", "rows"])
 def test_tritons_client_finds_what_the_detector_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nms: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     """The client as it was written, and in the server's place ONNX Runtime with the repository's model."""
     raw = write_tiny_detector(tmp_path / "tiny.onnx")
     file = raw
-    if nms:
-        file = tmp_path / "nms" / "tiny.onnx"
+    if form != "raw":
+        file = tmp_path / form / "tiny.onnx"
         file.parent.mkdir()
+    if form == "nms":
         onnx.save(with_nms(onnx.load(raw), InferSection()), str(file))
+    elif form != "raw":
+        end_to_end(file, rows=form == "rows")
     deploy(file, "triton", tmp_path / "repository")
     picture = np.repeat(np.repeat(red_picture(), 2, axis=0), 2, axis=1)
     cv2.imwrite(str(tmp_path / "red.png"), picture)
@@ -479,6 +499,11 @@ def wrong_models(folder: Path) -> dict[str, tuple[Path, str, str]]:
         "one at a time": (raw_file(folder / "two.onnx", batch=2), "isaac-ros", "one image at a time"),
         "anchors": (small, "isaac-ros", f"reads {ANCHORS_OF_640} anchors"),
         "nms": (nms, "deepstream", "NMS built in"),
+        "rows": (
+            end_to_end(folder / "rows.onnx", rows=True),
+            "deepstream",
+            "reads raw output. Export it without --nms",
+        ),
         "nms on a jetson": (nms, "jetson", "NMS built in"),
         "unsigned": (_unsigned(folder / "unsigned.onnx"), "deepstream", r"unsigned INT8.*--target tensorrt"),
         "no side-car": (_bare_plan(folder / "bare.plan"), "triton", "Side-car"),

@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from tiny_onnx import CELL, NAMES, SIZE, write_tiny_detector
 
 from trt_qat import api
+from trt_qat.cli import cli
 from trt_qat.config import EvaluationSection, InferSection, ParitySection
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.errors import ArtifactError, ConsistencyError, DatasetError, RunnerError, TrtQatError
@@ -28,6 +30,7 @@ from trt_qat.evaluation.parity_report import (
     read_parity,
     write_parity,
 )
+from trt_qat.results import NO_ACCURACY
 from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 
 Array = NDArray[np.float32]
@@ -99,6 +102,24 @@ def test_one_file_on_two_runtimes_is_the_same(tiny: Path, tiny_set: Path) -> Non
     assert report.map50_95.first == report.map50_95.second > 0.99
 
 
+def test_labels_of_a_model_give_agreement(tiny: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """From data.yaml to tables and files: no command calls the figure mAP."""
+    data = tiny_set.with_name("by_model.yaml")
+    data.write_text(tiny_set.read_text() + "labelled_by: model\n")
+    moved, kept = _changed(tiny, tmp_path / "moved.onnx", grid=_one_pixel_right), tmp_path / "kept.json"
+    few = ("--set", "evaluation.latency_iterations=3", "--set", "parity.max_drop=0", "--json", str(kept))
+    for verb, said, code in (
+        (("evaluate", str(moved)), "agreement50-95", 0),
+        (("parity", str(tiny), str(moved)), "agreement50-95: 0.99", 1),
+    ):
+        done = CliRunner().invoke(cli, [*verb, "--data", str(data), *few])
+        assert done.exit_code == code, done.output
+        assert said in done.output
+        assert '"measure": "agreement"' in kept.read_text()
+        assert "map" not in (done.output + kept.read_text()).replace(str(tmp_path), "").lower()
+    assert NO_ACCURACY in CliRunner().invoke(cli, ["evaluate", str(tiny), "--data", str(data), *few]).output
+
+
 def test_boxes_that_are_one_pixel_off(tiny: Path, tiny_set: Path, tmp_path: Path) -> None:
     moved = _changed(tiny, tmp_path / "moved.onnx", grid=_one_pixel_right)
     report = api.parity(tiny, moved, tiny_set)
@@ -120,10 +141,10 @@ def test_boxes_that_are_one_pixel_off(tiny: Path, tiny_set: Path, tmp_path: Path
         "15 of B's 15 detections are not matched by A",
         f"mAP50-95 falls by {report.map50_95.drop_points:.2f} points",
     ]
-    loose = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_map_drop=None)
+    loose = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_drop=None)
     assert loose.broken == ()
     assert loose.detections.first_matched == 15
-    strict = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_map_drop=None, min_psnr=43, min_cosine=0.9999999)
+    strict = api.parity(tiny, moved, tiny_set, match_iou=0.75, max_drop=None, min_psnr=43, min_cosine=0.9999999)
     assert [line.split(" of ")[0] for line in strict.broken] == [
         "output0 boxes has a cosine",
         "output0 boxes has a PSNR",
@@ -232,7 +253,7 @@ def test_without_labels_everything_but_map(tiny: Path, tiny_set: Path, tmp_path:
     (images / "9.png").write_bytes(b"no image")
     report = api.parity(tiny, tiny, tmp_path, runtimes=("onnxruntime", None))
     assert report.map50_95 is None
-    assert "has no box" in report.no_map
+    assert "has no box" in report.not_measured
     assert report.broken == ()
     assert report.detections.first_matched == 15
     assert report.left_out is not None
@@ -257,6 +278,11 @@ def test_what_cannot_be_compared(tiny: Path, tiny_set: Path, tmp_path: Path) -> 
     next(entry for entry in model.metadata_props if entry.key == "names").value = str({0: "a", 1: "b"})
     onnx.save(model, more)
     _raises(ConsistencyError, "has 3 classes, .* 2: two different networks", tiny, more, tiny_set)
+    rows = tmp_path / "rows.onnx"
+    model = onnx.load(tiny)
+    onnx.helper.set_model_props(model, {"names": str(NAMES), "end2end": "True"})
+    onnx.save(model, rows)
+    _raises(ConsistencyError, "rows of detections.*without --nms to compare it", tiny, rows, tiny_set)
     other = tmp_path / "other.yaml"
     other.write_text(tiny_set.read_text().replace("  2: blue\n", ""))
     _raises(DatasetError, "2 classes", tiny, tiny, other, runtimes=("onnxruntime", None))
@@ -307,8 +333,8 @@ def test_few_detections_may_miss_more_of_them(right: ParityReport, count: int, m
 )
 def test_few_images_may_lose_more_map(right: ParityReport, images: int, drop: float, broken: bool) -> None:
     report = right.model_copy(update={"images": images, "map50_95": MapPair(first=0.5, second=0.5 - drop)})
-    assert bool(list(broken_thresholds(report, ParitySection(max_map_drop=1)))) == broken
-    assert list(broken_thresholds(report, ParitySection(max_map_drop=None))) == []
+    assert bool(list(broken_thresholds(report, ParitySection(max_drop=1)))) == broken
+    assert list(broken_thresholds(report, ParitySection(max_drop=None))) == []
 
 
 def test_what_is_written_is_read_back(right: ParityReport, tmp_path: Path) -> None:

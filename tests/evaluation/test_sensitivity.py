@@ -178,13 +178,13 @@ def test_map_of_the_first_images_of_the_val_split(demo_int8: Model, demo_set: Pa
     quantized.load_amax_({f"activation.{ruined}": quantized.amax()[f"activation.{ruined}"] / 100})
     weights = tmp_path / "ptq.safetensors"
     save(weights, replace(demo_int8.with_quantized(quantized, "ptq", {}), imgsz=(160, 160)))
-    config = Config.load(overrides=["sensitivity.metric=both", "sensitivity.map_images=4", "sensitivity.images=4"])
+    config = Config.load(overrides=["sensitivity.metric=both", "sensitivity.val_images=4", "sensitivity.images=4"])
     pipeline.sensitivity(weights, demo_set, tmp_path / "sens.json", config)
     content = json.loads((tmp_path / "sens.json").read_text())
     assert content["float"].keys() == {"map50_95", "map50", "images"}
     assert content["float"]["images"] == 4
     assert content["float"]["map50_95"] > 0.2
-    assert content["key"]["map_images"] == 4
+    assert content["key"]["val_images"] == 4
     rows = content["layers"]
     assert all(row.keys() == {"group", "convs", "error", "map50_95_drop"} for row in rows)
     assert rows[0]["group"] == ruined
@@ -193,7 +193,7 @@ def test_map_of_the_first_images_of_the_val_split(demo_int8: Model, demo_set: Pa
     stopping = Stopping(after=0)
     with pytest.raises(KeyboardInterrupt):
         pipeline.sensitivity(
-            weights, demo_set, tmp_path / "sens.json", config.with_values("sensitivity", metric="map"), stopping
+            weights, demo_set, tmp_path / "sens.json", config.with_values("sensitivity", metric="drop"), stopping
         )
     assert stopping.said == [f"Starting anew: '{tmp_path / 'sens.json'}' was made with other data, images, metric."]
     assert json.loads((tmp_path / "sens.json").read_text()) == content  # kept until something is measured
@@ -203,7 +203,7 @@ def test_map_of_the_first_images_of_the_val_split(demo_int8: Model, demo_set: Pa
 def test_chart_has_room_for_every_bar(tmp_path: Path) -> None:
     def height(count: int) -> int:
         rows = [GroupSensitivity(f"g{i}", (f"model.{i}.conv", "b"), 1 / (1 + i), 0.01) for i in range(count)]
-        return int(cv2.imread(str(draw_sensitivity(rows, tmp_path / f"{count}.png"))).shape[0])
+        return int(cv2.imread(str(draw_sensitivity(rows, tmp_path / f"{count}.png", "mAP"))).shape[0])
 
     assert height(80) - height(40) == pytest.approx(height(120) - height(80), abs=2)
     assert (height(80) - height(40)) / 40 > 18  # pixels per bar: room for its label

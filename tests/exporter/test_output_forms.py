@@ -182,3 +182,20 @@ def _with_output(shape: list[int | None], kind: int = TensorProto.FLOAT) -> onnx
     sizes = numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), "shape")
     graph = helper.make_graph([node], "other", infos[:1], infos[1:], [sizes])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+@pytest.mark.parametrize("runner", [OnnxRuntimeRunner, OpenVinoRunner])
+def test_best_rows_of_an_end_to_end_head(tmp_path: Path, runner: type) -> None:
+    """In a crowd nothing is suppressed and nothing cut off by its score; Ultralytics knows such a file by its name."""
+    model, raw, section = passing_on(), crowd(), InferSection(conf=0.5, iou=0.1, max_det=40)
+    onnx.helper.set_model_props(model, metadata_texts(model) | {"nms_free": "True", "end2end": "False"})
+    made = with_nms(model, section)
+    rows = rows_of(made, raw, tmp_path / "rows.onnx", runner)
+    assert rows.shape == (3, 40, 6)
+    for output, image in zip(raw, rows, strict=True):
+        wanted = detections_from_output(output, 0.0, 1.0, 40, layout="nms_free")
+        np.testing.assert_allclose(image[:, :4], wanted.boxes_xyxy, atol=1e-4)
+        np.testing.assert_array_equal(image[:, 4], wanted.scores)
+        np.testing.assert_array_equal(image[:, 5], wanted.class_ids)
+    said = metadata_texts(made)
+    assert (said["end2end"], said["nms_free"], "nms" in said) == ("True", "False", False)

@@ -228,9 +228,11 @@ def _budget() -> dict[str, Any]:
 
 def _check_budget(content: bytes, folder: Path) -> None:
     from trt_qat.mixed_precision.files import REPORT, read_budget
+    from trt_qat.results import file_content
 
     found = read_budget(written(folder, REPORT, content))
-    text = json.dumps(found.model_dump(mode="json", by_alias=True, exclude_none=True), allow_nan=False)
+    content_again = file_content(found.model_dump(mode="json", by_alias=True, exclude_none=True))
+    text = json.dumps(content_again, allow_nan=False)
     assert read_budget(written(folder, REPORT, text.encode())) == found, "another report when it is written and read"
     for step in (found.int8, found.chosen, *found.steps):
         assert len(step.groups) == step.k, "another number of groups"

@@ -128,6 +128,7 @@ def _sources() -> SearchStrategy[bytes]:
 
 
 def _check_source(content: bytes, folder: Path) -> None:
+    from trt_qat.footage.named import footage_in
     from trt_qat.runtime.sources import name_sources
 
     text = content.decode("utf-8", "surrogateescape")
@@ -139,6 +140,8 @@ def _check_source(content: bytes, folder: Path) -> None:
         for named in name_sources([text]):
             assert named.paths or named.kind in ("stdin", "camera", "url")
             assert all(path.exists() for path in named.paths)
+        found = footage_in([text])
+        assert found is None or all(path.exists() for path in (*found.images, *found.videos))
     except TrtQatError as exc:
         secret = re.match(r"[a-z]+://[^/?#\s]*hunter2[^/?#\s]*@", text) or re.search(
             r"://.*[?&](token|key|password)=hunter2", text

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trt_qat import api
+from trt_qat import api, pipeline
 from trt_qat.checkpoint import Model, with_weight_scales
-from trt_qat.config import QuantizationSection
+from trt_qat.config import Config, QuantizationSection
 from trt_qat.engine.compiled import CompiledEngine
 from trt_qat.engine.roofline import GPUS, Estimate, estimate
 from trt_qat.errors import ConfigError
@@ -131,6 +131,14 @@ def test_cards_that_run_tensorrt_are_refused(name: str) -> None:
 def test_scales_per_tensor_are_no_start(demo_int8: Model, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Calibrate with quantization\.weights=channel"):
         api.advise(with_weight_scales(demo_int8, "tensor"), None, tmp_path, "rtx3060")
+
+
+def test_zero_points_are_no_start(tiny_asymmetric: Model, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"takes no zero points\. Calibrate with quantization\.scheme=symmetric"):
+        api.advise(tiny_asymmetric, None, tmp_path, "rtx3060")
+    config = Config.load(overrides=["quantization.scheme=asymmetric"])
+    with pytest.raises(ConfigError, match="takes no zero points"):  # before anything is read
+        pipeline.advise(Path("missing.pt"), None, tmp_path, config, "rtx3060", 1, None, 1)
 
 
 def test_any_ranges_need_no_image(demo_detector: Model) -> None:

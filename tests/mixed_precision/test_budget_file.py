@@ -10,6 +10,7 @@ import pytest
 
 from trt_qat.errors import ArtifactError
 from trt_qat.mixed_precision.files import read_budget
+from trt_qat.results import file_content
 
 STEP: dict[str, Any] = {
     "k": 1,
@@ -49,7 +50,7 @@ def _write(folder: Path, content: Any) -> Path:
 def test_a_good_one(tmp_path: Path) -> None:
     budget = read_budget(_write(tmp_path, GOOD))
     assert (budget.chosen.k, budget.of_float.map50_95) == (1, 0.41)
-    assert budget.model_dump(mode="json", by_alias=True, exclude_none=True) == GOOD
+    assert file_content(budget.model_dump(mode="json", by_alias=True, exclude_none=True)) == GOOD
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_budget_that_is_met_changes_nothing(kept: Callable[..., Budget], tuned
     assert (budget.met, report["met"], report["chosen"]["k"], report["ranking"]) == (True, True, 0, [])
     assert len(report["steps"]) == 1
     assert report["float"] == {"map50_95": 0.5, "latency_ms": 10.0}
-    assert table(report)[2] == "All INT8 is within 0.2 points."
+    assert table(report)[2] == "All INT8 is within 0.2 points of mAP50-95."
 
 
 def test_three_groups_float(kept: Callable[..., Budget], start: Model, tuned: Model) -> None:
@@ -274,7 +274,7 @@ def test_a_budget_out_of_reach_keeps_the_best_measured(kept: Callable[..., Budge
     assert max(step["k"] for step in content["steps"]) == len(content["ranking"]) - 1  # one always stays INT8
     assert budget.model.provenance["mixed_precision"]["left_float"] == content["chosen"]["groups"]
     assert len(budget.model.require_quantized().placement.groups) == 4
-    assert table(content)[2].startswith("Left float, though not within 0.2 points: ")
+    assert table(content)[2].startswith("Left float, though not within 0.2 points of mAP50-95: ")
 
 
 def test_the_float_model_of_a_calibrated_one(start: Model, detector: Model, batches: tuple[Tensor, ...]) -> None:

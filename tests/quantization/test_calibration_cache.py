@@ -6,8 +6,9 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,17 @@ from trt_qat.artifacts import write_json
 from trt_qat.errors import ArtifactError
 from trt_qat.quantization.auto import CANDIDATES
 from trt_qat.quantization.calibration import Calibration, Candidate
-from trt_qat.quantization.calibration_cache import CachedCalibration, load_choice, load_histograms, save_histograms
+from trt_qat.quantization.calibration_cache import (
+    CachedCalibration,
+    cache_key,
+    load_choice,
+    load_histograms,
+    save_histograms,
+)
 from trt_qat.quantization.histogram import ActivationHistogram
+
+if TYPE_CHECKING:
+    from trt_qat.checkpoint import Model
 
 BINS = 8
 
@@ -164,3 +174,30 @@ def test_a_damaged_answer_is_made_anew(
     assert len(caplog.messages) == 1
     assert "\n" not in caplog.messages[0]
     assert load_choice(cached.choice_file) == _answer()
+
+
+def test_the_values_below_zero_are_kept_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    below = ActivationHistogram(np.arange(BINS, 0, -1, dtype=np.float64), 0.5, 0.278)
+    made = {name: replace(histogram, below=below) for name, histogram in _histograms().items()}
+    file = tmp_path / "x.safetensors"
+    cached = CachedCalibration(("a", "b"), BINS, file, tmp_path / "x.json", "asymmetric")
+    assert cached.histograms(lambda: made) is made
+    found = cached.histograms(lambda: pytest.fail("it is there now"))
+    for name in ("a", "b"):
+        side = found[name].below
+        assert side is not None
+        assert (side.limit, side.maximum) == (0.5, 0.278)
+        assert np.array_equal(side.counts, below.counts)
+        assert np.array_equal(found[name].counts, made[name].counts)
+    assert not caplog.messages
+    # a symmetric calibration wants other histograms, and the other way round
+    assert load_histograms(file, ("a", "b"), BINS) is None
+    save_histograms(tmp_path / "y.safetensors", _histograms())
+    assert load_histograms(tmp_path / "y.safetensors", ("a", "b"), BINS, "asymmetric") is None
+    assert len(caplog.messages) == 2
+
+
+def test_the_scheme_is_part_of_the_key(tiny_asymmetric: Model) -> None:
+    model = tiny_asymmetric.require_quantized()
+    symmetric = replace(model, placement=replace(model.placement, scheme="symmetric"))
+    assert cache_key(model, "images", (64, 64), BINS) != cache_key(symmetric, "images", (64, 64), BINS)

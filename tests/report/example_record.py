@@ -61,6 +61,7 @@ from trt_qat.results import (
     Curves,
     Latency,
     LeftOut,
+    Measure,
     ResultRow,
     SizeAccuracy,
 )
@@ -74,7 +75,12 @@ _IMAGES = _TOTAL = 64
 
 
 def example_record(
-    classes: int = 3, groups: int = 8, images: int = 2, picture_wh: tuple[int, int] = (160, 120), kernels: int = 9
+    classes: int = 3,
+    groups: int = 8,
+    images: int = 2,
+    picture_wh: tuple[int, int] = (160, 120),
+    kernels: int = 9,
+    measure: Measure = "mAP",
 ) -> RunRecord:
     """A record in which every part is filled.
 
@@ -118,12 +124,15 @@ def example_record(
                 _mix(("silu_1", "silu_2"), 0.08, 20.3, chosen=False),
             ),
         ),
-        files=tuple(_exported(name, names, kernels) for name in ACCURACY),
+        files=tuple(_exported(name, names, kernels, measure) for name in ACCURACY),
         deployed="qat_tensorrt-rtx",
         engine=EngineRecord(
             file=_file("qat.plan", 3_610_112), flavor="tensorrt-rtx", built_from="qat_tensorrt-rtx", run=False
         ),
-        parity=(_parity("best.safetensors", "torch"), _parity("qat_tensorrt-rtx.onnx", "onnxruntime")),
+        parity=(
+            _parity("best.safetensors", "torch", measure),
+            _parity("qat_tensorrt-rtx.onnx", "onnxruntime", measure),
+        ),
         drawing=_drawing(groups),
         disagreements=Disagreements(
             first="fp32",
@@ -135,6 +144,7 @@ def example_record(
             worst=tuple(_disagreement(index, picture_wh, classes) for index in range(images)),
         ),
         warnings=("2 of 66 images left out, the first: 'a.jpg' is empty", "No GPU is here: the engine was not run."),
+        measure=measure,
     )
 
 
@@ -263,7 +273,7 @@ def _mix(groups: tuple[str, ...], drop: float, ms: float, *, chosen: bool) -> Mi
     )
 
 
-def _exported(name: str, classes: tuple[str, ...], kernels: int) -> ExportedRecord:
+def _exported(name: str, classes: tuple[str, ...], kernels: int, measure: Measure) -> ExportedRecord:
     step: Step = "fp32" if name == "fp32" else "ptq" if name == "ptq" else "qat"
     _, _, target = name.partition("_")
     is_rtx = name == "qat_tensorrt-rtx"
@@ -272,14 +282,14 @@ def _exported(name: str, classes: tuple[str, ...], kernels: int) -> ExportedReco
         step=step,
         target=target or "openvino",
         file=_file(f"{name}.onnx", round(1e6 * SIZE_MB[name])),
-        result=_row(name, step, classes),
+        result=_row(name, step, classes, measure),
         lint=None if step == "fp32" else _lint(target or "openvino"),
         compiler=_compiler(kernels, int8=is_rtx) if is_rtx or step == "fp32" else None,
         not_compiled="" if is_rtx or step == "fp32" else "written for a client that TensorRT-RTX does not serve",
     )
 
 
-def _row(name: str, step: Step, classes: tuple[str, ...]) -> ResultRow:
+def _row(name: str, step: Step, classes: tuple[str, ...], measure: Measure) -> ResultRow:
     found, ms = ACCURACY[name], LATENCY_MS[name]
     return ResultRow(
         model=f"{name}.onnx",
@@ -292,6 +302,7 @@ def _row(name: str, step: Step, classes: tuple[str, ...]) -> ResultRow:
         latency_ms=Latency(median=ms, p90=1.08 * ms, p99=1.31 * ms),
         left_out=LeftOut(images=2, of=66, reason="'a.jpg' is empty"),
         details=_details(name, step, classes),
+        measure=measure,
     )
 
 
@@ -402,7 +413,7 @@ def _compiler(kernels: int, *, int8: bool) -> CompilerRecord:
     )
 
 
-def _parity(first: str, runtime: str) -> ParityReport:
+def _parity(first: str, runtime: str, measure: Measure) -> ParityReport:
     return ParityReport(
         first=ParitySide(model=first, runtime=runtime, precision="int8", device="CPU"),
         second=ParitySide(model="qat_tensorrt-rtx.onnx", runtime="openvino", precision="int8+fp16", device="CPU"),
@@ -424,8 +435,9 @@ def _parity(first: str, runtime: str) -> ParityReport:
         logits=0.034,
         detections=MatchedDetections(conf=0.25, iou=0.9, first=118, first_matched=115, second=117, second_matched=115),
         map50_95=MapPair(first=0.3791, second=0.3789),
-        no_map="",
-        thresholds={"min_cosine": 0.7, "min_psnr": 40.0, "max_map_drop": 1.0, "min_matched": 0.9},
+        not_measured="",
+        measure=measure,
+        thresholds={"min_cosine": 0.7, "min_psnr": 40.0, "max_drop": 1.0, "min_matched": 0.9},
         broken=(),
     )
 

@@ -22,7 +22,7 @@ def hostile_record() -> RunRecord:
     content = example_record().model_dump(mode="json")
     texts = iter(range(10_000))
     kept = {"format", "step", "kind", "severity", "sha256", "data_sha256", "calibration_sha256", "jpeg", "size"}
-    kept |= {"first", "second", "built_from", "deployed", "weights"}
+    kept |= {"first", "second", "built_from", "deployed", "weights", "measure"}
 
     def spoiled(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):

@@ -211,10 +211,10 @@ def test_the_command_prints_a_line_for_each_and_exits_with_1(tmp_path: Path) -> 
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["worse"] == ["m.onnx"]
     assert written["pairs"][0]["difference"] == {"points": -0.83, "low": -1.37, "high": -0.23}
-    assert written["tolerance"] == {"map_drop": 0.5, "latency_ratio": None}
-    allowed = run(a, b, "--max-map-drop", 1)
+    assert written["tolerance"] == {"points": 0.5, "latency_ratio": None}
+    allowed = run(a, b, "--max-drop", 1)
     assert (allowed.exit_code, allowed.stderr) == (0, "")
-    assert run(a, b, "--max-map-drop", 1, "--max-latency-ratio", 0.9).exit_code == 1
+    assert run(a, b, "--max-drop", 1, "--max-latency-ratio", 0.9).exit_code == 1
     assert run(b, a).exit_code == 0
 
 
@@ -223,7 +223,7 @@ def test_a_terminal_obeys_no_name(tmp_path: Path) -> None:
     assert result.stdout.startswith("\\x1b[31mm.onnx -> n\\n.onnx: mAP50-95 0.4000 to 0.4000: ")
 
 
-@pytest.mark.parametrize("arguments", [["--max-map-drop", "-1"], ["--max-latency-ratio", "0"], ["--max-map-drop", "x"]])
+@pytest.mark.parametrize("arguments", [["--max-drop", "-1"], ["--max-latency-ratio", "0"], ["--max-drop", "x"]])
 def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
     assert run("a.json", "b.json", *arguments).exit_code == 2
     assert run("a.json").exit_code == 2

@@ -21,7 +21,16 @@ from trt_qat.config import Config
 from trt_qat.errors import ArtifactError, ConfigError, TrtQatError
 from trt_qat.report.explain import HEADER, explain, overview
 from trt_qat.report.layer_facts import Layer, Network, bulk, is_of, standing_out
-from trt_qat.report.record import FloatLayer, GroupRecord, Histogram, LayerNoise, RunRecord, write_record
+from trt_qat.report.numbers import span
+from trt_qat.report.record import (
+    FloatLayer,
+    GroupRecord,
+    Histogram,
+    LayerNoise,
+    QuantizerRecord,
+    RunRecord,
+    write_record,
+)
 from trt_qat.report.remedies import RULES, Remedy, remedies
 from trt_qat.report.text_histogram import COLUMNS, ROWS, text_histogram
 
@@ -529,7 +538,7 @@ def test_nothing_at_all_was_measured_or_everything_is_zero() -> None:
 
 
 def test_histogram_of_a_positive_tensor() -> None:
-    lines = text_histogram(peaked(0.0, 10.0), 5.0)
+    lines = text_histogram(peaked(0.0, 10.0), (-5.0, 5.0))
     assert len(lines) == ROWS + 2
     assert {len(line) for line in lines} == {COLUMNS}
     assert lines[0].rstrip() == "██████▅"  # a tenth of the columns
@@ -538,11 +547,24 @@ def test_histogram_of_a_positive_tensor() -> None:
 
 
 def test_histogram_with_room_above_and_with_two_sides() -> None:
-    wide = text_histogram(peaked(0.0, 10.0), 20.0)
+    wide = text_histogram(peaked(0.0, 10.0), (-20.0, 20.0))
     assert wide[ROWS][-1] == "┻"
     assert wide[-1].endswith("10 seen, range 20")
-    both = text_histogram(peaked(-10.0, 10.0), 10.0)
+    both = text_histogram(peaked(-10.0, 10.0), (-10.0, 10.0))
     assert (both[ROWS][0], both[ROWS][-1]) == ("┻", "┻")
+
+
+def test_both_ends_of_an_asymmetric_range() -> None:
+    lines = text_histogram(peaked(-1.0, 10.0), (-1.5, 8.0))
+    assert [place for place, mark in enumerate(lines[ROWS]) if mark == "┻"] == [0, int(9.5 / 11.5 * COLUMNS)]
+    entry = QuantizerRecord(step="ptq", amax=4.73, sqnr_db=30.0, ends=(-1.5, 8.0))
+    assert (entry.range, entry.reach) == ((-1.5, 8.0), 8.0)
+    assert span(entry.range) == "\u22121.5 to 8"
+    assert span(QuantizerRecord(step="ptq", amax=4.73, sqnr_db=30.0).range) == "\u00b14.73"
+    shifted = tuple(entry.model_copy(update={"ends": (-0.25, 7.5)}) for entry in group_of(WORST).activation)
+    explained = explain(layer(with_group(WORST, activation=shifted)), RUN)
+    said = next(section for section in explained.sections if section.name == "range").lines[0]
+    assert said.startswith("PTQ: \u22120.25 to 7.5, by ")
 
 
 @pytest.fixture

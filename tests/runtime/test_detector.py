@@ -250,3 +250,35 @@ def test_it_loads_no_torch(tiny: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+def _end_to_end(output: np.ndarray, **metadata: str) -> StubRunner:
+    runner = StubRunner(output.astype(np.float32)[None])
+    runner.metadata = runner.metadata | metadata
+    return runner
+
+
+def test_both_layouts_of_an_end_to_end_head() -> None:
+    """Two equal boxes stay two; the same boxes as rows are the same detections."""
+    raw = np.array([[32, 32], [32, 32], [16, 16], [8, 8], [0.9, 0.1], [0.2, 0.6]])
+    rows = np.array([[24, 28, 40, 36, 0.6, 1], [24, 28, 40, 36, 0.9, 0], [0] * 6])
+    image = colour_image(128, 128)  # halved
+    for runner in (_end_to_end(raw, nms_free="True"), _end_to_end(rows, end2end="True")):
+        found = Detector(runner, conf=0.5, iou=0.1)(image)
+        assert found.scores.tolist() == pytest.approx([0.9, 0.6])
+        assert found.class_ids.tolist() == [0, 1]
+        np.testing.assert_allclose(found.boxes_xyxy, [[48, 56, 80, 72]] * 2, atol=1e-4)
+        assert Detector(runner, conf=0.5, classes=["b"])(image).class_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((3, 7)), r"has shape \(1, 3, 7\), rows of an end-to-end detector have \(1, n, 6\)"),
+        (np.array([[0, 0, 1, 1, 0.5, 2]]), "has class ids from 2 to 2, its names go from 0 to 1"),
+        (np.array([[0, 0, np.nan, 1, 0.5, 1]]), "holds NaN or infinity"),
+    ],
+)
+def test_rows_that_are_none(rows: np.ndarray, message: str) -> None:
+    with pytest.raises(RunnerError, match=message):
+        Detector(_end_to_end(rows, end2end="True"))(colour_image(64, 64))

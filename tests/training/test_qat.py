@@ -15,9 +15,10 @@ from torch import Tensor
 
 from trt_qat import api, pipeline
 from trt_qat.checkpoint import Model, load
-from trt_qat.config import Config, QatLoss, SensitivitySection
+from trt_qat.config import Config, QatLoss, QatSection, SensitivitySection
 from trt_qat.data.dataset import Dataset
 from trt_qat.errors import QuantizationError
+from trt_qat.report.training_curves import training_record
 from trt_qat.training.features.progressive import ProgressiveQuantization
 from trt_qat.training.qat import QATTrainer
 from trt_qat.vision.image import read_image_bgr
@@ -122,11 +123,35 @@ def test_same_seed_same_weights(trained: Trained, int8: Model, demo: Dataset, tm
 
 @pytest.mark.parametrize("loss", ["detection", "both"])
 def test_other_losses_train(trained: Trained, int8: Model, demo: Dataset, tmp_path: Path, loss: QatLoss) -> None:
-    other = weights(finetune(int8, demo, tmp_path / loss, loss, fraction=0.34))
+    tuned = finetune(int8, replace(demo, labelled_by="model"), tmp_path / loss, loss, fraction=0.34)
+    other = weights(tuned)
     assert all(torch.isfinite(value).all() for value in other.values())
     name = "model.0.conv.weight"
     assert not torch.equal(other[name], weights(trained[1])[name])
     assert not torch.equal(other[name], int8.network.state_dict()[name])
+    _check_agreement(tmp_path / loss, tuned.provenance["training"])
+
+
+def _check_agreement(out: Path, kept: dict[str, Any]) -> None:
+    """The labels were a model's: neither table nor checkpoint speaks of mAP, and the report reads both."""
+    assert kept.keys() == {"measure", "epoch", "fake_quant_agreement50_95", "start_fake_quant_agreement50_95"}
+    table = (out / "results.csv").read_text()
+    assert "metrics/agreement50(B),metrics/agreement50-95(B)" in table
+    assert "mAP" not in table
+    read = training_record(out, QatSection(epochs=1), 4, kept, "agreement")
+    start, end = (entry.map50_95 for entry in read.epochs)
+    assert (start, end) == (
+        kept["start_fake_quant_agreement50_95"],
+        pytest.approx(kept["fake_quant_agreement50_95"], rel=1e-4),
+    )
+
+
+def test_ranges_learn_and_zero_points_stay(tiny_asymmetric: Model, demo: Dataset, tmp_path: Path) -> None:
+    tuned = finetune(tiny_asymmetric, demo, tmp_path / "run", lsq=True, bn="freeze", monitor=False)
+    before, after = tiny_asymmetric.require_quantized().grids(), tuned.require_quantized().grids()
+    assert {name: grid.zero_point for name, grid in after.items()} == {n: g.zero_point for n, g in before.items()}
+    assert all(after[name].amax != grid.amax for name, grid in before.items())
+    assert tuned.require_quantized().placement == tiny_asymmetric.require_quantized().placement
 
 
 @pytest.mark.slow

@@ -125,6 +125,20 @@ def test_killed_and_resumed_in_float16(tiny_int8: Model, demo: Dataset, tmp_path
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_killed_and_resumed_with_zero_points(tiny_asymmetric: Model, demo: Dataset, tmp_path: Path) -> None:
+    """Ranges learn, zero points stay; those of a resumed run are not in its state, they are the start's."""
+    train(tiny_asymmetric, demo, tmp_path / "unbroken", epochs=2)
+    with pytest.raises(Killed):
+        train(tiny_asymmetric, demo, tmp_path / "run", (2, 1), epochs=2)
+    train(tiny_asymmetric, demo, tmp_path / "run", resume=True, epochs=2)
+    check_equal(content(tmp_path / "run"), content(tmp_path / "unbroken"))
+    before = tiny_asymmetric.require_quantized().grids()
+    after = load(tmp_path / "run" / "last.safetensors").require_quantized().grids()
+    assert {name: grid.zero_point for name, grid in after.items()} == {n: g.zero_point for n, g in before.items()}
+    assert all(after[name].amax != grid.amax for name, grid in before.items())
+
+
 def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in ("best", "last"):
         assert found[name].keys() == expected[name].keys()

@@ -116,3 +116,24 @@ def test_boxes_at_the_end_of_float32_overflow_nowhere() -> None:
     found = detections_from_output(output, 0.5, 0.5)  # a warning would be an error here
     assert np.isfinite(found.boxes_xyxy).all()
     assert len(found) > 0
+
+
+def test_end_to_end_output_is_not_suppressed() -> None:
+    """Two boxes on one place: one of them with NMS, both without; the best so many, best first."""
+    output = np.array([[10, 10, 50], [10, 10, 50], [4, 4, 4], [4, 4, 4], [0.8, 0.9, 0.3]], np.float32)
+    assert detections_from_output(output, 0.25, 0.5).scores.tolist() == pytest.approx([0.9, 0.3])
+    found = detections_from_output(output, 0.25, 0.5, layout="nms_free")
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.3])
+    assert found.boxes_xyxy.tolist() == [[8, 8, 12, 12]] * 2 + [[48, 48, 52, 52]]
+    assert len(detections_from_output(output, 0.25, 0.5, max_det=2, layout="nms_free")) == 2
+
+
+def test_rows_are_taken_as_they_are() -> None:
+    rows = np.array([[1, 2, 3, 4, 0.2, 1], [5, 6, 7, 8, 0.9, 0], [1, 2, 3, 4, 0.6, 2], [0] * 6], np.float32)
+    found = detections_from_output(rows, 0.1, 0.5, layout="rows")
+    assert found.boxes_xyxy.tolist() == [[5, 6, 7, 8], [1, 2, 3, 4], [1, 2, 3, 4]]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.6, 0.2])
+    assert found.class_ids.tolist() == [0, 2, 1]
+    of_two = detections_from_output(rows, 0.1, 0.5, classes=np.array([1, 2]), max_det=1, layout="rows")
+    assert of_two.class_ids.tolist() == [2]
+    assert len(detections_from_output(rows, 0.95, 0.5, layout="rows")) == 0

@@ -18,6 +18,7 @@ from trt_qat.data.images import evenly_spaced
 from trt_qat.errors import DatasetError
 from trt_qat.limits import CLASSES, LIST_MEGABYTES, LISTED_FILES
 from trt_qat.reading import file_name, read_bytes, read_yaml, shortened
+from trt_qat.results import Measure
 from trt_qat.vision.image import IMAGE_SUFFIXES
 
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -39,6 +40,7 @@ class Dataset:
         names: class id to name, ids 0 to n - 1.
         labelled_by: "model" where the labels are what the FP32 model itself detected (``labelled_by: model`` in the
             data.yaml): what is measured against them is agreement with that model, never mAP.
+        weights_sha256: of the weights that labelled, where the data.yaml says it.
     """
 
     source: Path
@@ -46,6 +48,12 @@ class Dataset:
     val: tuple[Path, ...]
     names: Mapping[int, str]
     labelled_by: LabelledBy = "people"
+    weights_sha256: str = ""
+
+    @property
+    def measure(self) -> Measure:
+        """What counting detections against its labels gives."""
+        return "agreement" if self.labelled_by == "model" else "mAP"
 
 
 def load_dataset(path: Path, names: Mapping[int, str] | None = None) -> Dataset:
@@ -138,6 +146,7 @@ def _from_yaml(path: Path, names: Mapping[int, str] | None) -> Dataset:
         entries.get("val") or entries["train"],
         _yaml_names(path, content, names),
         _labelled_by(path, content.get("labelled_by", "people")),
+        str(content.get("weights_sha256", "")),
     )
 
 
@@ -249,7 +258,12 @@ def _layout_splits(images: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _assemble(
-    source: Path, train: Sequence[Path], val: Sequence[Path], names: dict[int, str], labelled_by: LabelledBy = "people"
+    source: Path,
+    train: Sequence[Path],
+    val: Sequence[Path],
+    names: dict[int, str],
+    labelled_by: LabelledBy = "people",
+    weights_sha256: str = "",
 ) -> Dataset:
     return Dataset(
         source=source,
@@ -257,6 +271,7 @@ def _assemble(
         val=_images(val, "val", source),
         names=names,
         labelled_by=labelled_by,
+        weights_sha256=weights_sha256,
     )
 
 

@@ -13,7 +13,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Literal
 
-from trt_qat.data.dataset import Dataset, label_path
+from trt_qat.data.dataset import Dataset, LabelledBy, label_path
 from trt_qat.data.labels import Labels, read_labels
 from trt_qat.errors import DatasetError
 from trt_qat.progress import SILENT, Progress
@@ -42,6 +42,7 @@ class LabelledSplit:
         source: the dataset's.
         images: the usable ones, sorted.
         reasons: one line for each image that was left out.
+        labelled_by: the dataset's.
 
     Raises:
         DatasetError: no image is usable, or there is not one box on them.
@@ -51,6 +52,7 @@ class LabelledSplit:
     source: Path
     images: tuple[LabelledImage, ...]
     reasons: tuple[str, ...] = ()
+    labelled_by: LabelledBy = "people"
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -59,11 +61,21 @@ class LabelledSplit:
                 "'trt-qat data validate' lists them all."
             )
         if not any(len(image.labels) for image in self.images):
-            raise DatasetError(
-                f"Split '{self.name}' of '{self.source}' has no box: the label files of {len(self.images)} images "
-                f"are empty or missing, e.g. '{label_path(self.images[0].image)}'. Label some objects, or check the "
-                "place of the labels." + (f" Besides, {self.left_out}." if self.reasons else "")
+            raise DatasetError(self._no_box() + (f" Besides, {self.left_out}." if self.reasons else ""))
+
+    def _no_box(self) -> str:
+        if self.labelled_by == "model":
+            return (
+                f"Split '{self.name}' of '{self.source}' has no box: the FP32 model detects nothing on its "
+                f"{len(self.images)} images with a score above data.label_conf. Give images of what it was trained "
+                "on, or lower data.label_conf."
             )
+        return (
+            f"Split '{self.name}' of '{self.source}' has no box: the label files of {len(self.images)} images "
+            f"are empty or missing, e.g. '{label_path(self.images[0].image)}'. Label some objects, or check the "
+            "place of the labels; without labels, give the images alone (--data with their folder), and the FP32 model "
+            "labels them."
+        )
 
     @property
     def left_out(self) -> LeftOut | None:
@@ -79,7 +91,7 @@ class LabelledSplit:
             DatasetError: nothing usable, or no box, is left.
         """
         kept = tuple(image for image in self.images if image.image not in unreadable)
-        return LabelledSplit(self.name, self.source, kept, (*self.reasons, *unreadable.values()))
+        return LabelledSplit(self.name, self.source, kept, (*self.reasons, *unreadable.values()), self.labelled_by)
 
 
 def labelled_split(dataset: Dataset, name: SplitName) -> LabelledSplit:
@@ -95,7 +107,7 @@ def labelled_split(dataset: Dataset, name: SplitName) -> LabelledSplit:
             images.append(LabelledImage(path, read_labels(label_path(path), len(dataset.names))))
         except DatasetError as exc:
             reasons.append(str(exc))
-    return LabelledSplit(name, dataset.source, tuple(images), tuple(reasons))
+    return LabelledSplit(name, dataset.source, tuple(images), tuple(reasons), dataset.labelled_by)
 
 
 def checked_split(dataset: Dataset, name: SplitName, progress: Progress = SILENT) -> LabelledSplit:

@@ -1,4 +1,4 @@
-"""Images that are trained on and measured on: what makes an mAP too good."""
+"""Images that are trained on and measured on: what makes a figure too good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from trt_qat.artifacts import file_sha256
 from trt_qat.data.dataset import Dataset
 from trt_qat.progress import SILENT, Progress
 
-SAME_IMAGES = "train and val are the same images: mAP is measured on what was trained on"
+
+def same_images(dataset: Dataset) -> str:
+    """What to say where the two splits are one."""
+    return f"train and val are the same images: {dataset.measure} is measured on what was trained on"
 
 
 def leaked_images(dataset: Dataset, progress: Progress = SILENT) -> Iterator[tuple[Path, Path]]:
@@ -34,12 +37,12 @@ def leaked_images(dataset: Dataset, progress: Progress = SILENT) -> Iterator[tup
 def note_leaks(dataset: Dataset, progress: Progress) -> None:
     """Say in one line that val is not what it should be, if it is not."""
     if dataset.train == dataset.val:
-        progress.note(f"Warning: {SAME_IMAGES} ('{dataset.source}').")
+        progress.note(f"Warning: {same_images(dataset)} ('{dataset.source}').")
         return
     leaks = list(leaked_images(dataset))
     if leaks:
         image, twin = leaks[0]
         progress.note(
             f"Warning: {len(leaks)} of {len(dataset.val)} val images are in train as well, e.g. '{image}' = '{twin}': "
-            "mAP is too good. 'trt-qat data validate' lists them."
+            f"{dataset.measure} is too good. 'trt-qat data validate' lists them."
         )

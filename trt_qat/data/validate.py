@@ -14,7 +14,7 @@ from typing import Literal
 
 from trt_qat.data.dataset import Dataset, label_path
 from trt_qat.data.labels import Severity, has_labels, label_defects
-from trt_qat.data.leaks import SAME_IMAGES, leaked_images
+from trt_qat.data.leaks import leaked_images, same_images
 from trt_qat.errors import DatasetError
 from trt_qat.limits import LABEL_MEGABYTES
 from trt_qat.progress import SILENT, Progress
@@ -43,7 +43,7 @@ class Finding:
         kind: what is wrong.
         path: the file it is in.
         detail: the line, the values, the consequence.
-        severity: an error leaves the image out or makes mAP untrue; a warning may be intended.
+        severity: an error leaves the image out or makes figures untrue; a warning may be intended.
     """
 
     kind: FindingKind
@@ -138,7 +138,7 @@ def _orphans(images: Iterable[Path]) -> Iterator[Finding]:
 
 def _leaks(dataset: Dataset, progress: Progress) -> Iterator[Finding]:
     if dataset.train == dataset.val:
-        yield Finding("train-val-leak", dataset.source, SAME_IMAGES, "warning")
+        yield Finding("train-val-leak", dataset.source, same_images(dataset), "warning")
         return
     for image, twin in leaked_images(dataset, progress):
         yield Finding("train-val-leak", image, f"the same image is in train: '{twin}'", "error")

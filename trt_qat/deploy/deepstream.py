@@ -75,8 +75,8 @@ interval=0
 gie-unique-id=1
 process-mode=1
 network-type=0
-# 2: nvinfer suppresses boxes by the thresholds below
-cluster-mode=2
+# 2: nvinfer suppresses boxes by the thresholds below; 4: it does not, as an end-to-end detector wants it
+cluster-mode={4 if file.layout == "nms_free" else 2}
 parse-bbox-func-name=NvDsInferParseYolo
 custom-lib-path={_LIBRARY}/libnvdsinfer_custom_impl_Yolo.so
 engine-create-func-name=NvDsInferYoloCudaEngineGet

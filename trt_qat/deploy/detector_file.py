@@ -16,7 +16,7 @@ from trt_qat.config import EngineSection
 from trt_qat.engine.engine_file import EngineDescription, read_engine
 from trt_qat.engine.onnx_file import graph_precision
 from trt_qat.errors import ArtifactError, ConfigError
-from trt_qat.metadata import NMS_KEY, read_metadata
+from trt_qat.metadata import NMS_KEY, Layout, output_layout, read_metadata
 from trt_qat.onnx_reading import metadata_texts, read_detector
 from trt_qat.vision.size import ImageSize
 
@@ -40,9 +40,10 @@ class DetectorFile:
         dynamic: whether the batch may differ from call to call.
         input_name: of its one input, float32 (batch, 3, height, width).
         output_name: of its one output, float32.
-        output: shape of the output without the batch: (4 + classes, anchors), or (max_det, 6) with NMS.
+        output: shape of the output without the batch: (4 + classes, anchors), or (max_det, 6) of rows.
         precision: such as "int8+fp16".
         nms: whether NMS is built in.
+        layout: of the output of a file without it.
         signed: whether its INT8, if any, is signed, the only one that TensorRT takes.
         sha256: of the file's content.
     """
@@ -59,10 +60,28 @@ class DetectorFile:
     output: tuple[int, int]
     precision: str
     nms: bool
+    layout: Layout
     signed: bool
     sha256: str
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether its output is rows of detections rather than raw."""
+        return self.nms or self.layout == "rows"
+
     def require_raw(self, system: str) -> None:
+        """Refuse rows of detections.
+
+        Raises:
+            ConfigError: NMS is built in, or it is an end-to-end detector's best rows.
+        """
+        self.require_no_nms(system)
+        if self.layout == "rows":
+            raise ConfigError(
+                f"'{self.path}' puts out rows of detections, and {system} reads raw output. Export it without --nms."
+            )
+
+    def require_no_nms(self, system: str) -> None:
         """Refuse a file with NMS built in.
 
         Raises:
@@ -189,7 +208,8 @@ def _checked(
     nms = NMS_KEY in texts
     found = outputs[0][1] if len(outputs) == 1 else ()
     rows, columns = found[1:] if len(found) == 3 else (None, None)
-    fits = columns == ROW if nms else rows == 4 + len(names)
+    layout = output_layout(texts)
+    fits = columns == ROW if nms or layout == "rows" else rows == 4 + len(names)
     if rows is None or columns is None or not fits:
         shown = "; ".join(", ".join("any" if size is None else str(size) for size in sizes) for _, sizes in outputs)
         raise ArtifactError(
@@ -209,6 +229,7 @@ def _checked(
         output=(rows, columns),
         precision=precision,
         nms=nms,
+        layout=layout,
         signed=signed,
         sha256=file_sha256(path),
     )

@@ -77,7 +77,7 @@ def _decoder(file: DetectorFile, section: InferSection) -> str:
     tensor_name: {_TENSOR_OUT}
     confidence_threshold: {float(section.conf)}
     # boxes of all classes suppress each other there, not only those of one class as in trt_qat
-    nms_threshold: {float(section.iou)}
+    nms_threshold: {1.0 if file.layout == "nms_free" else float(section.iou)}
     num_classes: {len(file.class_names)}
 """
 

@@ -28,7 +28,7 @@ def write(file: DetectorFile, section: InferSection, folder: Path) -> None:
     Raises:
         ConfigError: the file has NMS, which `infer` does itself, or unsigned INT8.
     """
-    file.require_raw("`trt-qat infer`")
+    file.require_no_nms("`trt-qat infer`")
     file.require_signed("`trt-qat infer` on a Jetson")
     copy_model(file, folder / "model" / f"{file.name}.{file.kind}", sidecar=True)
     write_file(folder / "Dockerfile", _dockerfile())

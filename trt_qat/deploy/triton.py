@@ -78,7 +78,7 @@ output [
 
 
 def _meaning(file: DetectorFile) -> str:
-    if file.nms:
+    if file.has_rows:
         return "rows of x1, y1, x2, y2, score, class id, best first, then zeros"
     return "box centre x, y, width, height, then a score per class"
 
@@ -89,15 +89,15 @@ def _quoted(text: str) -> str:
 
 
 def _client(file: DetectorFile, section: InferSection) -> str:
-    if file.nms:
+    if file.has_rows:
         imports = ""
-        decode = """    found = output[output[:, 4] > 0]  # rows of zeros are none
+        decode = """    found = output[output[:, 4] > CONF]  # rows of zeros are none
     return transform.boxes_to_image(found[:, :4]), found[:, 4], found[:, 5].astype(int)
 """
-        thresholds = ""
+        thresholds = f"CONF = {0 if file.nms else section.conf}\n"
     else:
         imports = "from trt_qat.vision.postprocess import detections_from_output\n"
-        decode = """    found = detections_from_output(output, CONF, IOU, MAX_DET)
+        decode = f"""    found = detections_from_output(output, CONF, IOU, MAX_DET, layout={file.layout!r})
     return transform.boxes_to_image(found.boxes_xyxy), found.scores, found.class_ids
 """
         thresholds = f"CONF, IOU, MAX_DET = {section.conf}, {section.iou}, {section.max_det}\n"

@@ -23,9 +23,10 @@ from trt_qat.data.dataset import Dataset, check_classes
 from trt_qat.data.labelled import LabelledImage, LabelledSplit, labelled_split
 from trt_qat.data.labels import Labels
 from trt_qat.errors import ConsistencyError, DatasetError
+from trt_qat.metadata import Layout, output_layout
 from trt_qat.progress import SILENT, Progress
 from trt_qat.results import LeftOut
-from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
+from trt_qat.runtime.runner import Runner, check_output, class_names, image_size
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import LetterboxTransform, network_input
 from trt_qat.vision.postprocess import detections_from_output
@@ -37,7 +38,10 @@ COCO_IOU: Final = torch.linspace(0.5, 0.95, 10)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean average precision as fractions, on how many images, and which were left out (None: none)."""
+    """Mean average precision as fractions, on how many images, and which were left out (None: none).
+
+    Against labels that the FP32 model made it is agreement with that model, see :data:`trt_qat.results.Measure`.
+    """
 
     map50_95: float
     map50: float
@@ -105,6 +109,7 @@ def match_images(
     imgsz = image_size(runner.metadata, runner.input_shape)
     names = class_names(runner.metadata) or dict(dataset.names)
     check_classes(dataset, names)
+    layout = output_layout(runner.metadata)
     split = labelled_split(dataset, "val")
     size = runner.input_shape[0] or section.batch
     batches = [split.images[first : first + size] for first in range(0, len(split.images), size)]
@@ -115,8 +120,8 @@ def match_images(
         if not inputs:
             continue
         output = infer_padded(runner, np.concatenate([item.pixels for item in inputs]))[0]
-        check_raw_output(output, names, label or runner.name, len(inputs))
-        matched += [match_image(raw, item, section) for raw, item in zip(output, inputs, strict=True)]
+        check_output(output, names, label or runner.name, len(inputs), layout)
+        matched += [match_image(raw, item, section, layout) for raw, item in zip(output, inputs, strict=True)]
     measured = split.without(unreadable)
     _check_all_counted(len(matched), measured.left_out, dataset)
     return matched, measured
@@ -131,8 +136,8 @@ def _check_all_counted(matched: int, left_out: LeftOut | None, dataset: Dataset)
     listed, missing = len(dataset.val), left_out.images if left_out else 0
     if matched + missing != listed:
         raise ConsistencyError(
-            f"mAP was counted on {matched} images and {missing} were left out, but '{dataset.source}' lists {listed}. "
-            "No figure is given."
+            f"{dataset.measure} was counted on {matched} images and {missing} were left out, but '{dataset.source}' "
+            f"lists {listed}. No figure is given."
         )
 
 
@@ -171,13 +176,15 @@ def prepared(batch: Sequence[LabelledImage], imgsz: ImageSize, unreadable: dict[
             unreadable[given.image] = str(exc)
 
 
-def match_image(output: NDArray[np.float32], item: PreparedImage, section: EvaluationSection) -> MatchedImage:
+def match_image(
+    output: NDArray[np.float32], item: PreparedImage, section: EvaluationSection, layout: Layout = "raw"
+) -> MatchedImage:
     """Ultralytics' matching of what is detected in one image, in its pixels.
 
     Args:
-        output: of the network, shape (4 + classes, anchors).
+        output: of the network, shape (4 + classes, anchors), or (n, 6) where the layout is rows.
     """
-    found = detections_from_output(output, section.conf, section.iou, section.max_det, multi_label=True)
+    found = detections_from_output(output, section.conf, section.iou, section.max_det, multi_label=True, layout=layout)
     labels = item.given.labels
     boxes = item.transform.boxes_to_image(found.boxes_xyxy)
     targets = _pixels_xyxy(labels, item.transform.size_wh)

@@ -19,7 +19,8 @@ class GroupSensitivity:
         group: name in the placement.
         convs: convolutions of the group.
         error: see :class:`~trt_qat.quantization.divergence.OutputDivergence`; None if it was not measured.
-        map50_95_drop: float mAP50-95 less that with this group in INT8, a fraction; None if it was not measured.
+        map50_95_drop: float mAP50-95 (or agreement) less that with this group in INT8, a fraction; None if it was not
+            measured.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # it is its file's schema
@@ -31,7 +32,7 @@ class GroupSensitivity:
 
     @property
     def cost(self) -> float:
-        """What groups are ranked by: the mAP drop where it was measured, else the output error."""
+        """What groups are ranked by: the drop where it was measured, else the output error."""
         value = self.error if self.map50_95_drop is None else self.map50_95_drop
         return 0.0 if value is None else value
 

@@ -30,9 +30,10 @@ from trt_qat.evaluation.parity_report import (
     ParitySide,
     broken_thresholds,
 )
+from trt_qat.metadata import output_layout
 from trt_qat.progress import SILENT, Progress
-from trt_qat.results import LeftOut
-from trt_qat.runtime.runner import Runner, check_raw_output, class_names, image_size
+from trt_qat.results import LeftOut, Measure
+from trt_qat.runtime.runner import Runner, check_output, class_names, image_size
 from trt_qat.targets.check import difference
 from trt_qat.vision.letterbox import network_input
 from trt_qat.vision.postprocess import detections_from_output
@@ -102,18 +103,19 @@ def compare(
 
     Args:
         section: how many images, and what is still the same.
-        evaluation: how mAP is measured, and images per forward pass.
+        evaluation: how mAP or agreement is measured, and images per forward pass.
         infer: what a detection is.
 
     Raises:
-        ConsistencyError: the two take images of other sizes, have other classes, or outputs of other shapes.
+        ConsistencyError: the two take images of other sizes, have other classes, or outputs of other shapes, or one
+            puts out rows of detections.
         DatasetError: no image can be read, or the dataset has other classes.
         RunnerError: a side cannot run, its first output is not raw YOLOv8 detection, or an output is not finite.
     """
     check_preprocessing(network_input)
     _check_comparable(first, second, dataset)
-    images, left_out, no_map = _chosen(dataset, section.images)
-    counting = _Counting((first, second), section, evaluation, infer, no_map)
+    images, left_out, not_measured = _chosen(dataset, section.images)
+    counting = _Counting((first, second), section, evaluation, infer, dataset.measure, not_measured)
     runners = [ComparedRunner(side.runner, name) for side, name in ((first, "first"), (second, "second"))]
     unreadable: dict[Path, str] = {}
     chunks = [images[start : start + evaluation.batch] for start in range(0, len(images), evaluation.batch)]
@@ -132,6 +134,12 @@ def compare(
 
 
 def _check_comparable(first: Side, second: Side, dataset: Dataset) -> None:
+    for side in (first, second):
+        if output_layout(side.runner.metadata) == "rows":
+            raise ConsistencyError(
+                f"'{side.label}' puts out rows of detections, whose order says nothing of how far two networks are "
+                "apart. Export it without --nms to compare it."
+            )
     sizes = first.imgsz, second.imgsz
     if sizes[0] != sizes[1]:
         raise ConsistencyError(
@@ -150,7 +158,7 @@ def _check_comparable(first: Side, second: Side, dataset: Dataset) -> None:
 
 
 def _chosen(dataset: Dataset, count: int) -> tuple[Sequence[LabelledImage], LeftOut | None, str]:
-    """The images to compare on, what is left out, and why no mAP can be measured, if so."""
+    """The images to compare on, what is left out, and why no mAP or agreement can be measured, if so."""
     try:
         split = labelled_split(dataset, "val")
     except DatasetError as exc:
@@ -195,7 +203,8 @@ class _Counting:
 
     Attributes:
         items: the images of the next chunk.
-        no_map: why mAP cannot be measured; empty if it can.
+        measure: what the labels give.
+        not_measured: why that cannot be measured; empty if it can.
         images: the names of those that were counted.
     """
 
@@ -203,7 +212,8 @@ class _Counting:
     section: ParitySection
     evaluation: EvaluationSection
     infer: InferSection
-    no_map: str
+    measure: Measure
+    not_measured: str
     items: Sequence[PreparedImage] = ()
     images: list[str] = field(default_factory=list)
     figures: dict[str, _Figures] = field(default_factory=dict)
@@ -216,7 +226,7 @@ class _Counting:
         both = [name for name in first if name in second]
         for side, outputs in zip(self.sides, (first, second), strict=True):
             names = class_names(side.runner.metadata)
-            check_raw_output(outputs[both[0]], names, f"'{side.label}'", len(self.items))
+            check_output(outputs[both[0]], names, f"'{side.label}'", len(self.items))
             for name in both:
                 if not np.isfinite(outputs[name]).all():
                     raise RunnerError(f"'{name}' of '{side.label}' holds NaN or infinity. Export or build it again.")
@@ -239,12 +249,16 @@ class _Counting:
             self.figures.setdefault(name, _Figures()).add(a, b, peak)
         self.logits.append(difference(raw[1][None], raw[0][None], imgsz).logits)
         infer = self.infer
-        ours, theirs = (detections_from_output(output, infer.conf, infer.iou, infer.max_det) for output in raw)
+        layouts = [output_layout(side.runner.metadata) for side in self.sides]
+        ours, theirs = (
+            detections_from_output(output, infer.conf, infer.iou, infer.max_det, layout=layout)
+            for output, layout in zip(raw, layouts, strict=True)
+        )
         iou = self.section.match_iou
         self.found.append((matched(ours, theirs, iou), matched(theirs, ours, iou)))
-        if not self.no_map:
-            for output, kept in zip(raw, self.accuracy, strict=True):
-                kept.append(match_image(output, item, self.evaluation))
+        if not self.not_measured:
+            for output, layout, kept in zip(raw, layouts, self.accuracy, strict=True):
+                kept.append(match_image(output, item, self.evaluation, layout))
 
     def report(self, of: int, left_out: LeftOut | None) -> ParityReport:
         """What all chunks say together, of a split with so many images."""
@@ -267,16 +281,17 @@ class _Counting:
                 second_matched=int(theirs.sum()),
             ),
             map50_95=self._map50_95(),
-            no_map=self.no_map,
+            not_measured=self.not_measured,
             thresholds=section.thresholds(),
             broken=(),
+            measure=self.measure,
         )
         return report.model_copy(update={"broken": tuple(broken_thresholds(report, section))})
 
     def _map50_95(self) -> MapPair | None:
-        if not (self.no_map or any(len(image.target_class_ids) for image in self.accuracy[0])):
-            self.no_map = "No image that could be read has a labelled box."
-        if self.no_map:
+        if not (self.not_measured or any(len(image.target_class_ids) for image in self.accuracy[0])):
+            self.not_measured = "No image that could be read has a labelled box."
+        if self.not_measured:
             return None
         first, second = (round(mean_average_precision(kept)[0], 5) for kept in self.accuracy)
         return MapPair(first=first, second=second)

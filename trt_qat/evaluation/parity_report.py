@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from trt_qat.artifacts import write_json
 from trt_qat.config import ParitySection
-from trt_qat.reading import FileModel, checked, read_json
-from trt_qat.results import Fraction, LeftOut, Text
+from trt_qat.reading import FileModel, read_json
+from trt_qat.results import Fraction, LeftOut, Measure, Text, checked_measures, file_content
 
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]  # rounding takes it past 1
 Count = Annotated[int, Field(ge=0)]
 Error = Annotated[float, Field(ge=0)]
 
 _SHOWN = 5
-_MAP_IMAGES = 128
-"""From so many images on ``parity.max_map_drop`` holds as it is; chance grows with the root of what is missing."""
+_ENOUGH_IMAGES = 128
+"""From so many images on ``parity.max_drop`` holds as it is; chance grows with the root of what is missing."""
 
 HEADER = ("output", "lowest cosine", "mean", "lowest PSNR", "largest error", "in image")
 
@@ -91,7 +91,7 @@ class MatchedDetections(FileModel):
 
 
 class MapPair(FileModel):
-    """mAP50-95 of both sides, fractions, on the images that were compared."""
+    """mAP50-95 (or agreement) of both sides, fractions, on the images that were compared."""
 
     first: Fraction
     second: Fraction
@@ -167,8 +167,9 @@ class ParityReport(FileModel):
         outputs: every output and its parts.
         logits: root mean square difference of the class scores' logits over their standard deviation, on the worst
             image; as :mod:`trt_qat.targets.check` measures it.
-        map50_95: None where it was not measured, see ``no_map``.
-        no_map: why not.
+        measure: what the labels of the images give.
+        map50_95: None where it was not measured, see ``not_measured``.
+        not_measured: why not.
         thresholds: that held.
         broken: one line for each threshold that is not met.
         bisect: where the first layer differs, if it was asked for.
@@ -183,10 +184,11 @@ class ParityReport(FileModel):
     logits: Error
     detections: MatchedDetections
     map50_95: MapPair | None
-    no_map: str
+    not_measured: str
     thresholds: dict[str, float | None]
     broken: tuple[str, ...]
     bisect: Bisection | None = None
+    measure: Measure = "mAP"
 
     def worst_images(self, images: Sequence[Path]) -> list[Path]:
         """Those of ``images`` in which some output is farthest off, each once."""
@@ -208,11 +210,16 @@ class ParityReport(FileModel):
             f"Detections (score {self.detections.conf:g}, IoU {self.detections.iou:g}): {self.detections}",
         ]
         if self.map50_95 is None:
-            lines.append(f"mAP50-95: not measured. {self.no_map}")
+            lines.append(f"{self.measure}50-95: not measured. {self.not_measured}")
         else:
             both, change = self.map50_95, -self.map50_95.drop_points
-            lines.append(f"mAP50-95: {both.first:.4f} and {both.second:.4f}, {change:+.2f} points")
+            lines.append(f"{self.measure}50-95: {both.first:.4f} and {both.second:.4f}, {change:+.2f} points")
         return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object, see :func:`~trt_qat.results.file_content`."""
+        content: dict[str, Any] = file_content(self.model_dump(mode="json"))
+        return content
 
 
 class ParityReports(FileModel):
@@ -227,8 +234,8 @@ def write_parity(path: Path, reports: Sequence[ParityReport]) -> None:
     Raises:
         ArtifactError: it cannot be written.
     """
-    content = {"comparisons": [report.model_dump(mode="json") for report in reports]}
-    checked(ParityReports, content, path, "Nothing was written.")
+    content = {"comparisons": [report.as_dict() for report in reports]}
+    checked_measures(ParityReports, content, path, "Nothing was written.")
     write_json(path, content)
 
 
@@ -238,7 +245,7 @@ def read_parity(path: Path) -> tuple[ParityReport, ...]:
     Raises:
         ArtifactError: missing, not JSON, or something else.
     """
-    return checked(ParityReports, read_json(path, "Parity file"), path, "Remove it and run again.").comparisons
+    return checked_measures(ParityReports, read_json(path, "Parity file"), path, "Remove it and run again.").comparisons
 
 
 def broken_thresholds(report: ParityReport, section: ParitySection) -> Iterator[str]:
@@ -258,14 +265,14 @@ def broken_thresholds(report: ParityReport, section: ParitySection) -> Iterator[
         yield f"logits are off by {report.logits:.3f} of their spread (parity.max_logits={section.max_logits:g})"
     if section.min_matched is not None:
         yield from _too_few_matched(report.detections, section.min_matched)
-    if section.max_map_drop is not None and report.map50_95 is not None:
+    if section.max_drop is not None and report.map50_95 is not None:
         drop, allowed = (
             report.map50_95.drop_points,
-            section.max_map_drop * max(1.0, math.sqrt(_MAP_IMAGES / report.images)),
+            section.max_drop * max(1.0, math.sqrt(_ENOUGH_IMAGES / report.images)),
         )
         if drop > allowed:
-            few = f", {allowed:.1f} on so few images" if report.images < _MAP_IMAGES else ""
-            yield f"mAP50-95 falls by {drop:.2f} points (parity.max_map_drop={section.max_map_drop:g}{few})"
+            few = f", {allowed:.1f} on so few images" if report.images < _ENOUGH_IMAGES else ""
+            yield f"{report.measure}50-95 falls by {drop:.2f} points (parity.max_drop={section.max_drop:g}{few})"
 
 
 def _too_few_matched(found: MatchedDetections, share: float) -> Iterator[str]:

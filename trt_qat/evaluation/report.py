@@ -1,27 +1,20 @@
-"""The result table, as text and as Markdown."""
+"""The result table, as text and as Markdown; its header says whether mAP or agreement was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trt_qat.results import ResultRow
+from trt_qat.results import Measure, ResultRow
 
-HEADER = (
-    "model",
-    "precision",
-    "runtime",
-    "mAP50-95",
-    "mAP50",
-    "images",
-    "MB",
-    "ms median",
-    "p90",
-    "p99",
-)
+
+def header(measure: Measure) -> tuple[str, ...]:
+    """The names of the columns."""
+    figures = f"{measure}50-95", f"{measure}50"
+    return ("model", "precision", "runtime", *figures, "images", "MB", "ms median", "p90", "p99")
 
 
 def cells(row: ResultRow) -> tuple[str, ...]:
-    """One row as text, in the order of :data:`HEADER`."""
+    """One row as text, in the order of :func:`header`."""
     latency = row.latency_ms
     return (
         row.model,
@@ -38,6 +31,7 @@ def cells(row: ResultRow) -> tuple[str, ...]:
 
 
 def markdown_table(rows: Sequence[ResultRow]) -> str:
-    """A GitHub-flavoured Markdown table, one line per model."""
-    lines = [HEADER, tuple("---" for _ in HEADER), *(cells(row) for row in rows)]
+    """A GitHub-flavoured Markdown table, one line per model; at least one, all of one dataset."""
+    names = header(rows[0].measure)
+    lines = [names, tuple("---" for _ in names), *(cells(row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -30,13 +30,14 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.calibrate import batches
 from trt_qat.quantization.divergence import OutputDivergence
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.reading import FileModel, checked, read_json, shortened, shown_name
+from trt_qat.reading import FileModel, read_json, shortened, shown_name
+from trt_qat.results import Measure, checked_measures, file_content
 
-Measure = Callable[[], float]
+Cost = Callable[[], float]
 
 
-class MapOnSubset:
-    """Fake-quant mAP on the first images of the val split.
+class AccuracyOnSubset:
+    """Fake-quant mAP or agreement on the first images of the val split.
 
     Args:
         model: calibrated; its quantizers may be switched between calls.
@@ -53,15 +54,15 @@ class MapOnSubset:
         """The accuracy with the quantizers that are on now."""
         return measure_accuracy(self._runner, self._dataset, self._section)
 
-    def drop_from(self, float_map: float) -> Measure:
-        """A function that measures ``float_map`` less the mAP50-95 now."""
-        return lambda: float_map - self().map50_95
+    def drop_from(self, of_float: float) -> Cost:
+        """A function that measures ``of_float`` less the mAP50-95 (or agreement) now."""
+        return lambda: of_float - self().map50_95
 
 
 def measure_groups(
     model: QuantizedModel,
-    error: Measure | None,
-    map_drop: Measure | None,
+    error: Cost | None,
+    drop: Cost | None,
     done: Sequence[GroupSensitivity] = (),
     progress: Progress = SILENT,
     keep: Callable[[list[GroupSensitivity]], object] = lambda so_far: None,
@@ -70,7 +71,7 @@ def measure_groups(
 
     Args:
         error: the output error with the quantizers that are on, None to leave it out.
-        map_drop: the mAP drop likewise.
+        drop: that of mAP or agreement likewise.
         done: groups measured before, which are not measured again.
         keep: told all that is measured, sorted, after each group.
     """
@@ -79,7 +80,7 @@ def measure_groups(
     for group in progress.over(left, "measuring groups"):
         with model.only([group.name]):
             rows[group.name] = GroupSensitivity(
-                group.name, group.convs, error() if error else None, map_drop() if map_drop else None
+                group.name, group.convs, error() if error else None, drop() if drop else None
             )
         keep(_worst_first(rows.values()))
     return _worst_first(rows.values())
@@ -103,13 +104,14 @@ def sensitivity_key(
         "placement": hashlib.sha256(placement.encode()).hexdigest()[:16],
         "imgsz": list(imgsz),
     }
-    if section.metric != "map":
+    if section.metric != "drop":
         chosen = calibration_images(dataset, section.images)
         key |= {"images": len(chosen), "data": images_sha256(chosen)[:16]}
     if section.metric != "error":
-        val = dataset.val[: section.map_images]
+        val = dataset.val[: section.val_images]
         labels = [label for label in map(label_path, val) if label.is_file()]
-        key |= {"map_images": len(val), "val_data": images_sha256([*val, *labels])[:16]}
+        key |= {} if dataset.measure == "mAP" else {"measure": dataset.measure}
+        key |= {"val_images": len(val), "val_data": images_sha256([*val, *labels])[:16]}
         key |= {"evaluation": evaluation.model_dump(include={"conf", "iou", "max_det"})}
     return key
 
@@ -128,7 +130,8 @@ class SensitivityContent(FileModel):
     Args:
         key: see :func:`sensitivity_key`.
         groups: how many there are; ``layers`` has those that are measured.
-        float_figures: the float model's accuracy, under the name ``float``; empty where mAP was not measured.
+        float_figures: the float model's accuracy, under the name ``float``; empty where it was not measured.
+        measure: what the labels give; it says nothing where ``metric`` is "error".
     """
 
     key: dict[str, Any]
@@ -136,6 +139,7 @@ class SensitivityContent(FileModel):
     groups: Annotated[int, Field(ge=1)]
     float_figures: Annotated[dict[str, Any], Field(alias="float")]
     layers: tuple[GroupSensitivity, ...]
+    measure: Measure = "mAP"
 
     @model_validator(mode="after")
     def _fits(self) -> SensitivityContent:
@@ -146,7 +150,7 @@ class SensitivityContent(FileModel):
         if self.float_figures and not (isinstance(drop, float | int) and 0 <= drop <= 1):
             raise ValueError(f"float.map50_95 = {shortened(drop)} is no fraction")
         for row in self.layers:
-            for measured, value in (("error", row.error), ("map", row.map50_95_drop)):
+            for measured, value in (("error", row.error), ("drop", row.map50_95_drop)):
                 if (value is not None) != (self.metric in (measured, "both")):
                     raise ValueError(f"group {shortened(row.group)} does not hold what metric {self.metric!r} measures")
         return self
@@ -158,7 +162,8 @@ def ranking_of(path: Path) -> tuple[GroupSensitivity, ...]:
     Raises:
         ArtifactError: missing, not JSON, or something else.
     """
-    return checked(SensitivityContent, read_json(path, "Sensitivity file"), path, "Remove it and run again.").layers
+    content = read_json(path, "Sensitivity file")
+    return checked_measures(SensitivityContent, content, path, "Remove it and run again.").layers
 
 
 @dataclass(frozen=True)
@@ -172,15 +177,17 @@ class SensitivityFile:
     def write(self, ranking: Ranking) -> dict[str, Any]:
         """Write what is measured so far, whole or not at all; returns the content."""
         content = {
+            "measure": self.key.get("measure", "mAP"),
             "key": dict(self.key),
             "metric": self.key["metric"],
             "groups": self.groups,
             "float": dict(ranking.float_figures),
             "layers": [row.as_dict() for row in ranking.rows],
         }
-        checked(SensitivityContent, content, self.path, "Nothing was written.")
-        write_json(self.path, content)
-        return content
+        written: dict[str, Any] = file_content(content)
+        checked_measures(SensitivityContent, written, self.path, "Nothing was written.")
+        write_json(self.path, written)
+        return written
 
     def read(self) -> tuple[Ranking | None, str]:
         """What an earlier run left under the same key, and a line that says so.
@@ -190,7 +197,8 @@ class SensitivityFile:
         if not os.path.lexists(self.path):
             return None, ""
         try:
-            content = checked(SensitivityContent, read_json(self.path, "Sensitivity file"), self.path, "")
+            found_there = read_json(self.path, "Sensitivity file")
+            content = checked_measures(SensitivityContent, found_there, self.path, "")
         except ArtifactError as exc:
             return None, f"Starting anew: '{self.path}' is not a readable sensitivity file. {exc}".rstrip()
         found, rows, figures = content.key, list(content.layers), content.float_figures
@@ -205,7 +213,7 @@ class SensitivityFile:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scale groups, the most costly first; ``float_figures`` is the float model's accuracy where mAP was measured."""
+    """Scale groups, the most costly first; ``float_figures`` is the float model's accuracy where it was measured."""
 
     rows: list[GroupSensitivity]
     float_figures: Mapping[str, Any]
@@ -225,23 +233,23 @@ def rank_groups(
 
     Args:
         model: calibrated; its quantizers are switched while this runs and are as before afterwards.
-        evaluation: how mAP is measured, where it is.
+        evaluation: how mAP or agreement is measured, where it is.
         done: what was measured before, which is not measured again.
         keep: told all that is measured, sorted, after each group.
     """
     quantized = model.require_quantized()
     figures = dict(done.float_figures) if done else {}
     rows = list(done.rows) if done else []
-    error = map_drop = None
+    error = drop = None
     unfinished = len(rows) < len(quantized.placement.groups)
-    if unfinished and section.metric != "map":
+    if unfinished and section.metric != "drop":
         images = calibration_images(dataset, section.images)
         error = OutputDivergence(quantized, (make() for make in batches(images, model.imgsz, section.batch)))
     if unfinished and section.metric != "error":
-        on_val = MapOnSubset(model, dataset, section.map_images, evaluation)
+        on_val = AccuracyOnSubset(model, dataset, section.val_images, evaluation)
         if not figures:
             with quantized.quantizers_off():
                 figures = on_val().as_dict()
-        map_drop = on_val.drop_from(figures["map50_95"])
-    rows = measure_groups(quantized, error, map_drop, rows, progress, lambda so_far: keep(Ranking(so_far, figures)))
+        drop = on_val.drop_from(figures["map50_95"])
+    rows = measure_groups(quantized, error, drop, rows, progress, lambda so_far: keep(Ranking(so_far, figures)))
     return Ranking(rows, figures)

@@ -10,18 +10,20 @@ from matplotlib.figure import Figure
 
 from trt_qat.artifacts import atomic_path
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
+from trt_qat.results import Measure
 
 _BAR_INCHES = 0.22
 _COLOURS = {"error": "#3b6ea5", "map50_95_drop": "#c1553b"}
-_TITLES = {"error": "output error (scores and boxes)", "map50_95_drop": "mAP50-95 drop, points"}
 
 
-def draw_sensitivity(rows: Sequence[GroupSensitivity], out: Path) -> Path:
+def draw_sensitivity(rows: Sequence[GroupSensitivity], out: Path, measure: Measure) -> Path:
     """Write a PNG with one panel per figure that was measured.
 
     Args:
         rows: worst first, at least one.
+        measure: what drops are of.
     """
+    titles = {"error": "output error (scores and boxes)", "map50_95_drop": f"{measure}50-95 drop, points"}
     shown = {
         name: values
         for name, values in (
@@ -37,7 +39,7 @@ def draw_sensitivity(rows: Sequence[GroupSensitivity], out: Path) -> Path:
     for axes, (name, values) in zip(panels, shown.items(), strict=True):
         scale = 100.0 if name == "map50_95_drop" else 1.0
         axes.barh(places, [scale * float(value or 0) for value in values], height=0.75, color=_COLOURS[name])
-        axes.set_xlabel(_TITLES[name])
+        axes.set_xlabel(titles[name])
         axes.axvline(0, color="black", linewidth=0.8)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from trt_qat.checkpoint import Model
+from trt_qat.metadata import NMS_FREE_KEY
 from trt_qat.model.device import computing_on
-from trt_qat.model.loading import raw_output
+from trt_qat.model.loading import is_end_to_end, raw_output
 
 
 class TorchRunner:
@@ -42,6 +43,7 @@ class TorchRunner:
             "names": str(dict(model.names)),
             "imgsz": str(list(model.imgsz)),
             "precision": "fp32" if model.quantized is None else "int8+fp32",
+            NMS_FREE_KEY: str(is_end_to_end(self.network)),
         }
         self.device: str = str(next(self.network.parameters()).device)
 

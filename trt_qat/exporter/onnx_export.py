@@ -30,8 +30,9 @@ from trt_qat.exporter.qdq_passes import (
     quantize_at_source_,
 )
 from trt_qat.exporter.tensorrt_rtx import to_tensorrt_rtx_
-from trt_qat.exporter.unsigned import to_unsigned_
-from trt_qat.model.loading import export_mode, raw_output
+from trt_qat.exporter.unsigned import OFFSET, to_unsigned_
+from trt_qat.metadata import NMS_FREE_KEY, ROWS_KEY
+from trt_qat.model.loading import export_mode, is_end_to_end, raw_output
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.vision.size import ImageSize
 
@@ -46,7 +47,7 @@ def export_onnx(
     """Write one ONNX file; input ``images`` (batch, 3, *imgsz) float32 in [0, 1], output ``output0``.
 
     Args:
-        unsigned: activations as uint8 with zero point 128 instead of int8; the same numbers.
+        unsigned: activations as uint8 with zero points 128 higher, instead of int8; the same numbers.
         tensorrt_rtx: in the form of :mod:`trt_qat.exporter.tensorrt_rtx`; the same numbers.
 
     Raises:
@@ -174,7 +175,8 @@ def file_metadata(model: Model, section: ExportSection) -> dict[str, Any]:
         "imgsz": list(model.imgsz),
         "names": {int(k): str(v) for k, v in model.names.items()},
         "channels": 3,
-        "end2end": False,
+        ROWS_KEY: False,
+        NMS_FREE_KEY: is_end_to_end(model.network),
         "args": {"batch": section.batch, "dynamic": dynamic, "nms": False},
         "dynamic": section.dynamic_batch or section.dynamic_size,
         "precision": section.precision or "int8+fp16",
@@ -191,19 +193,24 @@ def _check(model: onnx.ModelProto) -> None:
 
 
 def _check_scales(model: onnx.ModelProto, quantized: QuantizedModel) -> None:
-    """Each activation's scale in the file is a range of the checkpoint over 127, FP16 rounding apart.
+    """Each activation's scale in the file is a range of the checkpoint over 127, with its zero point.
+
+    FP16 rounding apart.
 
     Raises:
         ConsistencyError: one is not, so that the file computes something else.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    wanted = np.array([float(amax) / 127 for name, amax in quantized.amax().items() if name.startswith("activation.")])
+    grids = quantized.grids().values()
+    steps, codes = np.array([grid.step for grid in grids]), np.array([grid.zero_point for grid in grids])
     for node in model.graph.node:
         if node.op_type != "QuantizeLinear" or node.input[1] not in constants:
             continue
         found = float(onnx.numpy_helper.to_array(constants[node.input[1]]).max())
-        if not np.isclose(found, wanted, rtol=_SCALE_ROUNDING).any():
+        zero_point = onnx.numpy_helper.to_array(constants[node.input[2]])
+        code = int(zero_point.max()) + (OFFSET if zero_point.dtype == np.int8 else 0)
+        if not (np.isclose(found, steps, rtol=_SCALE_ROUNDING) & (codes == code)).any():
             raise ConsistencyError(
-                f"'{node.name}' of the exported graph quantizes with scale {found:.4g}, which no range of the "
-                "checkpoint gives. Nothing was written."
+                f"'{node.name}' of the exported graph quantizes with scale {found:.4g} and zero point {code}, which no "
+                "range of the checkpoint gives. Nothing was written."
             )

@@ -6,6 +6,9 @@ x1, y1, x2, y2, score, class id, in network pixels:
 *One row per anchor* (batch, anchors, 6), each with its best class: what DeepStream-Yolo's parser reads
 (marcoslucianops/DeepStream-Yolo, utils/export_yoloV8.py and nvdsparsebbox_Yolo.cpp); it suppresses boxes itself.
 
+*The best rows* (batch, max_det, 6) of an end-to-end head, which names each object once: sorted, none suppressed,
+however low its score; Ultralytics calls such a file ``end2end``.
+
 *NMS built in* (batch, max_det, 6): what :mod:`trt_qat.vision.postprocess` keeps, best first, then rows of zeros. Which
 boxes are kept is known only when the graph runs, so they are marked in a tensor of fixed shape and sorted to the front.
 The marks are NonMaxSuppression's. TensorRT-RTX 1.7 has no kernel for that operator; there a Loop does the same on the
@@ -26,7 +29,7 @@ import onnx_graphsurgeon as gs
 
 from trt_qat.config import InferSection
 from trt_qat.errors import ExportError
-from trt_qat.metadata import NMS_KEY
+from trt_qat.metadata import NMS_FREE_KEY, NMS_KEY, ROWS_KEY, output_layout
 
 ROW: Final = 6  # x1, y1, x2, y2, score, class id
 LARGEST_TOPK: Final = 3840  # of TensorRT (documentation of ITopKLayer)
@@ -51,6 +54,8 @@ def one_row_per_anchor(model: onnx.ModelProto, output_name: str = "output") -> o
 def with_nms(model: onnx.ModelProto, section: InferSection, by_loop: bool = False) -> onnx.ModelProto:
     """The model with NMS built in, output (batch, max_det, 6); its metadata say so.
 
+    Of an end-to-end head the best rows, without NMS and without a threshold.
+
     Args:
         model: a raw detector; it is not changed.
         section: ``conf``, ``iou`` and ``max_det``, which are constants of the file from then on.
@@ -64,6 +69,8 @@ def with_nms(model: onnx.ModelProto, section: InferSection, by_loop: bool = Fals
             f"infer.max_det={section.max_det} is more than TensorRT sorts. With NMS in the file 1 to {LARGEST_TOPK} "
             "are allowed."
         )
+    if output_layout({entry.key: entry.value for entry in model.metadata_props}) == "nms_free":
+        return _with_best_rows(model, section)
     nms = _nms_by_loop if by_loop else _nms
     made = _with_tail(model, model.graph.output[0].name, lambda ops, raw: nms(ops, _Raw.of(ops, raw), section))
     said = {entry.key: entry.value for entry in made.metadata_props}
@@ -71,6 +78,13 @@ def with_nms(model: onnx.ModelProto, section: InferSection, by_loop: bool = Fals
     # Ultralytics knows a file with NMS by args['nms'], and takes its rows as they are
     args = said.get("args", "{'nms': False}").replace("'nms': False", "'nms': True")
     onnx.helper.set_model_props(made, said | {NMS_KEY: str(thresholds), "args": args})
+    return made
+
+
+def _with_best_rows(model: onnx.ModelProto, section: InferSection) -> onnx.ModelProto:
+    made = _with_tail(model, model.graph.output[0].name, lambda ops, raw: _best_rows(ops, _Raw.of(ops, raw), section))
+    said = {entry.key: entry.value for entry in made.metadata_props}
+    onnx.helper.set_model_props(made, said | {ROWS_KEY: "True", NMS_FREE_KEY: "False"})
     return made
 
 
@@ -197,6 +211,11 @@ class _Raw:
         rows = ops("Transpose", ops("Concat", *entries, axis=1), perm=[0, 2, 1])
         rows.shape = [raw.shape[0], raw.shape[2], ROW]
         return cls(rows, scores, best, classes)
+
+
+def _best_rows(ops: _Ops, raw: _Raw, section: InferSection) -> gs.Variable:
+    scores = ops.squeeze(ops.part(raw.rows, 4, 5, 2), 2)
+    return _kept_rows(ops, scores, raw.rows, section)
 
 
 def _nms(ops: _Ops, raw: _Raw, section: InferSection) -> gs.Variable:

@@ -1,4 +1,4 @@
-"""Signed activations as uint8 with zero point 128: the same numbers, in the form that CPU runtimes compute right.
+"""Signed activations as uint8, zero points 128 higher: the same numbers, in the form that CPU runtimes compute right.
 
 OpenVINO's importer computes convolutions behind a Concat of signed Q/DQ wrongly (2025.4 to 2026.4), and ONNX Runtime
 1.32 refuses signed files of opset 21 and above at its default level (the quantizer that it inserts behind a MaxPool is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-ZERO_POINT = 128
+OFFSET = 128
 
 
 def to_unsigned_(graph: gs.Graph) -> None:
@@ -18,11 +18,13 @@ def to_unsigned_(graph: gs.Graph) -> None:
 
     The level q becomes q + 128, so that the range [-128, 127] is [0, 255] and every value stays what it was.
     """
-    zero_point = gs.Constant("zero_point.uint8", np.array(ZERO_POINT, dtype=np.uint8))
+    codes: dict[int, gs.Constant] = {}
     for node in graph.nodes:
         if node.op not in {"QuantizeLinear", "DequantizeLinear"} or isinstance(node.inputs[0], gs.Constant):
             continue
-        node.inputs[2] = zero_point
+        code = int(node.inputs[2].values) + OFFSET
+        name = "zero_point.uint8" if code == OFFSET else f"zero_point.uint8.{code}"
+        node.inputs[2] = codes.setdefault(code, gs.Constant(name, np.array(code, dtype=np.uint8)))
         if node.op == "QuantizeLinear":
             node.outputs[0].dtype = np.dtype(np.uint8)
     graph.cleanup()

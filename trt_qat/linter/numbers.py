@@ -75,7 +75,8 @@ def asymmetric(graph: QdqGraph) -> Iterator[Place]:
             shown = f"{int(zero_point.reshape(-1)[0])}" if zero_point.size == 1 else f"{zero_point.size} values"
             message = f"asymmetric: zero point {shown}, TensorRT refuses any but 0"
             advice = (
-                "Calibrate symmetrically (ONNX Runtime: ActivationSymmetric; NNCF: preset PERFORMANCE, device GPU)."
+                "Calibrate symmetrically (trt_qat: quantization.scheme=symmetric; ONNX Runtime: ActivationSymmetric; "
+                "NNCF: preset PERFORMANCE, device GPU)."
             )
             yield Place(node, message, advice)
 

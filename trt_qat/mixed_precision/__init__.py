@@ -1,1 +1,1 @@
-"""Leave the fewest layers float that keep mAP within a budget."""
+"""Leave the fewest layers float that keep mAP (or agreement) within a budget."""

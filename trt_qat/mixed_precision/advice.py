@@ -1,7 +1,7 @@
 """FP16 or INT8 on this GPU? Each form of a network compiled, estimated and measured for accuracy, and one recommended.
 
 Milliseconds are estimates (:mod:`trt_qat.engine.roofline`) of what TensorRT-RTX's compiler made of each file; nothing
-is run on a GPU. mAP is measured on the very file that was compiled.
+is run on a GPU. mAP (or agreement) is measured on the very file that was compiled.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from trt_qat.mixed_precision.budget_search import Measured, fewest_float_groups,
 from trt_qat.mixed_precision.compiler_search import Mix, cheapest_mix
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import quantize_model
+from trt_qat.results import Measure, file_content
 from trt_qat.targets.export import export
 
 FP16: Final = "FP16"
@@ -43,10 +44,13 @@ _TELLABLE = 1.01
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _ANY = 8.0
 NEEDS_CHANNELS: Final = "Advice starts from scales per channel. Calibrate with quantization.weights=channel."
+NEEDS_SYMMETRIC: Final = (
+    "Advice is about TensorRT-RTX, which takes no zero points. Calibrate with quantization.scheme=symmetric."
+)
 _REASON = "left float: INT8 is estimated slower there"
 
 Accuracy = Callable[[Path], float]
-"""mAP50-95 of a file, as a fraction."""
+"""mAP50-95 (or agreement) of a file, as a fraction."""
 Rank = Callable[[Model], Sequence[str]]
 """Scale groups of a calibrated model, the one that costs most accuracy first."""
 
@@ -96,8 +100,9 @@ class Advice:
     """All forms, and the recommended one.
 
     Args:
-        max_drop: what INT8 may cost, mAP points; None for any price.
+        max_drop: what INT8 may cost, points of mAP50-95 (or agreement); None for any price.
         tried: mixes that the compiler judged.
+        measure: what was measured of the files.
     """
 
     gpu: Gpu
@@ -105,6 +110,7 @@ class Advice:
     max_drop: float | None
     forms: tuple[Form, ...]
     tried: int
+    measure: Measure = "mAP"
 
     @property
     def fp16(self) -> Form:
@@ -116,7 +122,7 @@ class Advice:
         """The form to use, never one that is estimated slower than FP16.
 
         Of those that keep the accuracy and are within 1 % of the lowest estimate, which tells no smaller difference:
-        FP16 before the others, then the one with the highest mAP, then the one whose numbers are nearest to float.
+        FP16 before the others, then the most accurate one, then the one whose numbers are nearest to float.
         """
         allowed = [form for form in self.forms if self.keeps_accuracy(form) and form.ms <= self.fp16.ms]
         lowest = min(form.ms for form in allowed)
@@ -134,7 +140,7 @@ class Advice:
         """The recommendation in words."""
         best, where = self.recommended, f"{self.gpu.label} at batch {self.batch}"
         if best is self.fp16:
-            within = "" if self.max_drop is None else f" within {self.max_drop:g} mAP points"
+            within = "" if self.max_drop is None else f" within {self.max_drop:g} points of {self.measure}50-95"
             return f"Use FP16: no INT8 form{within} is estimated to be faster by more than 1 % on {where}."
         return (
             f"Use {best.name}: estimated {best.ms:.3f} ms on {where}, FP16 {self.fp16.ms:.3f} ms "
@@ -142,20 +148,24 @@ class Advice:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object."""
-        return {
-            "gpu": self.gpu.name,
-            "sm": self.gpu.sm,
-            "batch": self.batch,
-            "max_drop_points": self.max_drop,
-            "what": "estimates, nothing was run on a GPU",
-            "left_out": LEFT_OUT,
-            "launch_us": self.fp16.estimate.launch_us,
-            "mixes_tried": self.tried,
-            "forms": [form.as_dict() for form in self.forms],
-            "recommended": self.recommended.name,
-            "sentence": self.sentence,
-        }
+        """The JSON object, see :func:`~trt_qat.results.file_content`."""
+        content: dict[str, Any] = file_content(
+            {
+                "measure": self.measure,
+                "gpu": self.gpu.name,
+                "sm": self.gpu.sm,
+                "batch": self.batch,
+                "max_drop_points": self.max_drop,
+                "what": "estimates, nothing was run on a GPU",
+                "left_out": LEFT_OUT,
+                "launch_us": self.fp16.estimate.launch_us,
+                "mixes_tried": self.tried,
+                "forms": [form.as_dict() for form in self.forms],
+                "recommended": self.recommended.name,
+                "sentence": self.sentence,
+            }
+        )
+        return content
 
 
 class Adviser:
@@ -166,10 +176,18 @@ class Adviser:
         out: folder for the files, which take any batch.
         accuracy: measures a file; None where no data is at hand.
         rank: asked only if the cheapest mix costs more than is allowed.
+        measure: what ``accuracy`` measures.
     """
 
     def __init__(
-        self, model: Model, out: Path, accuracy: Accuracy | None, rank: Rank, progress: Progress = SILENT
+        self,
+        model: Model,
+        out: Path,
+        accuracy: Accuracy | None,
+        rank: Rank,
+        progress: Progress = SILENT,
+        *,
+        measure: Measure = "mAP",
     ) -> None:
         quantized = model.require_quantized()
         self._model = model
@@ -177,6 +195,7 @@ class Adviser:
         self._accuracy = accuracy
         self._rank = rank
         self._progress = progress
+        self._measure: Measure = measure
         self._convs = {group.name: group.convs for group in quantized.placement.groups}
         self._files: dict[str, Path] = {}
         self._map50_95: dict[Path, float] = {}
@@ -188,7 +207,7 @@ class Adviser:
 
         Args:
             batch: images per inference.
-            max_drop: mAP points.
+            max_drop: points.
             limit: mixes to compile at most.
         """
         fp16 = self._form(FP16, "fp16", self._model, gpu, batch, precision="fp16")
@@ -201,7 +220,7 @@ class Adviser:
         too_costly = max_drop is not None and _costs_more(factored, fp16, max_drop)
         if len(mix.float_groups) < len(self._convs) and (mix.float_groups or too_costly):
             forms.append(self._mixed(mix.float_groups, fp16, gpu, batch, max_drop))
-        return Advice(gpu, batch, max_drop, tuple(forms), mix.tried)
+        return Advice(gpu, batch, max_drop, tuple(forms), mix.tried, self._measure)
 
     def _form(
         self,

@@ -12,7 +12,7 @@ _ROUNDING = 1e-9  # a drop that equals the budget meets it, whatever the last bi
 
 @dataclass(frozen=True)
 class Measured:
-    """One exported file: mAP50-95 as a fraction; median milliseconds of it and of all INT8 in the same rounds."""
+    """One exported file: mAP50-95 (or agreement), a fraction; median milliseconds of it and of all INT8 beside it."""
 
     map50_95: float
     latency_ms: float
@@ -61,7 +61,7 @@ def fewest_float_groups(
         ranked: groups in the order in which they are left float.
         of_float: the float model.
         of_int8: k = 0.
-        max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
+        max_drop: the budget in points (0.2 is 0.002 as a fraction).
         measure: measures the mix that leaves the given groups float.
         weights: what the steps say about the weights that ``measure`` uses.
         order: what the steps say about where ``ranked`` comes from.
@@ -104,7 +104,7 @@ def best_of(searches: Sequence[Search]) -> Search:
 
 
 def drop_points(of_float: Measured, found: Measured) -> float:
-    """What is lost, in mAP points (hundredths); negative if something is won."""
+    """What is lost, in points (hundredths); negative if something is won."""
     return 100 * (of_float.map50_95 - found.map50_95)
 
 

@@ -17,7 +17,7 @@ from trt_qat.targets.export import export, fitting
 
 
 class ExportedMeasure:
-    """mAP of each model's file, and its latency interleaved with that of the all-INT8 model.
+    """mAP (or agreement) of each model's file, and its latency interleaved with that of the all-INT8 model.
 
     Args:
         all_int8: what each latency is measured beside.

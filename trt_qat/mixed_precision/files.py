@@ -11,8 +11,8 @@ from trt_qat.artifacts import write_json
 from trt_qat.checkpoint import Model, save
 from trt_qat.mixed_precision.budget_search import Weights
 from trt_qat.mixed_precision.mixes import Budget
-from trt_qat.reading import FileModel, checked, read_json
-from trt_qat.results import Fraction, Milliseconds, OutputError, Text
+from trt_qat.reading import FileModel, read_json
+from trt_qat.results import Fraction, Measure, Milliseconds, OutputError, Text, checked_measures, file_content
 
 BEST, ALL_INT8, REPORT = "best.safetensors", "best_int8.safetensors", "mixed_precision.json"
 
@@ -71,6 +71,7 @@ class BudgetContent(FileModel):
     int8: StepContent
     steps: Annotated[tuple[StepContent, ...], Field(min_length=1)]
     chosen: ChosenContent
+    measure: Measure = "mAP"
     ranking: tuple[CandidateContent, ...]
 
 
@@ -80,7 +81,8 @@ def read_budget(path: Path) -> BudgetContent:
     Raises:
         ArtifactError: missing, not JSON, or something else; the line names the field.
     """
-    return checked(BudgetContent, read_json(path, "Mixed-precision report"), path, "Run qat with --max-drop again.")
+    content = read_json(path, "Mixed-precision report")
+    return checked_measures(BudgetContent, content, path, "Run qat with --max-drop again.")
 
 
 def write_budget(folder: Path, tuned: Model, budget: Budget) -> None:
@@ -92,7 +94,7 @@ def write_budget(folder: Path, tuned: Model, budget: Budget) -> None:
     if budget.model is not tuned:
         (folder / BEST).replace(folder / ALL_INT8)
         save(folder / BEST, budget.model)
-    checked(BudgetContent, dict(budget.report), folder / REPORT, "Nothing was written.")
+    checked_measures(BudgetContent, dict(budget.report), folder / REPORT, "Nothing was written.")
     write_json(folder / REPORT, budget.report)
 
 
@@ -111,4 +113,4 @@ def kept_budget(folder: Path, model: Model) -> Budget:
         ArtifactError: as :func:`read_budget`.
     """
     content = read_budget(folder / REPORT)
-    return Budget(model, content.met, content.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return Budget(model, content.met, file_content(content.model_dump(mode="json", by_alias=True, exclude_none=True)))

@@ -1,4 +1,4 @@
-"""Mixed precision to an accuracy budget: the fewest scale groups left float that keep mAP, each mix measured as a file.
+"""Mixed precision to an accuracy budget: the fewest scale groups left float that keep it, each mix measured as a file.
 
 Nothing is retrained. Groups are tried in two orders: by what they cost in accuracy, and by what they cost in accuracy
 for what they save in time; and with two kinds of weights: the fine-tuned ones, where a group that is left float gets
@@ -32,12 +32,13 @@ from trt_qat.mixed_precision.budget_search import (
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.divergence import OutputDivergence
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.results import Measure, file_content, other_names
 from trt_qat.vision.size import ImageSize
 
 _REASON = "left float to meet qat.max_drop"
 
 # Measures a model (float, or with some or all groups in INT8) as it would be deployed.
-Measure = Callable[[Model], Measured]
+MeasureModel = Callable[[Model], Measured]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Budget:
     Args:
         model: the one to keep: within the budget, or the most accurate one measured.
         met: whether it is within the budget.
-        report: everything that was measured, JSON values.
+        report: everything that was measured, JSON values as :func:`~trt_qat.results.file_content` names them.
     """
 
     model: Model
@@ -113,17 +114,20 @@ def keep_budget(
     start: Model,
     tuned: Model,
     max_drop: float,
-    measure: Measure,
+    measure: MeasureModel,
     batches: Iterable[Tensor],
     progress: Progress = SILENT,
+    *,
+    of: Measure = "mAP",
 ) -> Budget:
-    """Leave groups float until mAP is within a budget, if it is not yet.
+    """Leave groups float until mAP (or agreement) is within a budget, if it is not yet.
 
     Args:
         start: the calibrated model that fine-tuning started from; without its quantizers it is the float model.
         tuned: the fine-tuned one, all INT8.
-        max_drop: the budget in mAP points (0.2 is 0.002 as a fraction).
+        max_drop: the budget in points (0.2 is 0.002 as a fraction).
         batches: images for the output error, float32 tensors of shape (n, 3, h, w) in [0, 1].
+        of: what the points are of.
     """
     measured = cache(lambda weights, groups: measure(mix(start, tuned, weights, groups, max_drop)))
     of_float = measure(float_of(start))
@@ -136,7 +140,7 @@ def keep_budget(
         search = _search(candidates, of_float, all_int8, max_drop, measured)
     chosen = search.chosen
     kept = tuned if chosen == all_int8 else mix(start, tuned, chosen.weights, chosen.groups, max_drop)
-    return Budget(kept, search.met, _report(search, of_float, candidates, max_drop))
+    return Budget(kept, search.met, _report(search, of_float, candidates, max_drop, of))
 
 
 def float_of(model: Model) -> Model:
@@ -197,14 +201,17 @@ def _orders(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     }
 
 
-def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate], max_drop: float) -> dict[str, Any]:
+def _report(
+    search: Search, of_float: Measured, candidates: Sequence[Candidate], max_drop: float, of: Measure
+) -> dict[str, Any]:
     def line(step: Step) -> dict[str, Any]:
         drop = drop_points(of_float, step.measured)
         figures = {"drop_points": drop, **asdict(step.measured)}
         return {"k": step.k, "weights": step.weights, "order": step.order, "groups": list(step.groups), **figures}
 
     chosen = {candidate.sensitivity.group: candidate for candidate in candidates}
-    return {
+    content: dict[str, Any] = {
+        "measure": of,
         "max_drop_points": max_drop,
         "met": search.met,
         "orders": "error: output error of the group alone in INT8; error / MACs share: that divided by its share of "
@@ -216,12 +223,23 @@ def _report(search: Search, of_float: Measured, candidates: Sequence[Candidate],
         "chosen": line(search.chosen) | {"why": [chosen[group].as_dict() for group in search.chosen.groups]},
         "ranking": [candidate.as_dict() for candidate in candidates],
     }
+    return dict(file_content(content))
 
 
 def table(content: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """What :attr:`Budget.report` says, as text: header, rows, and a sentence about the choice."""
+    measure: Measure = content.get("measure", "mAP")
+    content = other_names(dict(content))
     chosen, of_float = content["chosen"], content["float"]
-    header = ("groups left float", "by", "weights", "mAP50-95", "drop, points", "ms median", "all INT8 beside it, ms")
+    header = (
+        "groups left float",
+        "by",
+        "weights",
+        f"{measure}50-95",
+        "drop, points",
+        "ms median",
+        "all INT8 beside it, ms",
+    )
     rows: list[tuple[str, ...]] = [
         ("all (the float model)", "", "", f"{of_float['map50_95']:.4f}", "", f"{of_float['latency_ms']:.1f}", "")
     ]
@@ -238,7 +256,7 @@ def table(content: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, 
                 *figures,
             )
         )
-    budget = f"{content['max_drop_points']:g} points"
+    budget = f"{content['max_drop_points']:g} points of {measure}50-95"
     if not chosen["k"]:
         said = f"All INT8 is within {budget}." if content["met"] else f"No mix is within {budget}; all INT8 is kept."
         if chosen["weights"] == "calibrated":

@@ -42,6 +42,26 @@ _SETTINGS = frozenset(  # attributes that decide what a layer computes
 )
 
 
+_TAKEN = "trt_qat needs a detection model: YOLOv5u, v8 (p2 and p6 too), v9, v10, 11, 12 or 26"
+_TEXTS = "its classes are embeddings of texts that no checkpoint of trt_qat holds"
+_REFUSED = {  # why, by the head and by the network's class
+    "RTDETRDecoder": "RT-DETR's queries are chosen inside it, so that INT8 and FP32 cannot be compared box by box",
+    "WorldDetect": f"YOLO-World: {_TEXTS}",
+    "YOLOEDetect": f"YOLOE: {_TEXTS}",
+}
+_REFUSED |= {
+    "RTDETRDetectionModel": _REFUSED["RTDETRDecoder"],
+    "WorldModel": _REFUSED["WorldDetect"],
+    "YOLOEModel": _REFUSED["YOLOEDetect"],
+}
+
+
+def _not_taken(what: str, name: str) -> ArtifactError:
+    """The error for a network of another kind: what was given, why it is refused where that is known, what is taken."""
+    reason = f" ({_REFUSED[name]})" if name in _REFUSED else ""
+    return ArtifactError(f"{what} {shortened(name)[1:-1]}{reason}; {_TAKEN}.")
+
+
 def build_network(architecture: Path) -> DetectionModel:
     """A detector with random weights from an Ultralytics architecture YAML (a name such as ``yolov8n.yaml`` works).
 
@@ -92,10 +112,32 @@ def _check_detector(architecture: Mapping[str, Any], source: Path) -> None:
     except (KeyError, IndexError, TypeError):
         return  # the schema says what is wrong
     if isinstance(last, str) and last not in HEADS:
-        raise ArtifactError(
-            f"'{source}' is a model that ends in {shortened(last)}; "
-            "trt_qat needs a detection model (YOLOv8 n, s, m, l or x), which ends in Detect."
-        )
+        raise _not_taken(f"'{source}' is a model that ends in", last)
+
+
+def is_end_to_end(network: DetectionModel) -> bool:
+    """Whether the head was trained to name each object once (YOLOv10, YOLO26), so that nothing must be suppressed.
+
+    The architecture says so: a network that :func:`deployed_` has changed has an ordinary head.
+    """
+    architecture = network.yaml
+    return bool(architecture.get("end2end")) or architecture["head"][-1][2] == "v10Detect"
+
+
+def deployed_(network: DetectionModel) -> DetectionModel:
+    """Leave of an end-to-end head what is deployed, in place; another network stays as it is. Returns it for chaining.
+
+    Such a head has its last layers twice: one-to-many, which teaches the network and needs NMS, and one-to-one, which
+    needs none. The second takes the place and the names of the first: an ordinary head, whose gradients reach the
+    network that Ultralytics' one-to-one branch is cut off from in training.
+    """
+    head = network.model[-1]
+    for name in ("cv2", "cv3"):
+        branch = getattr(head, f"one2one_{name}", None)
+        if branch is not None:
+            setattr(head, name, branch)
+            delattr(head, f"one2one_{name}")
+    return network
 
 
 @dataclass(frozen=True)
@@ -139,6 +181,11 @@ def _read_as_data(weights: Path) -> UltralyticsFile:
         state = file.tensors(stored)
         size = _trained_size(file.content)
     folded = not any(layer.class_name == "BatchNorm2d" for layer in layers.values())
+    if folded and any(".one2one_" in name for name in stored):
+        raise ArtifactError(
+            f"'{weights}' holds an end-to-end head after Ultralytics' fuse(), which drops one of its branches. Give "
+            "the .pt as it was trained."
+        )
     network = _with_weights(architecture, checked_names(names, weights), state, folded, weights)
     _check_same_layers(layers, network, weights)
     return UltralyticsFile(network, class_names(network), size)
@@ -151,10 +198,7 @@ def _network_of(content: Any, weights: Path) -> Instance:
     if content.get("modelopt"):
         raise ArtifactError(f"'{weights}' holds Ultralytics' own quantizers. Give the float weights it was made from.")
     if found.class_name not in _NETWORK_CLASSES:
-        raise ArtifactError(
-            f"'{weights}' holds a {shortened(found.class_name)[1:-1]}; "
-            "trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
-        )
+        raise _not_taken(f"'{weights}' holds a", found.class_name)
     return found
 
 
@@ -243,9 +287,7 @@ def _unpickled(weights: Path) -> UltralyticsFile:
         reason = " ".join(str(exc).split())[:200]
         raise ArtifactError(f"'{weights}' is not an Ultralytics checkpoint: {reason}.") from exc
     if not isinstance(network, DetectionModel):
-        raise ArtifactError(
-            f"'{weights}' holds a {type(network).__name__}; trt_qat needs a detection model (YOLOv8 n, s, m, l or x)."
-        )
+        raise _not_taken(f"'{weights}' holds a", type(network).__name__)
     _check_detector(network.yaml, weights)  # detectors of masks, keypoints and rotated boxes are subclasses
     rebuilt = rebuild(network, weights)
     check_same_output(network, rebuilt, f"'{weights}' rebuilt from its architecture")
@@ -262,12 +304,16 @@ def _trained_size(checkpoint: Mapping[str, Any]) -> int | None:
     return -(-size // 32) * 32
 
 
-def rebuild(network: DetectionModel, source: Path = Path("network")) -> DetectionModel:
+def rebuild(network: DetectionModel, source: Path = Path("network"), activation: str | None = None) -> DetectionModel:
     """The same detector built anew from its architecture dictionary, with the weights copied over.
 
     A checkpoint that trt_qat writes is later built the same way, so a difference shows here and not after training.
+
+    Args:
+        activation: what the dictionary is to say under that key, e.g. "torch.nn.ReLU()"; None leaves it.
     """
-    return _with_weights(network.yaml, class_names(network), network.state_dict(), network.is_fused(), source)
+    architecture = network.yaml if activation is None else {**network.yaml, "activation": activation}
+    return _with_weights(architecture, class_names(network), network.state_dict(), network.is_fused(), source)
 
 
 def network_from_architecture(
@@ -375,8 +421,11 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 def fold_batchnorm(network: DetectionModel) -> DetectionModel:
-    """Fold every BatchNorm into its convolution, in place; returns the network for chaining."""
-    network.fuse(verbose=False)
+    """Fold every BatchNorm into its convolution, in place; returns the network for chaining.
+
+    Of an end-to-end head only what is deployed is left, see :func:`deployed_`.
+    """
+    deployed_(network).fuse(verbose=False)
     left = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     if left:
         raise ArtifactError(f"BatchNorm '{left[0]}' does not follow a convolution and cannot be folded.")

@@ -19,7 +19,7 @@ MEASURE = "score+dist"  # names what output_error computes; a cached comparison 
 
 def raw_predictions(network: DetectionModel, images: Tensor) -> Predictions:
     """What the head says before decoding: ``scores`` (batch, classes, anchors) as logits, ``boxes`` (batch, 4 * bins,
-    anchors) as logits, ``feats`` a list of (batch, channels, h, w).
+    anchors) as logits (distances where there is one bin), ``feats`` a list of (batch, channels, h, w).
     """
     head = network.model[-1]
     was_training = head.training
@@ -45,8 +45,15 @@ def score_error(predictions: Predictions, reference: Predictions) -> Tensor:
 
 
 def box_error(predictions: Predictions, reference: Predictions) -> Tensor:
-    """Kullback-Leibler divergence of the box distributions, weighted by confidence; a scalar."""
+    """Kullback-Leibler divergence of the box distributions, weighted by confidence; a scalar.
+
+    A head of one bin (YOLO26) says distances instead; of these it is the smooth L1 error, in cells of the grid.
+    """
     batch, channels, anchors = reference["boxes"].shape
+    confidence = _confidence(reference)
+    if channels == 4:
+        off = F.smooth_l1_loss(predictions["boxes"], reference["boxes"], reduction="none")
+        return (off.sum(dim=1) * confidence).sum() / confidence.sum().clamp(min=1.0)
 
     def log_distribution(boxes: Tensor) -> Tensor:
         return boxes.view(batch, 4, channels // 4, anchors).log_softmax(dim=2)
@@ -54,7 +61,6 @@ def box_error(predictions: Predictions, reference: Predictions) -> Tensor:
     divergence = F.kl_div(
         log_distribution(predictions["boxes"]), log_distribution(reference["boxes"]), reduction="none", log_target=True
     )
-    confidence = _confidence(reference)
     return (divergence.sum(dim=(1, 2)) * confidence).sum() / confidence.sum().clamp(min=1.0)
 
 

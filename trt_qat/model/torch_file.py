@@ -54,6 +54,7 @@ _KNOWN: Final = frozenset(
         *_DTYPES,
         *(f"torch.{name}" for name in ("Size", "device", "float16", "float32", "float64", "bfloat16")),
         "torch.torch_version.TorchVersion",
+        "ultralytics.nn.modules.head.v10Detect",  # the one class whose name begins with a small letter
         *("builtins.set", "__builtin__.set", "collections.OrderedDict", "collections.defaultdict", "builtins.dict"),
         *("ultralytics.utils.IterableSimpleNamespace", "ultralytics.yolo.utils.IterableSimpleNamespace"),
         *("types.SimpleNamespace", "argparse.Namespace", "_codecs.encode"),

@@ -48,24 +48,28 @@ def choose_per_group(
         error = _shared_error(model, batches)
         least = error()
         for name in progress.over(list(histograms), "calibrators per group"):
-            key = f"activation.{name}"
-            ladder = _ladder({calibrator: float(of_all[key]) for calibrator, of_all in ranges.items()})
+            steps = {calibrator: float(of_all[f"activation.{name}"]) for calibrator, of_all in ranges.items()}
+            ladder = _ladder(steps)
             first = position = ladder.index(present)
             for step in (1, -1):
                 if position != first:
                     break
                 while 0 <= position + step < len(ladder):
-                    model.load_amax_({key: ranges[ladder[position + step]][key]})
+                    model.load_amax_(_of_group(name, ranges[ladder[position + step]]))
                     found = error()
                     if found >= least:
                         break
                     least, position = found, position + step
-            model.load_amax_({key: ranges[ladder[position]][key]})
+            model.load_amax_(_of_group(name, ranges[ladder[position]]))
             if position != first:
                 groups[name] = ladder[position]
     finally:
         model.network.train(was_training)
     return replace(start, groups=groups, groups_error=least)
+
+
+def _of_group(name: str, ranges: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: ranges[key] for key in (f"activation.{name}", f"zero_point.{name}") if key in ranges}
 
 
 def _shared_error(model: QuantizedModel, batches: Sequence[Callable[[], Tensor]]) -> Callable[[], float]:

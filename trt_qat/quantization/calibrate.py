@@ -124,9 +124,11 @@ def _check_ranges(ranges: Mapping[str, Tensor], histograms: Histograms) -> None:
     """
     for group, histogram in histograms.items():
         found = float(ranges[f"activation.{group}"])
-        if not found <= max(histogram.limit, 1e-12):
+        sides = [histogram] if histogram.below is None else [histogram, histogram.below]
+        if not found <= max(1e-12, *(side.limit for side in sides)):
+            largest = max(side.maximum for side in sides)
             raise ConsistencyError(
-                f"The range of '{group}' is {found:.4g}, but no value of it was above {histogram.maximum:.4g}. "
+                f"The range of '{group}' is {found:.4g}, but no value of it was above {largest:.4g}. "
                 "Nothing is saved; the calibrator is wrong."
             )
 

@@ -13,8 +13,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from trt_qat import distributed
 from trt_qat.artifacts import atomic_path, existing_file, write_json
-from trt_qat.config import QuantizationSection, WeightScales
+from trt_qat.config import QuantizationSection, Scheme, WeightScales
 from trt_qat.data.images import Image, images_sha256
 from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.model.output_error import MEASURE
@@ -63,7 +63,7 @@ class CalibrationCache:
             f"{histograms.stem}-auto-{choice_key(key, section, model.placement.weights)}.json"
         )
         groups = tuple(group.name for group in model.placement.groups)
-        return CachedCalibration(groups, section.histogram_bins, histograms, choice)
+        return CachedCalibration(groups, section.histogram_bins, histograms, choice, model.placement.scheme)
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,19 @@ class CachedCalibration:
     Args:
         groups: the scale groups of the placement.
         bins: of each histogram.
+        scheme: decides whether histograms are two-sided.
     """
 
     groups: tuple[str, ...]
     bins: int
     histograms_file: Path
     choice_file: Path
+    scheme: Scheme = "symmetric"
 
     def histograms(self, make: Callable[[], Histograms]) -> Histograms:
         """See :class:`~trt_qat.quantization.calibrate.CalibrationMemory`."""
         # all agree on whether there is a pass
-        found = distributed.broadcast(load_histograms(self.histograms_file, self.groups, self.bins))
+        found = distributed.broadcast(load_histograms(self.histograms_file, self.groups, self.bins, self.scheme))
         if found is not None:
             return found
         made = make()
@@ -109,14 +111,14 @@ class CachedCalibration:
         """See :class:`~trt_qat.quantization.calibrate.CalibrationMemory`; each process of a job has its own file."""
         name = f"{self.histograms_file.stem}.part-{batch}-{distributed.rank()}of{distributed.world_size()}.safetensors"
         file = self.histograms_file.with_name(name)
-        found = load_histograms(file, self.groups, self.bins)
+        found = load_histograms(file, self.groups, self.bins, self.scheme)
         done = _batches_done(file) if found else 0
         start = found if found and done else {}
         return PartialPass(lambda batches, so_far: save_histograms(file, so_far, batches), done, start)
 
 
 def cache_key(model: QuantizedModel, data_sha256: str, imgsz: ImageSize, bins: int) -> str:
-    """Everything that decides the histograms, as one hash: weights, images, preprocessing, placement, bins.
+    """Everything that decides the histograms, as one hash: weights, images, preprocessing, placement, scheme, bins.
 
     The calibrator is left out on purpose: changing it needs no new pass over the images.
     """
@@ -125,8 +127,10 @@ def cache_key(model: QuantizedModel, data_sha256: str, imgsz: ImageSize, bins: i
         if "quantizer" not in name:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    scheme = f"power-of-two-limit-{SAMPLES_PER_IMAGE}-samples"
-    recipe = [data_sha256, "letterbox-114-rgb-255", scheme, imgsz, bins, model.placement.as_dict()["groups"]]
+    counted = f"power-of-two-limit-{SAMPLES_PER_IMAGE}-samples"
+    if model.placement.scheme == "asymmetric":
+        counted += "-two-sided"
+    recipe = [data_sha256, "letterbox-114-rgb-255", counted, imgsz, bins, model.placement.as_dict()["groups"]]
     digest.update(json.dumps(recipe, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
@@ -166,6 +170,7 @@ def load_choice(path: Path, groups: Collection[str] | None = None) -> Calibratio
     return found
 
 
+_BELOW = ":below"  # no name of a traced tensor has a colon
 _BEYOND_FLOAT32 = 2.0**128  # activations are float32
 _MOST_COUNTED = 2.0**53  # a larger whole number is no longer exact, and sums over bins could become infinite
 
@@ -185,7 +190,10 @@ class Span(FileModel):
 
 
 class CacheHeader(FileModel):
-    """What a calibration cache says beside its counts, which are one float64 tensor ``<group>.counts`` each."""
+    """What a calibration cache says beside its counts, which are one float64 tensor ``<group>.counts`` each.
+
+    Of a two-sided histogram the values below zero are an entry ``<group>:below`` of their own.
+    """
 
     limits: dict[str, Span]
 
@@ -199,8 +207,9 @@ def save_histograms(path: Path, histograms: Histograms, batches: int | None = No
     Raises:
         ArtifactError: the histograms are not what :func:`load_histograms` would take.
     """
-    tensors = {f"{name}.counts": histogram.counts for name, histogram in histograms.items()}
-    limits = {name: {"limit": entry.limit, "maximum": entry.maximum} for name, entry in histograms.items()}
+    sides = dict(_sides(histograms))
+    tensors = {f"{name}.counts": histogram.counts for name, histogram in sides.items()}
+    limits = {name: {"limit": entry.limit, "maximum": entry.maximum} for name, entry in sides.items()}
     header = checked(CacheHeader, {"limits": limits}, path, "This is a fault of trt_qat.")
     for name, counts in tensors.items():
         _check_counts(counts, name, path)
@@ -209,20 +218,31 @@ def save_histograms(path: Path, histograms: Histograms, batches: int | None = No
         save_file(tensors, temporary, metadata={"limits": json.dumps(header.model_dump()["limits"])} | counted)
 
 
-def load_histograms(path: Path, groups: Collection[str] | None = None, bins: int | None = None) -> Histograms | None:
+def load_histograms(
+    path: Path, groups: Collection[str] | None = None, bins: int | None = None, scheme: Scheme = "symmetric"
+) -> Histograms | None:
     """Read a calibration cache; None if there is none, or it is damaged: it is then made anew, and a line says so.
 
     Args:
         groups: the scale groups that must be there, and no others; None leaves them unchecked.
         bins: of each histogram; None leaves them unchecked.
+        scheme: decides whether histograms are two-sided, for ``groups``.
     """
+    wanted = None if groups is None else {*groups, *(f"{name}{_BELOW}" for name in groups if scheme == "asymmetric")}
     if not os.path.lexists(path):
         return None
     try:
-        return _read_histograms(path, groups, bins)
+        return _read_histograms(path, wanted, bins)
     except ArtifactError as exc:
         _note(exc)
         return None
+
+
+def _sides(histograms: Histograms) -> Iterator[tuple[str, ActivationHistogram]]:
+    for name, histogram in histograms.items():
+        yield name, histogram
+        if histogram.below is not None:
+            yield f"{name}{_BELOW}", histogram.below
 
 
 def _make_way(path: Path) -> None:
@@ -252,9 +272,14 @@ def _read_histograms(path: Path, groups: Collection[str] | None, bins: int | Non
                 raise ArtifactError(f"'{path}' is of other scale groups, e.g. {shortened(odd)}. It is made anew.")
             if {f"{name}.counts" for name in limits} != set(stream.keys()):
                 raise ArtifactError(f"'{path}' has other tensors than its header says. It is made anew.")
-            return {
+            sides = {
                 name: ActivationHistogram(_counts(stream, f"{name}.counts", bins, path), span.limit, span.maximum)
                 for name, span in limits.items()
+            }
+            return {
+                name: replace(side, below=sides.get(f"{name}{_BELOW}"))
+                for name, side in sides.items()
+                if not name.endswith(_BELOW)
             }
     except (SafetensorError, OSError) as exc:
         raise ArtifactError(f"'{path}' is not a readable calibration cache ({exc}). It is made anew.") from exc

@@ -28,11 +28,13 @@ class ActivationHistogram:
         counts: float64, shape (bins,).
         limit: upper edge of the last bin, the smallest power of two above ``maximum``.
         maximum: largest ``|x|`` seen.
+        below: None, or the histogram of ``max(-x, 0)``; all else is then of ``max(x, 0)``. Either counts every value.
     """
 
     counts: NDArray[np.float64]
     limit: float
     maximum: float
+    below: ActivationHistogram | None = None
 
 
 Histograms = dict[str, ActivationHistogram]  # by name of the scale group
@@ -47,9 +49,10 @@ class HistogramCollector:
     Args:
         bins: how many, even.
         start: what was counted before, with as many bins.
+        two_sided: count values above and below zero apart.
     """
 
-    def __init__(self, bins: int, start: ActivationHistogram | None = None) -> None:
+    def __init__(self, bins: int, start: ActivationHistogram | None = None, two_sided: bool = False) -> None:
         if bins % 2:
             raise ValueError(f"bins={bins} must be even: neighbouring bins are merged in pairs")
         self._counts = (
@@ -57,6 +60,7 @@ class HistogramCollector:
         )
         self._limit = start.limit if start else 0.0
         self._maximum = start.maximum if start else 0.0
+        self._below = HistogramCollector(bins, start.below if start else None) if two_sided else None
 
     @torch.no_grad()
     def add(self, values: Tensor) -> None:
@@ -68,6 +72,9 @@ class HistogramCollector:
         if not values.numel():
             return
         values = values.detach().float()
+        if self._below is not None:
+            self._below.add(values.neg().clamp_(min=0.0))
+            values = values.clamp(min=0.0)
         low, high = torch.aminmax(values)
         self._see(float(torch.maximum(-low, high)))
         magnitudes = _sampled(values).abs().flatten()
@@ -94,11 +101,13 @@ class HistogramCollector:
 
     def result(self) -> ActivationHistogram:
         """What was collected so far."""
-        return ActivationHistogram(self._counts.numpy().copy(), self._limit, self._maximum)
+        below = None if self._below is None else self._below.result()
+        return ActivationHistogram(self._counts.numpy().copy(), self._limit, self._maximum, below)
 
 
 def reduce_over_processes_(collectors: Sequence[HistogramCollector]) -> None:
     """Give every process's collectors what all processes counted together, in place. Bin counts are equal."""
+    collectors = [*collectors, *(collector._below for collector in collectors if collector._below is not None)]
     maxima = distributed.all_max(torch.tensor([c._maximum for c in collectors], dtype=torch.float64))
     for collector, maximum in zip(collectors, maxima.tolist(), strict=True):
         collector._see(maximum)

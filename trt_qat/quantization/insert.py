@@ -18,6 +18,7 @@ from trt_qat.quantization.placement import Placement, place
 from trt_qat.quantization.residual import quantize_adds_
 from trt_qat.quantization.toolkits.choose import toolkit_from_name
 from trt_qat.quantization.toolkits.protocol import Toolkit
+from trt_qat.quantization.zero_point import Grid
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,34 @@ class QuantizedModel:
         }
 
     def amax(self) -> dict[str, Tensor]:
-        """Every range: ``activation.<group>`` (scalar), ``weight.<conv>`` (out_channels or 1, 1, 1, 1)."""
-        activations = {f"activation.{k}": self.toolkit.amax(q) for k, q in self.activation_quantizers().items()}
-        return activations | {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
+        """Every range: ``activation.<group>`` (scalar), ``weight.<conv>`` (out_channels or 1, 1, 1, 1).
+
+        With scheme ``asymmetric`` also ``zero_point.<group>``, an int64 scalar.
+        """
+        quantizers = self.activation_quantizers()
+        ranges = {f"activation.{k}": self.toolkit.amax(q) for k, q in quantizers.items()}
+        ranges |= {f"weight.{k}": self.toolkit.amax(q) for k, q in self.weight_quantizers().items()}
+        if self.placement.scheme == "asymmetric":
+            ranges |= {f"zero_point.{k}": torch.tensor(self.toolkit.zero_point(q)) for k, q in quantizers.items()}
+        return ranges
+
+    def grids(self) -> dict[str, Grid]:
+        """Group name to what its quantizer rounds to."""
+        return {
+            name: Grid(float(self.toolkit.amax(quantizer).detach()), self.toolkit.zero_point(quantizer))
+            for name, quantizer in self.activation_quantizers().items()
+        }
+
+    def activation_ranges(self) -> dict[str, Tensor]:
+        """What :meth:`amax` says without the weights."""
+        return {name: value for name, value in self.amax().items() if not name.startswith("weight.")}
 
     def load_amax_(self, amax: Mapping[str, Tensor]) -> None:
         """Set every range that is given, in place, and switch those quantizers on. It goes to where the network lies.
 
         Raises:
-            QuantizationError: one is not finite or negative, or has another shape than :meth:`amax` gives.
+            QuantizationError: one is not finite or negative, or has another shape than :meth:`amax` gives; or the
+                toolkit has no zero points.
         """
         device = next(self.network.parameters()).device
         for kind, quantizers in (("activation", self.activation_quantizers()), ("weight", self.weight_quantizers())):
@@ -73,6 +93,9 @@ class QuantizedModel:
                     _check_range(value, count, f"{kind}.{name}")
                     self.toolkit.set_amax(quantizer, value.float().to(device))
                     self.toolkit.set_enabled(quantizer, True)
+        for name, quantizer in self.activation_quantizers().items():
+            if (code := amax.get(f"zero_point.{name}")) is not None:
+                self.toolkit.set_zero_point(quantizer, int(code))
 
     @contextmanager
     def only(self, groups: Collection[str]) -> Iterator[None]:

@@ -34,8 +34,10 @@ def collect_histograms(
         QuantizationError: no batch was given.
     """
     kept = kept or NothingKept()
+    two_sided = model.placement.scheme == "asymmetric"
     collectors = {
-        group.name: HistogramCollector(bins, kept.histograms.get(group.name)) for group in model.placement.groups
+        group.name: HistogramCollector(bins, kept.histograms.get(group.name), two_sided)
+        for group in model.placement.groups
     }
     handles = [
         model.network.get_submodule(conv).register_forward_pre_hook(_observer(collectors[group.name]))

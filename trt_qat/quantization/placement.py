@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from trt_qat.config import QuantizationSection, Residual, WeightScales
+from trt_qat.config import QuantizationSection, Residual, Scheme, WeightScales
 from trt_qat.disjoint_sets import DisjointSets
 from trt_qat.errors import QuantizationError
 from trt_qat.model.graph import Operation, TensorGraph, convolutions
@@ -69,11 +69,14 @@ class Placement:
 
     Args:
         weights: whether each quantized convolution's weight has a scale per output channel or one in all.
+        scheme: whether the activations' codes lie evenly round zero or where the values are, see
+            :mod:`trt_qat.quantization.zero_point`.
     """
 
     groups: tuple[ScaleGroup, ...]
     float_convs: Mapping[str, str]
     weights: WeightScales = "channel"
+    scheme: Scheme = "symmetric"
 
     def without(self, groups: Collection[str], reason: str) -> Placement:
         """The placement in which these groups are float; ``reason`` is noted for each of their convolutions."""
@@ -96,6 +99,7 @@ class Placement:
             ],
             "float_convs": dict(self.float_convs),
             "weights": self.weights,
+            "scheme": self.scheme,
         }
 
     @classmethod
@@ -121,7 +125,7 @@ class Placement:
             )
             for group in found.groups
         )
-        return cls(groups, found.float_convs, found.weights)
+        return cls(groups, found.float_convs, found.weights, found.scheme)
 
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
@@ -150,6 +154,7 @@ class PlacementContent(FileModel):
     groups: tuple[GroupContent, ...]
     float_convs: dict[Name, str]
     weights: WeightScales = "channel"  # files up to 0.1 do not say it
+    scheme: Scheme = "symmetric"  # nor this
 
     @model_validator(mode="after")
     def _each_once(self) -> PlacementContent:
@@ -182,7 +187,7 @@ def place(network: nn.Module, graph: TensorGraph, section: QuantizationSection) 
     for conv in {op.parameter_module for op in int8_reads}:  # one module has one input quantizer, however often it runs
         sets.unite(op.inputs[0] for op in int8_reads if op.parameter_module == conv)
     adds = _residual_operands(graph, sets, {op.inputs[0] for op in int8_reads}, section.residual)
-    return Placement(_groups(graph, sets, int8_reads, adds), float_convs, section.weights)
+    return Placement(_groups(graph, sets, int8_reads, adds), float_convs, section.weights, section.scheme)
 
 
 def _float_convolutions(network: nn.Module, graph: TensorGraph, section: QuantizationSection) -> dict[str, str]:

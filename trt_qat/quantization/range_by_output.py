@@ -39,7 +39,8 @@ def choose_ranges_(
     """
     network = model.network.eval()
     groups = {conv: group.name for group in model.placement.groups for conv in group.convs}
-    before = {name: model.toolkit.amax(q).clone() for name, q in model.activation_quantizers().items()}
+    quantizers = model.activation_quantizers()
+    before = {name: model.toolkit.amax(quantizer).clone() for name, quantizer in quantizers.items()}
     errors = {name: torch.zeros(len(_FACTORS), dtype=torch.float64) for name in before}
     with model.quantizers_off():
         pixels = Pixels(network, images, rows, objects, seed)
@@ -48,11 +49,12 @@ def choose_ranges_(
             for name, targets in outputs_of(walk, f"model.{index}", pixels).items():
                 if name in groups:
                     conv = network.get_submodule(name)
+                    zero_point = model.toolkit.zero_point(quantizers[groups[name]])
                     reads = reads_of(model, walk, name, pixels, rounded=False).transpose(0, 1).flatten(1, 2)
                     weight = conv.weight.reshape(conv.groups, conv.out_channels // conv.groups, -1).transpose(1, 2)
                     spread = targets.flatten(0, 1).var(0).sum().clamp(min=1e-12) * reads.shape[1]
                     for place, factor in enumerate(_FACTORS):
-                        wrong = fake_quantize(reads, before[groups[name]] * factor) - reads
+                        wrong = fake_quantize(reads, before[groups[name]] * factor, zero_point) - reads
                         errors[groups[name]][place] += float(((wrong @ weight) ** 2).sum() / spread)
             walk.advance()
     factors = {name: _FACTORS[int(error.argmin())] for name, error in errors.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trt_qat.report.compare import paired_difference, points
 from trt_qat.report.numbers import fraction, number, signed, target_name
 from trt_qat.report.record import ExportedRecord, RunRecord
+from trt_qat.results import NO_ACCURACY, NOT_ONE
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class FileRow:
 
     Args:
         label: e.g. "QAT for TensorRT".
-        points: mAP50-95 minus FP32's, in points; None for FP32 itself and where there is no FP32 file.
+        points: mAP50-95 (or agreement) minus FP32's, in points; None for FP32 itself and where there is no FP32 file.
         interval: 95 % of that difference over the images, None if it cannot be said.
     """
 
@@ -52,15 +53,26 @@ def answer(record: RunRecord) -> str:
     int8, fp32 = record.int8_file, record.float_file
     if int8 is None:
         return "This run has no INT8 file."
-    said = f"INT8 for {target_name(int8.target)} reaches an mAP50-95 of {fraction(int8.result.map50_95)}"
+    if record.measure == "agreement":
+        said, beside = f"agrees with FP32 to {fraction(int8.result.map50_95)}", "agreement50-95; FP32 itself"
+    else:
+        said, beside = f"reaches an mAP50-95 of {fraction(int8.result.map50_95)}", "FP32"
+    said = f"INT8 for {target_name(int8.target)} {said}"
     if fp32 is not None:
-        said += f" (FP32 {fraction(fp32.result.map50_95)}: {_difference(_row(int8, fp32))})"
+        said += f" ({beside} {fraction(fp32.result.map50_95)}: {_difference(_row(int8, fp32))})"
         gained = " and ".join(filter(None, (_size(int8, fp32), _cpu_speed(record, fp32))))
         said += f", is {gained}" if gained else ""
     gpu = int8.result.gpu_latency
     if gpu is None:
         return f"{said}; not run on a GPU."
     return f"{said}; on the GPU it takes {number(gpu.compute_ms.median, 2)} ms per image."
+
+
+def what_agreement_is(record: RunRecord) -> str:
+    """What a reader must know of a run whose labels FP32 made, one paragraph; empty for any other."""
+    if record.measure != "agreement":
+        return ""
+    return f"{NO_ACCURACY} {NOT_ONE}"
 
 
 def times(value: float, of: float) -> float | None:

@@ -24,9 +24,9 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trt_qat.report.answer import FileRow, file_label
 from trt_qat.report.layer_facts import Layer
-from trt_qat.report.numbers import decibels, fraction, number, share, short, signed
+from trt_qat.report.numbers import decibels, fraction, number, share, short, signed, span
 from trt_qat.report.record import ExportedRecord, Histogram, Training
-from trt_qat.results import AccuracyDetails
+from trt_qat.results import AccuracyDetails, Measure
 
 # colour in matplotlib's file -> variable of the page
 _INK, _DIM, _GRID, _FP32, _PTQ, _QAT, _PAPER = (f"#0{n}0{n}0{n}" for n in range(1, 8))
@@ -100,6 +100,7 @@ def _add(seen: set[str], step: str) -> str:
 def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
     """A point per file; its bar is the interval of its difference to FP32."""
     reference = next((row for row in rows if row.file.step == "fp32"), None)
+    measure = rows[0].file.result.measure
 
     def draw(axes: Axes) -> None:
         for row, marker in zip(rows, markers(rows), strict=True):
@@ -113,19 +114,26 @@ def accuracy_against_latency(rows: Sequence[FileRow]) -> Chart:
         if reference is not None:
             axes.axhline(reference.file.result.map50_95, color=_FP32, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         slowest = max(row.file.result.latency_ms.median for row in rows)
-        axes.set(xlabel="median latency, ms per image", ylabel="mAP50-95", xlim=(0, 1.1 * slowest or 1))
+        axes.set(xlabel="median latency, ms per image", ylabel=f"{measure}50-95", xlim=(0, 1.1 * slowest or 1))
         axes.margins(y=0.15)
+        axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.0)
 
     said = "; ".join(
         f"{row.label} {fraction(row.file.result.map50_95)} at {number(row.file.result.latency_ms.median)} ms"
         for row in rows
     )
-    return _chart("Accuracy against latency", f"{said}.", draw, (5.0, 3.4), above=14 + 13 * -(-len(rows) // 2))
+    return _chart(
+        f"{_figure_name(measure)} against latency", f"{said}.", draw, (5.0, 3.4), above=14 + 13 * -(-len(rows) // 2)
+    )
+
+
+def _figure_name(measure: Measure) -> str:
+    return "Agreement" if measure == "agreement" else "Accuracy"
 
 
 def per_class(files: Sequence[ExportedRecord]) -> Chart | None:
-    """mAP50-95 of each class; of many, those that change most."""
+    """mAP50-95 (or agreement) of each class; of many, those that change most."""
     measured = [(entry, entry.result.details) for entry in files if entry.result.details is not None]
     if not measured or not measured[0][1].per_class:
         return None
@@ -144,7 +152,7 @@ def per_class(files: Sequence[ExportedRecord]) -> Chart | None:
     if len(changes) > len(names):
         said += f" The {len(names)} of {len(changes)} classes that change most; all are in the table."
     return _chart(
-        "mAP50-95 per class",
+        f"{measured[0][0].result.measure}50-95 per class",
         said,
         draw,
         (4.6, 0.8 + 0.16 * (1 + len(measured)) * len(names)),
@@ -154,7 +162,7 @@ def per_class(files: Sequence[ExportedRecord]) -> Chart | None:
 
 
 def per_size(files: Sequence[ExportedRecord]) -> Chart | None:
-    """mAP50-95 of small, medium and large objects."""
+    """mAP50-95 (or agreement) of small, medium and large objects."""
     measured = [(entry, entry.result.details) for entry in files if entry.result.details is not None]
     names = [row.size for row in measured[0][1].sizes if row.labels] if measured else []
     if not names:
@@ -168,7 +176,7 @@ def per_size(files: Sequence[ExportedRecord]) -> Chart | None:
     changes = [f"{n} {signed(100 * (b - a))}" for n, a, b in found if a is not None and b is not None]
     said = f"{file_label(measured[-1][0])} against {file_label(measured[0][0])}: {', '.join(changes)} points."
     return _chart(
-        "mAP50-95 by object size",
+        f"{measured[0][0].result.measure}50-95 by size",
         said,
         draw,
         (4.6, 0.8 + 0.16 * (1 + len(measured)) * len(names)),
@@ -193,23 +201,24 @@ def curves(fp32: ExportedRecord, int8: ExportedRecord) -> tuple[Chart, ...]:
 
 def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
     """Values that a layer's quantizer reads, on a logarithmic scale, with the ranges of PTQ and QAT."""
-    steps = [] if layer.group is None else [(entry.step, entry.amax) for entry in layer.group.activation]
-    amax = _LARGEST if layer.activation is None else layer.activation.amax
+    steps = [] if layer.group is None else [(entry.step, entry.range) for entry in layer.group.activation]
+    low, high = (-_LARGEST, _LARGEST) if layer.activation is None else layer.activation.range
     edges, counts = _bins(histogram)
 
     def draw(axes: Axes) -> None:
-        inside = np.abs((edges[:-1] + edges[1:]) / 2) <= amax
+        middles = (edges[:-1] + edges[1:]) / 2
+        inside = (middles >= low) & (middles <= high)
         axes.stairs(np.where(inside, counts, 0), edges, fill=True, color=_FP32, alpha=0.55)
         axes.stairs(np.where(inside, 0, counts), edges, fill=True, color=_PTQ, hatch="////")
-        for step, end in steps:
+        for step, (least, most) in steps:
             look: dict[str, Any] = {
                 "color": _STEP_COLOURS[step],
                 "linestyle": "--" if step == "ptq" else "-",
                 "linewidth": 1.4,
             }
-            axes.axvline(_bounded(end), label=f"{step.upper()} \u00b1{short(end)}", **look)
-            if edges[0] <= -end:
-                axes.axvline(-_bounded(end), **look)
+            axes.axvline(_bounded(most), label=f"{step.upper()} {span((least, most))}", **look)
+            if edges[0] <= least:
+                axes.axvline(_bounded(least), **look)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: _power(value))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -217,20 +226,20 @@ def activation_histogram(layer: Layer, histogram: Histogram) -> Chart:
         axes.set(xlabel="value", ylabel="values per bin")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.24), ncols=2, columnspacing=1.2)
 
-    ranges = " and ".join(f"{step.upper()} \u00b1{short(end)}" for step, end in steps)
+    ranges = " and ".join(f"{step.upper()} {span(ends)}" for step, ends in steps)
     noise = "no value differs" if layer.sqnr_db is None else f"SQNR {decibels(layer.sqnr_db)} dB"
     lost = f"{share(histogram.clipped)} of the values are clipped, {share(histogram.below_one_step)} round to zero"
     said = f"{noise[0].upper()}{noise[1:]}; range {ranges}; {lost}."
     return _chart(layer.label, said, draw, (3.7, 2.3), above=24)
 
 
-def training_charts(training: Training) -> tuple[Chart, ...]:
-    """Fake-quantized mAP, losses, learning rate and SQNR over the epochs."""
-    charts = (_map_over_epochs(training), _losses(training), _learning_rate(training), _noise(training))
+def training_charts(training: Training, measure: Measure) -> tuple[Chart, ...]:
+    """Fake-quantized mAP or agreement, losses, learning rate and SQNR over the epochs."""
+    charts = (_accuracy_over_epochs(training, measure), _losses(training), _learning_rate(training), _noise(training))
     return tuple(chart for chart in charts if chart is not None)
 
 
-def _map_over_epochs(training: Training) -> Chart | None:
+def _accuracy_over_epochs(training: Training, measure: Measure) -> Chart | None:
     if not training.epochs:
         return None
     xs, ys = [e.epoch for e in training.epochs], [e.map50_95 for e in training.epochs]
@@ -242,13 +251,13 @@ def _map_over_epochs(training: Training) -> Chart | None:
         if best is not None:
             label = f"kept: epoch {best.epoch}, {fraction(best.map50_95)}"
             axes.plot([best.epoch], [best.map50_95], "*", color=_QAT, markersize=13, label=label, linestyle="none")
-        axes.set(xlabel="epoch", ylabel="mAP50-95, fake-quantized")
+        axes.set(xlabel="epoch", ylabel=f"{measure}50-95, fake-quantized")
         axes.legend(loc="best")
         _whole_epochs(axes)
 
     said = f"From {fraction(ys[0])} at the start"
     said += "." if best is None else f" to {fraction(best.map50_95)} in epoch {best.epoch}, which was kept."
-    return _chart("mAP50-95 while fine-tuning", said, draw, (4.4, 2.8))
+    return _chart(f"{measure}50-95 while fine-tuning", said, draw, (4.4, 2.8))
 
 
 def _losses(training: Training) -> Chart | None:

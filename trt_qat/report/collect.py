@@ -81,7 +81,7 @@ class FinishedRun:
         ranking: what each scale group of ``calibrated`` costs alone.
         exported: every file with what was measured; one is named "fp32".
         deployed: the name of the exported file that the run is for.
-        engine: built from the file named ``built_from``.
+        engine: built from the file named ``built_from``; None where none was built.
         stages: seconds of each, None where it is not known.
         warnings: what the user was told.
     """
@@ -96,7 +96,7 @@ class FinishedRun:
     ranking: Sequence[GroupSensitivity]
     exported: Sequence[tuple[ExportedFile, ResultRow]]
     deployed: str
-    engine: EngineArtifact
+    engine: EngineArtifact | None
     built_from: str
     budget: BudgetContent | None
     parity: tuple[ParityReport, ...]
@@ -124,22 +124,28 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
         calibration=calibration_record(Calibration.from_dict(calibration)),
         placement=_placement(run, progress),
         training=training_record(
-            run.folder / "qat", run.config.qat, _trained_on(train, run.config), run.tuned.provenance.get("training", {})
+            run.folder / "qat",
+            run.config.qat,
+            _trained_on(train, run.config),
+            run.tuned.provenance.get("training", {}),
+            run.dataset.measure,
         ),
         budget=None if run.budget is None else _budget(run.budget),
         files=tuple(_file(run, *entry) for entry in progress.over(run.exported, "compiling for the report")),
         deployed=run.deployed,
-        engine=EngineRecord(
-            file=_record(run.engine.path, run.folder),
-            flavor=run.engine.flavor,
-            built_from=run.built_from,
-            run=any(row.runtime == "tensorrt" for _, row in run.exported),
-        ),
+        engine=None if run.engine is None else _engine(run, run.engine),
         parity=tuple(_without_folder(report, run.folder) for report in run.parity),
         drawing=_drawing(run),
         disagreements=_disagreements(run, progress),
         warnings=tuple(printable(line) for line in dict.fromkeys(run.warnings)),
+        measure=run.dataset.measure,
     )
+
+
+def _engine(run: FinishedRun, engine: EngineArtifact) -> EngineRecord:
+    ran = any(row.runtime == "tensorrt" for _, row in run.exported)
+    file = _record(engine.path, run.folder)
+    return EngineRecord(file=file, flavor=engine.flavor, built_from=run.built_from, run=ran)
 
 
 def repeated(weights: Path, data: Path, folder: Path, config: Config) -> str:

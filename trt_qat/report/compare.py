@@ -1,7 +1,7 @@
 """Is B worse than A, and by more than chance? From run records and result files alone, without models or images.
 
-A bootstrap over the images says what is chance: every row keeps its mAP on the same thousand draws of the images (see
-:mod:`trt_qat.evaluation.bootstrap`), and between which values 95 % of the differences lie is their interval.
+A bootstrap over the images says what is chance: every row keeps its figure on the same thousand draws of the images
+(see :mod:`trt_qat.evaluation.bootstrap`), and between which values 95 % of the differences lie is their interval.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 from trt_qat.errors import ConfigError, ConsistencyError
 from trt_qat.reading import read_json
 from trt_qat.report.record import Machine, read_record, record_file
-from trt_qat.results import ResultRow, read_rows
+from trt_qat.results import NO_ACCURACY, Measure, ResultRow, file_content, read_rows
 
-_DIGITS: Final = 3  # of a point; mAP is kept with as many
+_DIGITS: Final = 3  # of a point; figures are kept with as many
 _RATIO_DIGITS: Final = 4
 
 
 @dataclass(frozen=True)
 class MapDifference:
-    """Second minus first, in points of mAP50-95, and between which values 95 % of the resamples lie."""
+    """Second minus first, in points of mAP50-95 (or agreement), and between which values 95 % of the resamples lie."""
 
     points: float
     low: float
@@ -42,16 +42,22 @@ class MapDifference:
 
 
 def points(first: ResultRow, second: ResultRow) -> float:
-    """Second minus first in points of mAP50-95."""
+    """Second minus first in points of mAP50-95 (or agreement)."""
     return round(100 * (second.map50_95 - first.map50_95), _DIGITS)
 
 
 def map_difference(first: ResultRow, second: ResultRow) -> MapDifference | None:
-    """How far the mAP of two rows is apart; None where one has no details, so that chance cannot be told.
+    """How far two rows are apart; None where one has no details, so that chance cannot be told.
 
     Raises:
-        ConsistencyError: they were measured on other images or labels, or with another number of resamples.
+        ConsistencyError: one is mAP and the other agreement, they were measured on other images or labels, or with
+            another number of resamples.
     """
+    if first.measure != second.measure:
+        raise ConsistencyError(
+            f"'{first.model}' has {_against(first)} and '{second.model}' {_against(second)}: they do not compare. "
+            "Evaluate both on one dataset."
+        )
     if first.images != second.images:
         raise ConsistencyError(_other_images(first, second, f" ({first.images} and {second.images})"))
     if first.details is None or second.details is None:
@@ -76,6 +82,10 @@ def paired_difference(first: ResultRow, second: ResultRow) -> MapDifference | No
         return None
 
 
+def _against(row: ResultRow) -> str:
+    return "agreement with the FP32 model" if row.measure == "agreement" else "mAP, against people's labels"
+
+
 def _other_images(first: ResultRow, second: ResultRow, counts: str = "") -> str:
     return (
         f"'{first.model}' and '{second.model}' were measured on other images or labels{counts}. Evaluate both on the "
@@ -88,11 +98,11 @@ class Tolerance:
     """How much worse B may be.
 
     Args:
-        map_drop: points of mAP50-95.
+        points: of mAP50-95, or of agreement.
         latency_ratio: median of B over that of A; None accepts any.
     """
 
-    map_drop: float = 0.5
+    points: float = 0.5
     latency_ratio: float | None = None
 
 
@@ -102,6 +112,7 @@ class Pair:
 
     Args:
         name, second_name: of the models in A and in B.
+        measure: what was measured of both.
         map50_95: of both, fractions.
         difference: None where chance cannot be told.
         latency_ratio: median of B over that of A; None where A's is 0.
@@ -111,6 +122,7 @@ class Pair:
 
     name: str
     second_name: str
+    measure: Measure
     map50_95: tuple[float, float]
     points: float
     difference: MapDifference | None
@@ -122,7 +134,7 @@ class Pair:
     def __str__(self) -> str:
         name = self.name if self.name == self.second_name else f"{self.name} -> {self.second_name}"
         before, after = self.map50_95
-        return f"{name}: mAP50-95 {before:.4f} to {after:.4f}: {self.verdict}."
+        return f"{name}: {self.measure}50-95 {before:.4f} to {after:.4f}: {self.verdict}."
 
 
 @dataclass(frozen=True)
@@ -150,8 +162,9 @@ class Comparison:
             yield line if line.isprintable() else repr(line)[1:-1]
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON object; ``worse`` names the models of A that B is worse at."""
-        return {**asdict(self), "worse": [pair.name for pair in self.worse]}
+        """A JSON object (:func:`~trt_qat.results.file_content`); ``worse`` names the models of A that B is worse at."""
+        content: dict[str, Any] = file_content({**asdict(self), "worse": [pair.name for pair in self.worse]})
+        return content
 
 
 @dataclass(frozen=True)
@@ -270,6 +283,8 @@ def _notes(a: Side, b: Side, tolerance: Tolerance, names: Sequence[tuple[str, st
             "The latencies of A and B were measured in different runs, not interleaved, and a machine's speed drifts. "
             "Evaluate both models in one command to compare them."
         )
+    if any(a.rows[name].measure == "agreement" for name, _ in names):
+        yield NO_ACCURACY
     if not all(a.rows[name].details and b.rows[other].details for name, other in names):
         files = [row.model for name, other in names for row in (a.rows[name], b.rows[other]) if not row.details]
         command = shlex.join(["trt-qat", "evaluate", *dict.fromkeys(files)])
@@ -292,13 +307,13 @@ def _pair(name: str, other: str, a: ResultRow, b: ResultRow, tolerance: Toleranc
     difference, moved = map_difference(a, b), points(a, b)
     before, after = a.latency_ms.median, b.latency_ms.median
     ratio = round(after / before, _RATIO_DIGITS) if before else None
-    accurate = moved >= -tolerance.map_drop
+    accurate = moved >= -tolerance.points
     quick = tolerance.latency_ratio is None or (ratio is not None and ratio <= tolerance.latency_ratio)
-    verdict = _accuracy_verdict(difference, moved, None if accurate else tolerance.map_drop)
+    verdict = _accuracy_verdict(difference, moved, None if accurate else tolerance.points)
     verdict += _latency_verdict(before, after, ratio, None if quick else tolerance.latency_ratio)
     if a.runtime != b.runtime:
         verdict += f" ({a.runtime} and {b.runtime})"
-    return Pair(name, other, (a.map50_95, b.map50_95), moved, difference, ratio, accurate, quick, verdict)
+    return Pair(name, other, a.measure, (a.map50_95, b.map50_95), moved, difference, ratio, accurate, quick, verdict)
 
 
 def _accuracy_verdict(difference: MapDifference | None, moved: float, broken: float | None) -> str:

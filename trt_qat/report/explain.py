@@ -14,6 +14,7 @@ from trt_qat.report.layer_facts import Layer, Listed, Network, standing_out, wea
 from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord, RunRecord
 from trt_qat.report.remedies import Remedy, remedies, tried_folder
 from trt_qat.report.text_histogram import text_histogram
+from trt_qat.results import Measure, file_content
 
 HEADER: Final = ("layer", "SQNR, dB", "share of output error", "why it is listed")
 
@@ -44,12 +45,14 @@ class Explanation:
 
     Args:
         compare: what to type when a remedy was run; None if none runs.
+        measure: what figures against labels are.
     """
 
     layer: str
     sections: tuple[Section, ...]
     remedies: tuple[Remedy, ...]
     compare: str | None
+    measure: Measure = "mAP"
 
     def as_text(self) -> str:
         """For a terminal."""
@@ -60,10 +63,13 @@ class Explanation:
         return "\n".join(_printable(line) for line in text.split("\n"))
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object: a key per section, and ``try``."""
+        """The JSON object: a key per section, and ``try``; see :func:`~trt_qat.results.file_content`."""
         parts = {section.key: section.figures for section in self.sections}
         tried = [remedy.as_dict() for remedy in self.remedies]
-        return {"layer": self.layer, **parts, "try": tried, "compare": self.compare}
+        content: dict[str, Any] = file_content(
+            {"measure": self.measure, "layer": self.layer, **parts, "try": tried, "compare": self.compare}
+        )
+        return content
 
 
 def explain(layer: Layer, run: Path) -> Explanation:
@@ -77,7 +83,7 @@ def explain(layer: Layer, run: Path) -> Explanation:
     found = remedies(layer, run)
     runs = any(remedy.command and remedy.command.startswith("trt-qat run ") for remedy in found)
     compare = f"trt-qat compare {shlex.quote(str(run))} {shlex.quote(tried_folder(layer.network))}"
-    return Explanation(layer.name, sections, found, compare if runs else None)
+    return Explanation(layer.name, sections, found, compare if runs else None, layer.network.record.measure)
 
 
 @dataclass(frozen=True)
@@ -194,12 +200,12 @@ def _range(layer: Layer) -> Section | None:
     calibrator = calibration.groups.get(group.name, calibration.calibrator)
     own = ", this group's own" if group.name in calibration.groups else ""
     tried = f", the best of {len(calibration.tried)} tried" if calibration.tried and not own else ""
-    ranges = {entry.step: entry.amax for entry in group.activation}
-    lines = [f"{step.upper()}: ±{amax:.4g}{_moved(ranges, step)}" for step, amax in ranges.items()]
+    ranges = {entry.step: entry.reach for entry in group.activation}
+    lines = [f"{e.step.upper()}: {numbers.span(e.range, 4)}{_moved(ranges, e.step)}" for e in group.activation]
     lines[0] += f", by {calibrator}{own}{tried}"
     figures: dict[str, Any] = {"ranges": ranges, "calibrator": calibrator}
     if histogram is not None and layer.bulk is not None:
-        lines += text_histogram(histogram, last.amax)
+        lines += text_histogram(histogram, last.range)
         lines.append(
             f"{numbers.share(histogram.clipped)} clipped, {numbers.share(histogram.below_one_step)} round to zero; "
             f"99.9 % lie within {layer.bulk:.3g} ({histogram.images} images, heights logarithmic)."
@@ -265,7 +271,7 @@ def _sensitivity(layer: Layer) -> Section | None:
         of_sum = "" if share is None else f", {numbers.share(share)} of {of_all}"
         lines.append(f"Output error with this group alone in INT8: {group.error:.3g}{of_sum}.")
     if group.map50_95_drop is not None:
-        lines.append(f"mAP50-95 with this group alone in INT8: {-100 * group.map50_95_drop:+.2f} points.")
+        lines.append(f"{network.figure} with this group alone in INT8: {-100 * group.map50_95_drop:+.2f} points.")
     figures = {
         "error": group.error,
         "share": share,

@@ -243,13 +243,19 @@ class Network:
     @property
     def compiled_file(self) -> ExportedRecord | None:
         """The INT8 file whose kernels are looked at: the one that the engine is built from, if it was compiled."""
-        built_from = self.record.file(self.record.engine.built_from)
+        engine = self.record.engine
+        built_from = None if engine is None else self.record.file(engine.built_from)
         compiled = [file for file in self.record.files if file.step != "fp32" and file.compiler is not None]
         return built_from if built_from in compiled else compiled[-1] if compiled else None
 
     @property
+    def figure(self) -> str:
+        """What points are of, ``mAP50-95`` or ``agreement50-95``."""
+        return f"{self.record.measure}50-95"
+
+    @property
     def drop_points(self) -> float | None:
-        """What the INT8 file costs: FP32's mAP50-95 less its own, in points."""
+        """What the INT8 file costs: FP32's mAP50-95 (or agreement) less its own, in points."""
         if self.float_file is None or self.int8_file is None:
             return None
         return 100 * (self.float_file.result.map50_95 - self.int8_file.result.map50_95)

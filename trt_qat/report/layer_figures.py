@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
-from trt_qat.quantization.calibrators.base import LEVELS
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.report.record import ConvRecord, FloatLayer, GroupRecord, Histogram, Placement, QuantizerRecord, Step
 from trt_qat.training.features.error_monitor import QuantizationNoise, measure_noise
@@ -37,6 +36,7 @@ def placement_record(
         step: {(entry.kind, entry.layer): entry for entry in measure_noise(model, batches, model.amax())}
         for step, model in _steps(calibrated, deployed)
     }
+    ends = {step: _ends(model) for step, model in _steps(calibrated, deployed)}
     costs = {row.group: row for row in ranking}
     quantizers, convs = deployed.activation_quantizers(), _int8_convs(deployed)
     spans = _spans(deployed.network, {**_keyed("quantizer", quantizers), **_keyed("conv", convs)}, batches)
@@ -48,7 +48,10 @@ def placement_record(
             name=group.name,
             convs=tuple(work[conv](_quantizers(noise, "weight", conv)) for conv in group.convs),
             adds=tuple(dict.fromkeys(add.module for add in group.adds)),
-            activation=_quantizers(noise, "activation", group.name),
+            activation=tuple(
+                entry.model_copy(update={"ends": ends[entry.step].get(group.name)})
+                for entry in _quantizers(noise, "activation", group.name)
+            ),
             histogram=histograms.get(group.name),
             error=costs[group.name].error if group.name in costs else None,
             map50_95_drop=costs[group.name].map50_95_drop if group.name in costs else None,
@@ -65,6 +68,13 @@ def _images(batches: Batches) -> int:
 
 def _steps(calibrated: QuantizedModel, deployed: QuantizedModel) -> tuple[tuple[Step, QuantizedModel], ...]:
     return ("ptq", calibrated), ("qat", deployed)
+
+
+def _ends(model: QuantizedModel) -> dict[str, tuple[float, float]]:
+    """The least and the largest value of every group's grid, where its scheme is asymmetric."""
+    if model.placement.scheme == "symmetric":
+        return {}
+    return {name: (grid.low, grid.high) for name, grid in model.grids().items()}
 
 
 def _quantizers(noise: Mapping[Step, Noises], kind: str, layer: str) -> tuple[QuantizerRecord, ...]:
@@ -109,10 +119,10 @@ def _histograms(model: QuantizedModel, spans: Spans, batches: Batches) -> dict[s
 
     A tensor with several readers counts once for each.
     """
-    quantizers = model.activation_quantizers()
+    quantizers, grids, ends = model.activation_quantizers(), model.grids(), _ends(model)
     counted = {
-        name: _Counts(spans[f"quantizer {name}"], float(model.toolkit.amax(quantizer)))
-        for name, quantizer in quantizers.items()
+        name: _Counts(spans[f"quantizer {name}"], ends.get(name, (-grid.amax, grid.amax)), grid.step)
+        for name, grid in grids.items()
     }
     _watch(model.network, quantizers, lambda name, values: counted[name].add(values), batches)
     images = _images(batches)
@@ -122,9 +132,9 @@ def _histograms(model: QuantizedModel, spans: Spans, batches: Batches) -> dict[s
 class _Counts:
     """A histogram over a known span, and how many values a range clips or rounds to zero."""
 
-    def __init__(self, span: tuple[float, float], amax: float) -> None:
+    def __init__(self, span: tuple[float, float], ends: tuple[float, float], step: float) -> None:
         self._low, self._high = span
-        self._amax, self._half_step = amax, amax / LEVELS / 2
+        self._ends, self._half_step = ends, step / 2
         self._counts = np.zeros(BINS, dtype=np.int64)
         self._clipped = self._vanished = self._zeros = 0
 
@@ -134,7 +144,7 @@ class _Counts:
         # a span of one value has no width
         high = self._high if self._high > self._low else self._low + 1e-6
         self._counts += torch.histc(values, BINS, self._low, high).cpu().numpy().astype(np.int64)
-        self._clipped += int((magnitudes > self._amax).sum())
+        self._clipped += int(((values < self._ends[0]) | (values > self._ends[1])).sum())
         self._zeros += int((magnitudes == 0).sum())
         self._vanished += int(((magnitudes > 0) & (magnitudes < self._half_step)).sum())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from trt_qat.artifacts import write_text
-from trt_qat.report.answer import answer, file_label, file_rows
+from trt_qat.report.answer import answer, file_label, file_rows, what_agreement_is
 from trt_qat.report.layer_facts import layer_label
 from trt_qat.report.layers import worst_layers
 from trt_qat.report.numbers import (
@@ -21,6 +21,7 @@ from trt_qat.report.numbers import (
     share,
     short,
     signed,
+    span,
     target_name,
 )
 from trt_qat.report.record import GroupRecord, RunRecord, Step
@@ -45,7 +46,10 @@ def markdown_report(record: RunRecord) -> str:
     """The report without its charts; names from outside are escaped."""
     inputs = record.inputs
     sections = (
-        (f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}", (_text(answer(record)), _files(record))),
+        (
+            f"# INT8 for {_text(inputs.weights.path)} on {_text(inputs.data)}",
+            (_text(answer(record)), what_agreement_is(record), _files(record)),
+        ),
         ("## Worst layers", (_layers(record),)),
         ("## Calibrators", (_calibrators(record),)),
         ("## Fine-tuning", (_epochs(record),)),
@@ -78,7 +82,9 @@ def _code(value: str) -> str:
 
 
 def _files(record: RunRecord) -> str:
-    header = ("file", "mAP50-95", "points", "95 %", "mAP50", "MB", "ms median", "p90", "precision", "runtime")
+    measure = record.measure
+    figures = f"{measure}50-95", "points", "95 %", f"{measure}50"
+    header = ("file", *figures, "MB", "ms median", "p90", "precision", "runtime")
     table = _table(
         header,
         (
@@ -98,11 +104,13 @@ def _files(record: RunRecord) -> str:
         ),
     )
     images = record.files[0].result.images
-    how = f"mAP on {images} val images, letterboxed; points: difference to FP32 with its paired 95 % interval over the "
-    how += "images. Latency: one forward pass, all files in turns."
+    figure = "Agreement" if measure == "agreement" else measure
+    how = f"{figure} on {images} val images, letterboxed; points: difference to FP32 with its paired 95 % interval "
+    how += "over the images. Latency: one forward pass, all files in turns."
     engine = record.engine
-    run = "" if engine.run else f" The engine {_text(engine.file.path)} was built, not run: no GPU is here."
-    return f"{table}\n\n{how}{run}"
+    if engine is not None and not engine.run:
+        how += f" The engine {_text(engine.file.path)} was built, not run: no GPU is here."
+    return f"{table}\n\n{how}"
 
 
 def _layers(record: RunRecord) -> str:
@@ -129,7 +137,7 @@ def _sqnr(group: GroupRecord, step: Step) -> str:
 
 def _range(group: GroupRecord, step: Step) -> str:
     entry = group.at(step)
-    return "" if entry is None else f"\u00b1{short(entry.amax)}"
+    return "" if entry is None else span(entry.range)
 
 
 def _calibrators(record: RunRecord) -> str:
@@ -147,7 +155,7 @@ def _epochs(record: RunRecord) -> str:
         )
         for epoch in record.training.epochs
     )
-    return _table(("epoch", "mAP50-95, fake-quantized", "losses"), rows)
+    return _table(("epoch", f"{record.measure}50-95, fake-quantized", "losses"), rows)
 
 
 def _compiler(record: RunRecord) -> str:
@@ -198,7 +206,7 @@ def _mixes(record: RunRecord) -> str:
         )
         for mix in record.budget.mixes
     )
-    return _table(("groups left float", "lost points", "mAP50-95", "ms"), rows)
+    return _table(("groups left float", "lost points", f"{record.measure}50-95", "ms"), rows)
 
 
 def _disagreement(record: RunRecord) -> str:
@@ -217,6 +225,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "repeat", _code(record.command)
     yield "weights", f"{_text(inputs.weights.path)}, sha256 {_code(inputs.weights.sha256 or 'none: random weights')}"
     counts = f"{inputs.train.images} train and {inputs.val.images} val images, {len(inputs.classes)} classes"
+    counts += ", labelled by the FP32 model" if record.measure == "agreement" else ""
     yield "data", f"{_text(inputs.data)}, {counts}, sha256 {_code(inputs.data_sha256 or 'none')}"
     yield "calibration", f"{inputs.calibration_images} images, sha256 {_code(inputs.calibration_sha256 or 'none')}"
     yield "seeds", _text(", ".join(f"{name} {seed}" for name, seed in record.seeds.items()))

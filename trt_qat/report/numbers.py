@@ -30,13 +30,19 @@ def short(value: float | None) -> str:
     return NOTHING if value is None else plain(f"{value:.3g}")
 
 
+def span(ends: tuple[float, float], digits: int = 3) -> str:
+    """A range: ``\u00b12.5``, or ``\u22120.28 to 7.9``."""
+    low, high = ends
+    return f"\u00b1{high:.{digits}g}" if low == -high else plain(f"{low:.{digits}g} to {high:.{digits}g}")
+
+
 def plain(text: str) -> str:
     """A formatted number with a real minus."""
     return text.replace("-", MINUS)
 
 
 def fraction(value: float | None) -> str:
-    """An mAP, ``0.3810``."""
+    """An mAP or an agreement, ``0.3810``."""
     return NOTHING if value is None else f"{value:.4f}"
 
 

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import HEADER as PARITY_HEADER
 from trt_qat.report import charts, numbers
-from trt_qat.report.answer import answer, file_label, file_rows
+from trt_qat.report.answer import answer, file_label, file_rows, what_agreement_is
 from trt_qat.report.drawing import drawn_network
 from trt_qat.report.layer_facts import Layer, layer_label
 from trt_qat.report.layers import anchors, worst_layers
@@ -38,7 +38,7 @@ class ClassRow:
     """A class in the compared files.
 
     Args:
-        map50_95: of each file, None where it has no such class.
+        map50_95: mAP or agreement of each file, None where it has no such class.
         points: of the last against the first.
     """
 
@@ -109,6 +109,8 @@ def _values(record: RunRecord) -> dict[str, Any]:
     values = {
         "record": record,
         "answer": answer(record),
+        "what_agreement_is": what_agreement_is(record),
+        "measure": record.measure,
         "rows": rows,
         "markers": charts.markers(rows),
         "scatter": charts.accuracy_against_latency(rows),
@@ -121,7 +123,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "largest_share": max((layer.error_share or 0.0 for layer in layers), default=0.0),
         "has_drops": any(group.map50_95_drop is not None for group in record.placement.groups),
         "histograms": list(_histograms(layers)),
-        "training_charts": charts.training_charts(record.training),
+        "training_charts": charts.training_charts(record.training, record.measure),
         "compiled": compiled,
         "not_compiled": [entry for entry in record.files if entry.compiler is None and entry.not_compiled],
         "kernel_roles": _kernel_roles(compiled),
@@ -131,7 +133,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "sides": [_label_of(record, name) for name in (record.disagreements.first, record.disagreements.second)],
         "changed": changed_settings(record.settings),
         "settings_yaml": yaml.safe_dump(record.settings, sort_keys=False, allow_unicode=True),
-        "written": [*(entry.file for entry in record.files), record.engine.file],
+        "written": [*(entry.file for entry in record.files), *([record.engine.file] if record.engine else [])],
     }
     return {**values, "contents": list(_contents(values))}
 
@@ -203,7 +205,7 @@ def _sqnr_at(group: GroupRecord, step: Step) -> str:
 
 def _range_at(group: GroupRecord, step: Step) -> str:
     entry = group.at(step)
-    return numbers.NOTHING if entry is None else f"\u00b1{numbers.short(entry.amax)}"
+    return numbers.NOTHING if entry is None else numbers.span(entry.range)
 
 
 def _when(created: str) -> str:

@@ -16,8 +16,8 @@ from pydantic import Field, JsonValue, model_validator
 from trt_qat.artifacts import write_text
 from trt_qat.evaluation.parity_report import ParityReport
 from trt_qat.linter.layout import Drawing
-from trt_qat.reading import FileModel, checked, read_json
-from trt_qat.results import Fraction, Milliseconds, ResultRow, Text
+from trt_qat.reading import FileModel, read_json
+from trt_qat.results import Fraction, Measure, Milliseconds, ResultRow, Text, checked_measures, other_names
 
 FORMAT: Final = "trt_qat-run-1"
 FILE: Final = "run.json"
@@ -105,13 +105,25 @@ class QuantizerRecord(FileModel):
 
     Args:
         step: of the network, "ptq" or "qat".
-        amax: the range: values beyond +-amax are clipped. Of a weight the mean over its channels.
+        amax: 127 steps; values beyond +-amax are clipped. Of a weight the mean over its channels.
         sqnr_db: signal to quantization noise of its own input, dB; None if no value differs.
+        ends: with ``quantization.scheme=asymmetric`` the values beyond which an activation is clipped, instead.
     """
 
     step: Step
     amax: Size
     sqnr_db: float | None
+    ends: tuple[float, float] | None = None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Values below the first and above the second are clipped."""
+        return (-self.amax, self.amax) if self.ends is None else self.ends
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude that is not clipped."""
+        return max(abs(end) for end in self.range)
 
 
 class Histogram(FileModel):
@@ -164,7 +176,7 @@ class GroupRecord(FileModel):
         histogram: of what the quantizer of the last step reads.
         error: the output error when this group alone is INT8, see
             :class:`~trt_qat.quantization.divergence.OutputDivergence`.
-        map50_95_drop: what that costs in mAP50-95, a fraction.
+        map50_95_drop: what that costs in mAP50-95 (or agreement), a fraction.
     """
 
     name: Text
@@ -315,7 +327,7 @@ class ExportedRecord(FileModel):
 
     Args:
         name: unique in the run: "fp32", "ptq", "qat", "qat_tensorrt" ...
-        result: mAP, latency and size, with ``details``.
+        result: accuracy, latency and size, with ``details``.
         lint: None for a float file.
         compiler: None where it was not compiled, see ``not_compiled``.
     """
@@ -409,7 +421,9 @@ class RunRecord(FileModel):
         settings: the whole configuration, section by section.
         seeds: what decided by chance, by name.
         deployed: name of the exported file that the run is for: of the fine-tuned network, for ``export.target``.
+        engine: None where TensorRT does not take the network's INT8: ``quantization.scheme=asymmetric``.
         warnings: everything that a user was told, in order.
+        measure: what every figure against labels is: mAP, or agreement with the FP32 model where that made the labels.
     """
 
     format: Literal["trt_qat-run-1"] = FORMAT
@@ -427,11 +441,12 @@ class RunRecord(FileModel):
     budget: Budget | None
     files: Annotated[tuple[ExportedRecord, ...], Field(min_length=1)]
     deployed: Text
-    engine: EngineRecord
+    engine: EngineRecord | None
     parity: tuple[ParityReport, ...]
     drawing: Drawing | None
     disagreements: Disagreements
     warnings: tuple[str, ...]
+    measure: Measure = "mAP"
 
     @model_validator(mode="after")
     def _names_once(self) -> RunRecord:
@@ -441,10 +456,20 @@ class RunRecord(FileModel):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"a {what} is there twice")
-        named = self.deployed, self.engine.built_from, self.disagreements.first, self.disagreements.second
-        for name in named:
+        named = [self.deployed, self.disagreements.first, self.disagreements.second]
+        for name in named if self.engine is None else [*named, self.engine.built_from]:
             if self.file(name) is None:
                 raise ValueError(f"'{name}' is named, but no file of the run")
+        return self
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> RunRecord:
+        for what, measure in (
+            *((f"file '{entry.name}'", entry.result.measure) for entry in self.files),
+            *((f"the parity of {pair.first}", pair.measure) for pair in self.parity),
+        ):
+            if measure != self.measure:
+                raise ValueError(f"{what} says {measure}, the run {self.measure}")
         return self
 
     def file(self, name: str) -> ExportedRecord | None:
@@ -482,15 +507,17 @@ def read_record(run: Path) -> RunRecord:
         ArtifactError: missing, not JSON, or something else; the line names the field.
     """
     file = record_file(run)
-    return checked(RunRecord, read_json(file, "Run record"), file, "Run `trt-qat run` in its folder again.")
+    content = read_json(file, "Run record")
+    return checked_measures(RunRecord, content, file, "Run `trt-qat run` in its folder again.")
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
-    """Write ``folder/run.json``, whole or not at all.
+    """Write ``folder/run.json``, whole or not at all, under the names of :func:`~trt_qat.results.other_names`.
 
     Raises:
         ArtifactError: it cannot be written.
     """
     file = folder / FILE
-    write_text(file, record.model_dump_json(indent=1) + "\n")
+    content = other_names(record.model_dump(mode="json"))
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return file

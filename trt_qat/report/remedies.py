@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from trt_qat.report import numbers
 from trt_qat.report.layer_facts import CLIPPED, LARGE_SHARE, LEVELS, LOST_DB, Layer, Network, weakest
-from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord
+from trt_qat.report.record import ConvRecord, ExportedRecord, KernelRecord, QuantizerRecord
 
 FAR_RANGE: Final = 2.0
 """Times the bulk of the values: one of the eight bits is then there for one value in a thousand."""
@@ -25,9 +25,9 @@ WEAK_WEIGHTS_DB: Final = 30.0
 UNLIKE: Final = 2.0
 """Times what a member of a group reaches: that member lacks one of the eight bits."""
 STILL_RISING_POINTS: Final = 0.19
-"""Of mAP50-95: three seeds of one fine-tuning differ by as much (docs/qat.md)."""
+"""Of mAP50-95 (or agreement): three seeds of one fine-tuning differ by as much (docs/qat.md)."""
 DROP_POINTS: Final = 0.2
-"""Of mAP50-95: less is no more than chance on some hundred images."""
+"""Of mAP50-95 (or agreement): less is no more than chance on some hundred images."""
 MUCH_FLOAT: Final = 0.01
 """Of the network's multiply-accumulates: less cannot be seen in the time."""
 MORE_MOVED: Final = 1.25
@@ -130,19 +130,24 @@ def _range_fits_badly(layer: Layer) -> str | None:
     histogram, activation = layer.histogram, layer.activation
     if histogram is None or activation is None or layer.bulk is None:
         return None
-    if activation.amax > FAR_RANGE * layer.bulk:
+    if activation.reach > FAR_RANGE * layer.bulk:
         used = max(1, round(LEVELS * layer.bulk / activation.amax))
         return (
-            f"99.9 % of its values lie within {layer.bulk:.3g}, its range is {activation.amax:.3g}: they have {used} "
-            f"of {LEVELS} steps, and {numbers.share(histogram.below_one_step)} round to zero."
+            f"99.9 % of its values lie within {layer.bulk:.3g}, its range is {activation.reach:.3g}: they have {used} "
+            f"of {_levels(activation)} steps, and {numbers.share(histogram.below_one_step)} round to zero."
         )
     if histogram.clipped >= CLIPPED:
         reach = max(abs(histogram.low), abs(histogram.high))
         return (
-            f"{numbers.share(histogram.clipped)} of its values lie beyond its range of {activation.amax:.3g} "
+            f"{numbers.share(histogram.clipped)} of its values lie beyond its range of {activation.reach:.3g} "
             f"and are clipped; the largest is {reach:.3g}."
         )
     return None
+
+
+def _levels(activation: QuantizerRecord) -> int:
+    """Steps from zero to the farther end of the range."""
+    return round(LEVELS * activation.reach / activation.amax)
 
 
 def _weights_per_channel(layer: Layer, run: Path) -> Said | None:
@@ -203,7 +208,8 @@ def _more_epochs(layer: Layer, run: Path) -> Said | None:
         return None
     epochs = 2 * int(layer.network.setting("qat.epochs"))
     return (
-        f"The fake-quantized network's mAP50-95 rose by {after - before:.2f} points in the last epoch, the best one.",
+        f"The fake-quantized network's {layer.network.figure} rose by {after - before:.2f} points in the last epoch, "
+        "the best one.",
         "Fine-tune longer.",
         f"what further epochs bring; {epochs} of them take about {_time_of(layer.network, epochs)}.",
         _again(layer.network, {"qat.epochs": epochs}),
@@ -223,19 +229,20 @@ def _unlike_members(layer: Layer, run: Path) -> Said | None:
     if group is None or activation is None or not _is_costly(layer):
         return None
     known = [(conv, conv.input_max) for conv in group.convs if conv.input_max is not None]
-    small = [entry for entry in known if 0 < UNLIKE * entry[1] < min(activation.amax, max(reach for _, reach in known))]
+    farthest = min(activation.reach, max((reach for _, reach in known), default=0.0))
+    small = [entry for entry in known if 0 < UNLIKE * entry[1] < farthest]
     large = [conv for conv, reach in known if UNLIKE * min((r for _, r in small), default=0.0) < reach]
     if not small or not large:
         return None
     conv, reach = min(small, key=lambda entry: entry[1])
     macs = sum(entry.macs for entry in large) / max(1, layer.network.macs)
     return (
-        f"{conv.name} reads values up to {reach:.3g} on a scale made for {activation.amax:.3g}, "
-        f"{max(1, round(LEVELS * reach / activation.amax))} of {LEVELS} steps; "
+        f"{conv.name} reads values up to {reach:.3g} on a scale made for {activation.reach:.3g}, "
+        f"{max(1, round(LEVELS * reach / activation.amax))} of {_levels(activation)} steps; "
         f"{large[0].name} reads the large ones.",
         f"Leave {_listed([entry.name for entry in large])} float: the rest of the group then has its own range.",
-        f"up to {LEVELS} steps for {conv.name}; costs {numbers.share(macs)} of the INT8 multiply-accumulates in "
-        f"{_float_type(layer.network)}.",
+        f"up to {_levels(activation)} steps for {conv.name}; costs {numbers.share(macs)} of the INT8 "
+        f"multiply-accumulates in {_float_type(layer.network)}.",
         _excluding(layer.network, [entry.name for entry in large]),
     )
 
@@ -244,7 +251,9 @@ def _leave_float(layer: Layer, run: Path) -> Said | None:
     share, group = layer.error_share, layer.group
     if share is None or group is None or not _is_costly(layer) or share < layer.macs_share:
         return None
-    drop = "" if group.map50_95_drop is None else f", and {100 * group.map50_95_drop:.2f} points of mAP50-95"
+    drop = (
+        "" if group.map50_95_drop is None else f", and {100 * group.map50_95_drop:.2f} points of {layer.network.figure}"
+    )
     return (
         f"This group alone costs {numbers.share(share)} of the summed output error{drop}.",
         f"Leave it float ({_listed([conv.name for conv in group.convs])}).",
@@ -274,8 +283,8 @@ def _budget(layer: Layer, run: Path) -> Said | None:
         return None
     place = network.rank(layer, lambda entry: entry.error_share, lowest_first=False)
     return (
-        f"{ours.name} is {points:.2f} points of mAP50-95 below FP32, and this group is number {place} of those that "
-        "cost it.",
+        f"{ours.name} is {points:.2f} points of {network.figure} below FP32, and this group is number {place} of those "
+        "that cost it.",
         "Let the fewest groups that meet a budget be left float, each mix measured.",
         f"at most {points / 2:.2g} points lost, half of now.",
         _again(network, {"qat.max_drop": float(f"{points / 2:.2g}")}),
@@ -384,7 +393,7 @@ def _what_is_left(network: Network) -> str:
     if file is None or points is None:
         return "nothing to gain that these figures show."
     place = "above" if points <= 0 else "below"
-    said = f"{file.name} is {abs(points):.2f} points of mAP50-95 {place} FP32{network.drop_interval}"
+    said = f"{file.name} is {abs(points):.2f} points of {network.figure} {place} FP32{network.drop_interval}"
     return f"{said}: that is all there is to win."
 
 

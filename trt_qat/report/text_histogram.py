@@ -12,23 +12,24 @@ ROWS: Final = 6
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 
 
-def text_histogram(histogram: Histogram, amax: float) -> list[str]:
+def text_histogram(histogram: Histogram, ends: tuple[float, float]) -> list[str]:
     """Lines of one width: the columns, an axis with a mark at either end of the range, and its numbers.
 
     Heights are logarithmic: what stretches a range are the few values far out.
 
     Args:
-        amax: the range; values beyond +-amax are clipped. A side of it that no value comes near is not drawn.
+        ends: the range; values beyond are clipped. An end of it that no value comes near is not drawn.
     """
+    least, most = ends
     low = min(histogram.low, 0.0)
-    high = max(histogram.high, amax if histogram.high > 0 else 0.0)
-    if -amax >= low or histogram.low < -amax / 2:
-        low = min(low, -amax)
+    high = max(histogram.high, most if histogram.high > 0 else 0.0)
+    if least >= low or histogram.low < least / 2:
+        low = min(low, least)
     heights = _heights(_columns(histogram, low, high))
     rows = ["".join(_block(height - 8 * row) for height in heights) for row in reversed(range(ROWS))]
-    marks = {_column(edge, low, high) for edge in (-amax, amax) if low <= edge <= high}
+    marks = {_column(edge, low, high) for edge in ends if low <= edge <= high}
     axis = "".join("┻" if column in marks else "─" for column in range(COLUMNS))
-    return [*rows, axis, _numbers(low, high, amax, histogram)]
+    return [*rows, axis, _numbers(low, high, most, histogram)]
 
 
 def _columns(histogram: Histogram, low: float, high: float) -> list[float]:

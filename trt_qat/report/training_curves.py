@@ -15,27 +15,30 @@ from trt_qat.limits import JSON_MEGABYTES
 from trt_qat.reading import read_text
 from trt_qat.report.layer_figures import finite
 from trt_qat.report.record import Epoch, LayerNoise, Training
+from trt_qat.results import Measure, other_names
 from trt_qat.training.features import error_monitor
 
 _TABLE: Final = "results.csv"
-_MAP: Final = "metrics/mAP50-95(B)"
 _LOSS: Final = "train/"
 _RATE: Final = "lr/pg0"
 
 
-def training_record(folder: Path, section: QatSection, images: int, kept: Mapping[str, Any]) -> Training:
+def training_record(
+    folder: Path, section: QatSection, images: int, kept: Mapping[str, Any], measure: Measure
+) -> Training:
     """The curves of a finished fine-tuning.
 
     Args:
         folder: of the fine-tuning.
         images: that it trained on.
         kept: what the best checkpoint's provenance says of its training.
+        measure: what its columns are of.
 
     Raises:
         ArtifactError: a table is missing or not one.
     """
-    epochs = [_epoch(row, folder / _TABLE) for row in _rows(folder / _TABLE)]
-    start = kept.get("start_fake_quant_map50_95")
+    epochs = [_epoch(row, folder / _TABLE, measure) for row in _rows(folder / _TABLE)]
+    start = other_names(dict(kept)).get("start_fake_quant_map50_95")
     if start is not None:
         first = Epoch(epoch=0, map50_95=float(start), losses={}, learning_rate=None, seconds=None)
         epochs = [first, *epochs]
@@ -58,12 +61,12 @@ def _rows(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines(), skipinitialspace=True))
 
 
-def _epoch(row: Mapping[str, str], file: Path) -> Epoch:
+def _epoch(row: Mapping[str, str], file: Path, measure: Measure) -> Epoch:
     try:
         losses = {name.removeprefix(_LOSS): float(value) for name, value in row.items() if name.startswith(_LOSS)}
         return Epoch(
             epoch=int(row["epoch"]),
-            map50_95=float(row[_MAP]),
+            map50_95=float(row[f"metrics/{measure}50-95(B)"]),
             losses={name: value for name, value in losses.items() if math.isfinite(value)},  # others were not asked for
             learning_rate=float(row[_RATE]),
             seconds=float(row["time"]),

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from trt_qat.config import InferSection
 from trt_qat.errors import ConfigError, RunnerError
+from trt_qat.metadata import output_layout
 from trt_qat.registry import suggestion
 from trt_qat.runtime.overlap import overlapped
-from trt_qat.runtime.runner import Mode, Runner, check_raw_output, class_names, image_size
+from trt_qat.runtime.runner import Mode, Runner, check_output, class_names, image_size
 from trt_qat.runtime.selection import choose_runner, open_runner
 from trt_qat.vision.detections import Detections
 from trt_qat.vision.letterbox import LetterboxTransform, network_input
@@ -41,7 +42,7 @@ Streamed = TypeVar("Streamed", bound="Image | HasImage")
 
 
 class Detector:
-    """Letterbox, network, threshold and NMS. Loads no torch.
+    """Letterbox, network, threshold and NMS, without NMS where the file is an end-to-end head's. Loads no torch.
 
     Open from construction to the end of its ``with`` block; may be called from several threads.
 
@@ -104,6 +105,7 @@ class Detector:
             if size_wh is not None and self.runner.input_shape[2:] == (None, None):
                 self.imgsz = rectangle_for(size_wh, max(self.imgsz))
             self.names = class_names(self.runner.metadata)
+            self._layout = output_layout(self.runner.metadata)
             self._classes = _class_ids(self.section.classes, self.names)
             self._opened = opened.pop_all()
         self._inputs = threading.local()  # each thread fills an array of its own again and again
@@ -185,10 +187,15 @@ class Detector:
         for row, image in zip(inputs, images_bgr, strict=False):  # a fixed batch may have rows to spare
             transforms.append(network_input(image, self.imgsz, out=row)[1])
         output = self.runner.infer(inputs)[0]
-        check_raw_output(output, self.names, batch=len(inputs))
+        check_output(output, self.names, batch=len(inputs), layout=self._layout)
         for raw, transform in zip(output, transforms, strict=False):
             found = detections_from_output(
-                raw, self.section.conf, self.section.iou, self.section.max_det, classes=self._classes
+                raw,
+                self.section.conf,
+                self.section.iou,
+                self.section.max_det,
+                classes=self._classes,
+                layout=self._layout,
             )
             yield Detections(transform.boxes_to_image(found.boxes_xyxy), found.scores, found.class_ids)
 

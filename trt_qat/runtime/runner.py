@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.errors import RunnerError
-from trt_qat.metadata import LARGEST_SIDE, SMALLEST_SIDE, read_metadata
+from trt_qat.metadata import LARGEST_SIDE, SMALLEST_SIDE, Layout, read_metadata
 from trt_qat.vision.size import ImageSize
 
 DEFAULT_IMAGE_SIZE = 640
+ROW = 6  # x1, y1, x2, y2, score, class id
 
 Mode = Literal["latency", "throughput"]
 """What a runner is opened for: each image as soon as possible, or as many images per second as possible."""
@@ -81,29 +82,55 @@ def check_batch(batch: NDArray[np.float32], input_shape: Sequence[int | None], n
         raise RunnerError(f"{name}: the model takes shape ({wanted_text}), found {batch.shape}.")
 
 
-def check_raw_output(
-    output: NDArray[np.float32], names: Mapping[int, str], source: str = "the model", batch: int = 1
+def check_output(
+    output: NDArray[np.float32],
+    names: Mapping[int, str],
+    source: str = "the model",
+    batch: int = 1,
+    layout: Layout = "raw",
 ) -> None:
-    """Refuse an output that is not raw YOLOv8 detection of ``batch`` images: decoding it would give wrong boxes.
+    """Refuse an output that is not what its layout says for ``batch`` images: decoding it would give wrong boxes.
 
     Args:
         output: the first output; raw detection is (batch, 4 + classes, anchors), scores in [0, 1].
         names: the model's class names; empty if nobody knows them.
         source: what the message calls the model.
+        layout: what the model's metadata say, see :func:`trt_qat.metadata.output_layout`.
 
     Raises:
         RunnerError: another shape (built-in NMS, another number of classes, another task), NaN or infinity.
     """
+    if layout == "rows":
+        _check_rows(output, names, source, batch)
+    else:
+        _check_raw(output, names, source, batch)
+    if not np.isfinite(output).all():
+        raise RunnerError(
+            f"The output of {source} holds NaN or infinity: its ranges or weights are broken. Export it again."
+        )
+
+
+def _check_rows(output: NDArray[np.float32], names: Mapping[int, str], source: str, batch: int) -> None:
+    if output.ndim != 3 or output.shape[0] != batch or output.shape[2] != ROW:
+        raise RunnerError(
+            f"The output of {source} has shape {output.shape}, rows of an end-to-end detector have "
+            f"({batch}, n, {ROW}). Export a detection model."
+        )
+    ids = output[..., 5]
+    if names and output.size and not (ids.min() > -0.5 and ids.max() < len(names) - 0.5):
+        raise RunnerError(
+            f"The output of {source} has class ids from {ids.min():g} to {ids.max():g}, its names go from 0 to "
+            f"{len(names) - 1}. Export it again."
+        )
+
+
+def _check_raw(output: NDArray[np.float32], names: Mapping[int, str], source: str, batch: int) -> None:
     wanted = f"({batch}, {4 + len(names) if names else '4 + classes'}, anchors)"
     fits = output.ndim == 3 and output.shape[0] == batch and output.shape[1] > 4
     if not fits or (names and output.shape[1] != 4 + len(names)):
         raise RunnerError(
             f"The output of {source} has shape {output.shape}, raw YOLOv8 detection has {wanted}. "
             "Export a detection model without built-in NMS."
-        )
-    if not np.isfinite(output).all():
-        raise RunnerError(
-            f"The output of {source} holds NaN or infinity: its ranges or weights are broken. Export it again."
         )
 
 

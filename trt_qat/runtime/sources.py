@@ -71,7 +71,7 @@ def name_sources(texts: Sequence[str], *, recursive: bool = False) -> list[Named
     Raises:
         DatasetError: there is no such thing, or nothing that can be read.
     """
-    found = [named for text in texts for named in _named(text, recursive)]
+    found = [one for text in texts for one in sources_of(text, recursive=recursive)]
     SOURCES.check(len(found), "SOURCE", DatasetError)
     if sum(named.kind == "stdin" for named in found) > 1:
         raise DatasetError("Source '-' is given twice; there is one standard input.")
@@ -114,6 +114,20 @@ def open_sources(
         if future.exception() is None:
             future.result().close()
     raise errors[0]
+
+
+def open_video(path: Path, text: str | None = None, pace: Pace | None = None) -> Video:
+    """Open the video in a file.
+
+    Args:
+        text: what it is called; None is its path.
+        pace: which frames are taken; None takes all.
+
+    Raises:
+        DatasetError: it cannot be read, or is no video.
+    """
+    regular_file(path, "Video", DatasetError)
+    return Video(str(path) if text is None else text, Decoder(file_access(path)), pace or Pace())
 
 
 def together(sources: Sequence[frames.Source], batch: int, progress: Progress = SILENT) -> Iterator[list[Frame]]:
@@ -197,9 +211,7 @@ def _opened(
         return Images(named.text, named.paths, single=named.single, every=every)
     pace = Pace(every, max_fps)
     if named.kind == "video":
-        (path,) = named.paths
-        regular_file(path, "Video", DatasetError)
-        return Video(named.text, Decoder(file_access(path)), pace)
+        return open_video(named.paths[0], named.text, pace)
     if named.kind == "stdin":
         return _standard_input(pace)
     access = url_access(named.text) if named.kind == "url" else camera_access(named.text)
@@ -240,7 +252,12 @@ def _standard_input(pace: Pace) -> Video:
     return Video("-", decoder, pace, stream)
 
 
-def _named(text: str, recursive: bool) -> list[Named]:
+def sources_of(text: str, *, recursive: bool = False) -> list[Named]:
+    """What one text names, see :func:`name_sources`; however many videos a folder holds.
+
+    Raises:
+        DatasetError: there is no such thing, or nothing that can be read.
+    """
     if text == "-":
         return [Named(text, "stdin")]
     if is_url(text):
@@ -333,7 +350,7 @@ def _in_list(text: str, path: Path) -> list[Named]:
     rest: list[Named] = []
     for entry in entries:
         if is_url(entry):
-            rest += _named(entry, recursive=False)
+            rest += sources_of(entry)
             continue
         file = path.parent / file_name(entry)
         if _kind_of_file(file) is None or (mode := _mode(file)) is None or stat.S_ISDIR(mode):

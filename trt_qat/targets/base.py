@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_qat.artifacts import writable_file, writable_folder
-from trt_qat.config import ExportFormat, ExportSection, Precision
+from trt_qat.config import ExportFormat, ExportSection, Precision, Scheme
 from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.registry import TARGETS
 
@@ -66,6 +66,7 @@ class Target:
         forms: what it takes, by format; the first is the default.
         opset: where none is asked for.
         nms_operator: whether it runs ONNX's NonMaxSuppression.
+        zero_points: whether it takes activations of ``quantization.scheme=asymmetric``.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Target:
     forms: Mapping[ExportFormat, Form]
     opset: int = 19
     nms_operator: bool = True
+    zero_points: bool = False
 
     def form(self, name: ExportFormat) -> Form:
         """The form of a format.
@@ -105,6 +107,20 @@ def target_from_name(name: str) -> Target:
 def all_targets() -> list[Target]:
     """Every target, in the table's order."""
     return [target_from_name(name) for name in TARGETS.rows]
+
+
+def check_scheme(scheme: Scheme, name: str) -> None:
+    """Refuse INT8 activations in a form that a target does not take.
+
+    Raises:
+        ConfigError: see above; or no such target.
+    """
+    if scheme == "asymmetric" and not target_from_name(name).zero_points:
+        able = " or ".join(target.name for target in all_targets() if target.zero_points)
+        raise ConfigError(
+            f"Target '{name}' takes no zero points, which quantization.scheme=asymmetric has. Use target {able}, or "
+            "calibrate with quantization.scheme=symmetric."
+        )
 
 
 def check_out(out: Path, section: ExportSection) -> Form:

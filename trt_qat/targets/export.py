@@ -10,7 +10,7 @@ from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection, InferSection, Precision
 from trt_qat.data.images import Image
 from trt_qat.progress import SILENT, Progress
-from trt_qat.targets.base import check_out, target_from_name
+from trt_qat.targets.base import check_out, check_scheme, target_from_name
 from trt_qat.targets.check import check_batches, check_computed_right
 from trt_qat.targets.nms import build_in_nms, check_nms_form
 
@@ -30,7 +30,8 @@ def export(
         thresholds: of the NMS that ``section.nms`` builds into the file.
 
     Raises:
-        ConfigError: no such target, a format that it does not take, or one that NMS cannot be built into.
+        ConfigError: no such target, a format that it does not take, one that NMS cannot be built into, or zero points
+            that the target does not take.
         ArtifactError: ``out`` has another suffix than the format's, or cannot be written.
         ExportError: the model cannot be written like that, or the client computes the file wrongly.
     """
@@ -39,6 +40,8 @@ def export(
     target = target_from_name(section.target)
     int8 = form.precision or target.precision
     precision = section.precision or (int8 if model.quantized else _float_of(int8))
+    if model.quantized is not None and precision.startswith("int8"):
+        check_scheme(model.quantized.placement.scheme, target.name)
     settled = section.replace(precision=precision, opset=section.opset or target.opset)
     with atomic_path(out) as temporary:
         form.write(model, temporary, settled)

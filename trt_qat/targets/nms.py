@@ -1,4 +1,4 @@
-"""NMS built into an exported file, and the gate for it: the same detections as our own post-processing of the raw file.
+"""NMS, or an end-to-end head's best rows, in an exported file, and the gate for it: what our own post-processing finds.
 
 The raw file is written and checked first, as ever; the tail is put behind it afterwards.
 """
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from trt_qat.config import ExportSection, InferSection
 from trt_qat.errors import ConfigError, ExportError, MissingDependency
+from trt_qat.metadata import Layout, output_layout
+from trt_qat.onnx_reading import metadata_texts
 from trt_qat.targets.base import Arrays, Target
 from trt_qat.vision.postprocess import detections_from_output
 
@@ -51,7 +53,9 @@ def build_in_nms(raw: Path, target: Target, thresholds: InferSection, batches: A
         before = compute(raw, batches) if batches else []
     except MissingDependency:  # said when the raw file was not checked
         batches, before = [], []
-    onnx.save(with_nms(onnx.load(raw), thresholds, by_loop=not target.nms_operator), str(raw))
+    model = onnx.load(raw)
+    layout = output_layout(metadata_texts(model))
+    onnx.save(with_nms(model, thresholds, by_loop=not target.nms_operator), str(raw))
     if not batches:
         return
     try:
@@ -60,7 +64,7 @@ def build_in_nms(raw: Path, target: Target, thresholds: InferSection, batches: A
         reason = " ".join(str(exc).split())[:300].rstrip(".")
         raise ExportError(f"{target.client} does not run the file with NMS: {reason}. Leave --nms away.") from exc
     pairs = [
-        (_detected(output, thresholds), found)
+        (_detected(output, thresholds, layout), found)
         for outputs, rows in zip(before, after, strict=True)
         for output, found in zip(outputs, rows, strict=True)
     ]
@@ -71,22 +75,22 @@ def build_in_nms(raw: Path, target: Target, thresholds: InferSection, batches: A
         )
 
 
-def _detected(raw: NDArray[np.float32], thresholds: InferSection) -> NDArray[np.float32]:
+def _detected(raw: NDArray[np.float32], thresholds: InferSection, layout: Layout) -> NDArray[np.float32]:
     """Rows (n, 6) of a raw output (4 + classes, anchors), as the file with NMS has them."""
-    found = detections_from_output(raw, thresholds.conf, thresholds.iou, thresholds.max_det)
+    found = detections_from_output(raw, thresholds.conf, thresholds.iou, thresholds.max_det, layout=layout)
     return np.column_stack([found.boxes_xyxy, found.scores, found.class_ids]).astype(np.float32)
 
 
 def _agree(
     pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], thresholds: InferSection, side: int
 ) -> bool:
-    """Whether rows are the wanted ones, (n, 6) each, and zeros behind them, but for rounding."""
+    """Whether rows above the score are the wanted ones, (n, 6) each, and zeros behind them, but for rounding."""
     if any(found.shape != (thresholds.max_det, 6) or found[found[:, 4] == 0].any() for _, found in pairs):
         return False
     limits = np.array([_BOX_LIMIT * side] * 4 + [_SCORE_LIMIT, 0.5], np.float32)
     hits: list[bool] = []
     for wanted, padded in pairs:
-        found = padded[padded[:, 4] > 0]
+        found = padded[padded[:, 4] > thresholds.conf]
         close = (np.abs(wanted[:, None] - found[None]) <= limits).all(axis=2)
         hits += [*close.any(axis=1), *close.any(axis=0)]
     return not hits or float(np.mean(hits)) >= _LEAST_SHARE

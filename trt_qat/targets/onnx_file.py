@@ -30,7 +30,7 @@ def write_tensorrt_rtx(model: Model, out: Path, section: ExportSection) -> None:
 
 
 def write_unsigned(model: Model, out: Path, section: ExportSection) -> None:
-    """Activations as uint8 with zero point 128, the same numbers in the form that CPU runtimes compute right."""
+    """Activations as uint8, zero point 128 for 0: the same numbers in the form that CPU runtimes compute right."""
     from trt_qat.exporter.onnx_export import export_onnx  # loads torch
 
     export_onnx(model, out, section, unsigned=True)

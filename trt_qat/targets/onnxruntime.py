@@ -14,5 +14,6 @@ TARGET = Target(
     client="ONNX Runtime",
     summary="right at its default level, but slower than FP32 there: docs/targets.md.",
     precision="int8+fp32",
+    zero_points=True,
     forms={"onnx": Form(".onnx", write_unsigned, compute_onnxruntime)},
 )

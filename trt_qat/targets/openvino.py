@@ -51,6 +51,7 @@ TARGET = Target(
     client="OpenVINO",
     summary="read_model of the ONNX file, or an IR folder that YOLO(folder) loads too.",
     precision="int8+fp32",
+    zero_points=True,
     forms={
         "onnx": Form(".onnx", write_unsigned, compute),
         "openvino": Form(IR_SUFFIX, write_ir, compute_ultralytics),

@@ -1,4 +1,4 @@
-"""The loss of QAT: the detection loss where the labels are followed, and the terms of the features."""
+"""The loss of training: the detection loss where the labels are followed, and the terms of the features."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
 
+from trt_qat.model.loading import is_end_to_end
 from trt_qat.training.features.base import Feature
 from trt_qat.training.precision import exact, in_float32
 
 DetectionLoss = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
+
+
+def deployed_criterion(network: DetectionModel) -> DetectionLoss:
+    """Ultralytics' criterion of what is deployed: an end-to-end head's one-to-one matching (``E2ELoss.one2one``)."""
+    criterion: DetectionLoss = (
+        v8DetectionLoss(network, tal_topk=7, tal_topk2=1) if is_end_to_end(network) else network.init_criterion()
+    )
+    return criterion
 
 
 class QATCriterion:
@@ -31,6 +42,12 @@ class QATCriterion:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QATCriterion:
         return self  # the EMA copy of the network shares the teacher
+
+    def update(self) -> None:
+        """After each epoch: an end-to-end head's loss moves its weight from one-to-many to one-to-one matching."""
+        update = getattr(self._detection, "update", None)
+        if update is not None:
+            update()
 
     def __call__(self, predictions: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss scaled by the batch size, as Ultralytics expects, and its detached parts; a part not computed is NaN.

@@ -101,6 +101,14 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
             if not callback.__module__.startswith(_INTEGRATIONS) or callback in default_callbacks.get(event, ()):
                 callback(self)
 
+    @override
+    def save_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Ultralytics' results.csv, whose columns are called after what the labels give."""
+        measure = self._dataset.measure
+        super().save_metrics(
+            {name.replace("metrics/mAP", f"metrics/{measure}"): value for name, value in metrics.items()}
+        )
+
     @property
     def steps_done(self) -> int:
         """Steps since the start of the run; before a step also its number, from 0."""
@@ -165,9 +173,7 @@ def common_overrides(out: Path, epochs: int, batch: int, seed: int, device: torc
         "epochs": epochs,
         "batch": batch,
         "seed": seed,
-        "project": str(out.parent.resolve()),
-        "name": out.name,
-        "exist_ok": True,
+        "save_dir": str(out.resolve()),  # project and name would not do: a run named "model" gets another name
         "device": str(device.index or 0) if device.type == "cuda" else "cpu",
         "plots": False,
         "amp": False,  # its own validates in FP16 and looks for a network of its own to try it on; see precision.py

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from typing_extensions import override
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.checkpoint import Model
@@ -15,8 +17,44 @@ from trt_qat.halving import halving
 from trt_qat.model.device import CPU
 from trt_qat.model.loading import ARCHITECTURE_SUFFIXES, network_from_architecture
 from trt_qat.progress import SILENT, Progress
+from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
-from trt_qat.vision.size import shown_size
+from trt_qat.training.precision import Precision
+from trt_qat.vision.size import ImageSize, shown_size
+
+
+class FP32Trainer(DatasetTrainer):
+    """Ultralytics' training of a float network.
+
+    Args:
+        network: trained in place; an end-to-end head has both of its branches.
+        precision: of the forward pass.
+    """
+
+    def __init__(
+        self,
+        network: DetectionModel,
+        dataset: Dataset,
+        imgsz: ImageSize,
+        overrides: Mapping[str, Any],
+        progress: Progress,
+        precision: Precision,
+    ) -> None:
+        self._precision = precision
+        # "nms": False lets Ultralytics validate the branch of an end-to-end head that is deployed
+        super().__init__(network, dataset, imgsz, {**overrides, "nms": False}, progress)
+
+    @override
+    def _setup_train(self) -> None:
+        network = self.model
+        super()._setup_train()
+        self._precision.forward_in_16_bit_(network)
+        network.criterion = QATCriterion(network.init_criterion(), with_labels=True)  # in float32
+
+    @override
+    def _build_train_pipeline(self) -> None:
+        self.scaler = self._precision.scaler()  # instead of Ultralytics', which is off
+        super()._build_train_pipeline()
 
 
 def train_fp32(
@@ -40,14 +78,20 @@ def train_fp32(
     side = max(model.imgsz)
     if min(model.imgsz) != side:
         progress.note(f"FP32 training is at {side} pixels square; what follows it is at {shown_size(model.imgsz)}.")
-    own = {"optimizer": section.optimizer, "lr0": section.lr0, "close_mosaic": min(10, section.epochs // 4)}
+    own = {
+        "optimizer": section.optimizer,
+        "lr0": section.lr0,
+        "nbs": section.nominal_batch,
+        "close_mosaic": min(10, section.epochs // 4),
+    }
+    precision = Precision(section.amp, device, "train.amp")
 
     def attempt(batch: int) -> Path:
         torch.manual_seed(section.seed)
         network = trainable_network(model, dataset.names)
         overrides = common_overrides(out, section.epochs, batch, section.seed, device) | own
         with quiet_ultralytics():
-            trainer = DatasetTrainer(network, dataset, (side, side), overrides, progress)
+            trainer = FP32Trainer(network, dataset, (side, side), overrides, progress, precision)
             trainer.train()
         return Path(trainer.best)
 
@@ -62,7 +106,7 @@ def trainable_network(model: Model, names: Mapping[int, str]) -> DetectionModel:
     """
     if model.source.suffix in ARCHITECTURE_SUFFIXES:  # its weights are random, and these follow the seed
         return network_from_architecture(model.network.yaml, names)
-    start = model.unfolded()
+    start = model.as_trained()
     fresh = network_from_architecture(start.yaml, names)
     fresh.load(start, verbose=False)
     return fresh

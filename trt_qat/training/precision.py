@@ -1,4 +1,4 @@
-"""Mixed precision of QAT (``qat.amp``): the network's forward pass in 16 bit, everything that must be exact in float32.
+"""Mixed precision of training (``train.amp``, ``qat.amp``): the forward pass in 16 bit, what must be exact in float32.
 
 Exact are the weights, the ranges, the rounding to the INT8 grid (see ``quantization/fake_quant.py``), the loss and its
 terms, the gradients' norm, the average of the weights and every validation. Ultralytics' own switch is not used: it
@@ -27,17 +27,18 @@ class Precision:
     Args:
         amp: ``none`` is float32 throughout, and changes nothing.
         device: where.
+        key: of the setting, for the message.
 
     Raises:
         ConfigError: the device does not compute in that type.
     """
 
-    def __init__(self, amp: Amp, device: torch.device) -> None:
+    def __init__(self, amp: Amp, device: torch.device, key: str = "qat.amp") -> None:
         self._dtype: torch.dtype | None = None if amp == "none" else getattr(torch, amp)
         self._device = device
         if amp == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             name = torch.cuda.get_device_name(device)
-            raise ConfigError(f"qat.amp=bfloat16: {name} does not compute in it. Set qat.amp=float16 or none.")
+            raise ConfigError(f"{key}=bfloat16: {name} does not compute in it. Set {key}=float16 or none.")
 
     def forward_in_16_bit_(self, network: nn.Module) -> None:
         """Let the network compute its training loss under autocast, in place; a copy made before stays float32."""

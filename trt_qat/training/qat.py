@@ -1,4 +1,5 @@
-"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP.
+"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP
+(or agreement with the float network, where that made the labels).
 
 Each idea is a feature with a file of its own and a key in the ``qat`` section; the trainer calls all of them alike and
 knows none by name, see :mod:`trt_qat.training.features.base`.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
+from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat import distributed
 from trt_qat.artifacts import CheckpointArtifact
@@ -27,9 +29,11 @@ from trt_qat.config import QatSection
 from trt_qat.data.dataset import Dataset
 from trt_qat.halving import halving
 from trt_qat.model.device import CPU
+from trt_qat.model.loading import is_end_to_end
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
-from trt_qat.training.criterion import QATCriterion
+from trt_qat.results import file_content
+from trt_qat.training.criterion import QATCriterion, deployed_criterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.features.base import Epoch, Feature, ParamGroup, Start, Step
 from trt_qat.training.features.choose import features_from_section
@@ -79,9 +83,13 @@ class QATTrainer(DatasetTrainer):
         self._out = out
         self.start_fitness = 0.0
         self._precision = Precision(section.amp, device)
+        if not model.placement.groups:  # see activation.py
+            self.stage = "activation"
         overrides = _overrides(section, out, batch or section.batch, device)
         for feature in features:
             overrides |= feature.ultralytics_arguments()
+        if is_end_to_end(model.network):
+            overrides["iou"] = 1.0  # validation suppresses no box, as deployment
         super().__init__(model.network, dataset, detector.imgsz, overrides, progress)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
         self.add_callback("on_train_epoch_start", QATTrainer._seed_epoch)
@@ -102,7 +110,7 @@ class QATTrainer(DatasetTrainer):
         super()._setup_train()
         network = self._quantized.network
         self._precision.forward_in_16_bit_(network)
-        network.criterion = QATCriterion(network.init_criterion(), self._with_labels, self._features)
+        network.criterion = QATCriterion(deployed_criterion(network), self._with_labels, self._features)
         self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
 
     @override
@@ -133,9 +141,11 @@ class QATTrainer(DatasetTrainer):
             self.ema.update(self.model)
         elif not is_scale_too_large(self.scaler):
             LOG.warning(
-                "QAT diverged: the gradient of step %d is not finite. Stopped; the best checkpoint is kept. "
-                "Lower qat.lr0.",
+                "%s diverged: the gradient of step %d is not finite. Stopped; the best checkpoint is kept. "
+                "Lower qat.%s.",
+                self.stage,
                 self.steps_done,
+                "lr0" if self._quantized.placement.groups else "activation_lr0",
             )
             self.stop = True
         self.scaler.update()
@@ -159,11 +169,15 @@ class QATTrainer(DatasetTrainer):
         for feature in self._features:
             model = feature.as_saved(model)
         fitness = {
+            "measure": self._dataset.measure,
             "epoch": self.epoch + 1,
             "fake_quant_map50_95": float(self.fitness),
             "start_fake_quant_map50_95": self.start_fitness,  # of the calibrated network, which no table of epochs has
         }
-        detector = self._detector.with_quantized(model, "qat", {**self._provenance, "training": fitness})
+        provenance = {**self._provenance, "training": file_content(fitness)}
+        detector = self._detector.with_quantized(model, "qat", provenance)
+        if not model.placement.groups:  # a float network
+            detector = replace(detector, quantized=None, stage="fp32")
         save(self.last, detector)
         if self.best_fitness == self.fitness:
             save(self.best, detector)
@@ -244,7 +258,8 @@ class QATTrainer(DatasetTrainer):
             feature.begin(self._evaluated_model(), self._validation_images())
 
     def _after_epoch(self) -> None:
-        epoch = Epoch(self.epoch + 1, self._evaluated_model(), float(self.fitness), float(self.best_fitness))
+        fitness = float(self.fitness), float(self.best_fitness)
+        epoch = Epoch(self.epoch + 1, self._evaluated_model(), *fitness, self._dataset.measure)
         ends = [feature.after_epoch(epoch) for feature in self._features]  # each is told, whatever another says
         self.stop |= any(ends)
         self._save_state()
@@ -321,14 +336,16 @@ def train_qat(
     *,
     device: torch.device = CPU,
     order: Sequence[str] = (),
+    teacher: DetectionModel | None = None,
     resume: bool = False,
 ) -> CheckpointArtifact:
     """Fine-tune and return the best checkpoint, ``out/best.safetensors``. ``model`` is left as it was.
 
     Args:
-        model: calibrated; the float network that it came from is the teacher.
+        model: calibrated.
         device: where it is trained; a run may be resumed on another.
         order: scale groups in the order of progressive quantization; by depth if empty.
+        teacher: float network that distillation follows; None is the one that ``model`` was calibrated from.
         resume: go on with the run in ``out`` where it was interrupted; begin if there is none.
 
     Raises:
@@ -348,32 +365,33 @@ def train_qat(
             progress.note(f"Fine-tuning goes on after epoch {state['epoch'] + 1} of {section.epochs}.")
         elif distributed.is_main():
             (out / FILE).unlink(missing_ok=True)  # of an earlier run, whose place this one takes
-        return _train(model, dataset, out, section, provenance, progress, order, state, batch, device)
+        start = Start(model, out, order, teacher)
+        return _train(start, dataset, section, provenance, progress, state, batch, device)
 
     return halving(attempt, section.batch, "qat.batch", progress)
 
 
 def _train(
-    model: Model,
+    start: Start,
     dataset: Dataset,
-    out: Path,
     section: QatSection,
     provenance: Mapping[str, Any],
     progress: Progress,
-    order: Sequence[str],
     state: Mapping[str, Any] | None,
     batch: int,
     device: torch.device,
 ) -> CheckpointArtifact:
-    features = features_from_section(section, Start(model, out, order))
-    quantized = model.require_quantized()
+    features = features_from_section(section, start)
+    model, quantized = start.model, start.model.require_quantized()
     trained = replace(quantized, network=copy.deepcopy(quantized.network), float_weights={})  # no longer of before
     for feature in features:
         trained = feature.as_trained(trained, model)
     detector = replace(model, network=trained.network, quantized=trained)
     with quiet_ultralytics():
-        trainer = QATTrainer(detector, features, dataset, out, section, provenance, progress, state, batch, device)
+        trainer = QATTrainer(
+            detector, features, dataset, start.out, section, provenance, progress, state, batch, device
+        )
         trainer.train()
     if distributed.is_main():
-        (out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write
+        (start.out / "weights").rmdir()  # Ultralytics' folder for its own checkpoints, which QAT does not write
     return CheckpointArtifact(Path(trainer.best))

@@ -31,9 +31,10 @@ _SECTIONS = ("model", "data", "quantization", "sensitivity")  # beside qat
 def run_fingerprint(provenance: Mapping[str, Any]) -> str:
     """One hash of everything that decides a run: weights, data, versions, and the settings that training reads.
 
-    The calibration follows from these. ``qat.max_drop`` is left out: a finished run may be given another budget.
+    The calibration and what was decided on the head follow from these. ``qat.max_drop`` is left out: a finished run may
+    be given another budget.
     """
-    content = {key: value for key, value in provenance.items() if key != "calibration"}
+    content = {key: value for key, value in provenance.items() if key not in ("calibration", "head_last")}
     config = provenance.get("config", {})
     content["config"] = {section: config.get(section) for section in _SECTIONS}
     content["config"]["qat"] = {key: value for key, value in config.get("qat", {}).items() if key != "max_drop"}

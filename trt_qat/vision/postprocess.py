@@ -1,4 +1,7 @@
-"""Raw YOLOv8 output to detections: threshold, class-wise NMS (OpenCV's). ONE NMS for deployment and for mAP."""
+"""A detector's output to detections: threshold, class-wise NMS (OpenCV's). ONE way for deployment and for mAP.
+
+The output of an end-to-end head (YOLOv10, YOLO26) names each object once: nothing is suppressed there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_qat.metadata import Layout
 from trt_qat.vision.detections import Detections
 
 _MOST_CANDIDATES = 30_000
@@ -22,22 +26,25 @@ def detections_from_output(
     max_det: int = 300,
     multi_label: bool = False,
     classes: NDArray[np.int64] | None = None,
+    layout: Layout = "raw",
 ) -> Detections:
-    """Decode one image's raw output.
+    """Decode one image's output.
 
     Args:
         output: float32, shape (4 + classes, anchors): box centre x, centre y, width, height in network
-            pixels, then one score per class in [0, 1].
+            pixels, then one score per class in [0, 1]; or (n, 6) where the layout is rows.
         conf: scores at or below this are dropped.
-        iou: boxes of one class that overlap a better one by more than this are dropped.
+        iou: boxes of one class that overlap a better one by more than this are dropped; of the layout raw alone.
         max_det: keep at most this many, best first.
         multi_label: a box counts once for every class above ``conf``, as mAP is measured; by default only for its
-            best class, as in deployment.
+            best class, as in deployment. Rows count as they are.
         classes: ids to keep, shape (n,); None for all. What another class wins is not given to these.
 
     Returns:
         Detections in network pixels.
     """
+    if layout == "rows":
+        return _of_rows(output, conf, max_det, classes)
     anchors, class_ids, scores = _all_classes(output[4:], conf) if multi_label else _best_class(output[4:], conf)
     if classes is not None:
         wanted = np.isin(class_ids, classes)
@@ -47,12 +54,25 @@ def detections_from_output(
         return Detections(np.zeros((0, 4), dtype=np.float32), empty, empty.astype(np.int64))
     boxes_xywh = output[:4, anchors].T.clip(-_FARTHEST, _FARTHEST)
     boxes_xywh[:, :2] -= boxes_xywh[:, 2:] / 2
-    chosen = _nms(boxes_xywh, scores, class_ids, conf, iou, max_det)
+    if layout == "nms_free":
+        chosen = np.argsort(-scores, kind="stable")[:max_det]
+    else:
+        chosen = _nms(boxes_xywh, scores, class_ids, conf, iou, max_det)
     boxes_xyxy = boxes_xywh[chosen]
     boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
     return Detections(
         boxes_xyxy.astype(np.float32), scores[chosen].astype(np.float32), class_ids[chosen].astype(np.int64)
     )
+
+
+def _of_rows(rows: NDArray[np.float32], conf: float, max_det: int, classes: NDArray[np.int64] | None) -> Detections:
+    wanted = rows[:, 4] > conf
+    if classes is not None:
+        wanted &= np.isin(rows[:, 5].round().astype(np.int64), classes)
+    best = rows[wanted]
+    best = best[np.argsort(-best[:, 4], kind="stable")[:max_det]]
+    boxes_xyxy = best[:, :4].clip(-_FARTHEST, _FARTHEST)
+    return Detections(boxes_xyxy.astype(np.float32), best[:, 4].astype(np.float32), best[:, 5].round().astype(np.int64))
 
 
 _Candidates = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]  # anchors, class ids, scores: (n,) each

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from tiny_network import NAMES, save_pt, tiny_architecture
 from tiny_runs import Reports, finetune, statistics, weights
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat import api, pipeline
 from trt_qat.checkpoint import Model, load, save
-from trt_qat.config import Config
+from trt_qat.config import Config, QatSection
 from trt_qat.data.dataset import Dataset
 from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity import cosine
-from trt_qat.model.loading import raw_output
+from trt_qat.model.loading import network_from_architecture, raw_output
 from trt_qat.pipeline import check_qat_settings
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.run import run
@@ -160,6 +161,16 @@ def test_one_scale_per_weight_is_refused_before_the_work(demo: Dataset, demo_int
     both = Config.load(overrides=["qat.bn=freeze", "quantization.weights=tensor"])
     with pytest.raises(ConfigError, match=r"needs quantization\.weights=channel"):
         check_qat_settings(both)
+
+
+def test_branches_that_folding_joins_are_refused(tmp_path: Path) -> None:
+    """RepConv, as in YOLOv9: two convolutions with a BatchNorm each become one."""
+    architecture = tiny_architecture()
+    architecture["backbone"].append([-1, 1, "RepC3", [16]])
+    architecture["head"] = [[-1, 1, "SPPF", [16, 5]], [[3], 1, "Detect", ["nc"]]]
+    model = load(save_pt(network_from_architecture(architecture, NAMES), tmp_path / "rep.pt"), 64)
+    with pytest.raises(ConfigError, match=r"^qat\.bn=freeze: folding makes 'model\.3\.m\.0\.conv' of several branches"):
+        FrozenBatchNorm.check(QatSection(bn="freeze"), model)
 
 
 ONE_LINE = r"^'[^\n]*' has its BatchNorm folded, which [^\n]*qat.bn=freeze need apart. Give the original .pt or .yaml.$"

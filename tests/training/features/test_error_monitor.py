@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trt_qat.quantization.fake_quant import fake_quantize
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.results import Measure
 from trt_qat.training.features.base import Epoch
 from trt_qat.training.features.error_monitor import FILE, QuantizationErrorMonitor, measure_noise
 
@@ -32,8 +33,8 @@ def begun(model: QuantizedModel, images: Tensor, folder: Path) -> QuantizationEr
     return monitor
 
 
-def epoch(model: QuantizedModel, number: int, fitness: float = 0.3) -> Epoch:
-    return Epoch(number, model, fitness, best_fitness=0.3)
+def epoch(model: QuantizedModel, number: int, fitness: float = 0.3, measure: Measure = "mAP") -> Epoch:
+    return Epoch(number, model, fitness, 0.3, measure)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -89,8 +90,10 @@ def test_a_collapsed_run_is_stopped(
         assert not monitor.after_epoch(epoch(model, 1, fitness=0.2))
         assert not caplog.records
         assert monitor.after_epoch(epoch(model, 2, fitness=0.1))
+        assert monitor.after_epoch(epoch(model, 3, fitness=0.1, measure="agreement"))
     monitor.end()
-    assert "diverged: fake-quant mAP 0.1000 after epoch 2, best 0.3000" in caplog.text
+    assert "diverged: fake-quant mAP50-95 0.1000 after epoch 2, best 0.3000" in caplog.text
+    assert "diverged: fake-quant agreement50-95 0.1000 after epoch 3, best 0.3000" in caplog.text
 
 
 def test_going_on_drops_later_rows(

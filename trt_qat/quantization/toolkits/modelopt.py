@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import MissingDependency
 from trt_qat.extras import install_hint
-from trt_qat.quantization.fake_quant import fake_quantize
+from trt_qat.quantization.fake_quant import HIGHEST, LOWEST, SYMMETRIC, fake_quantize
 from trt_qat.quantization.weight_range import weight_range
 
 # its import warns, and torch logs, about a CUDA runtime and extensions that are not needed
@@ -28,17 +29,42 @@ with warnings.catch_warnings():
         ) from exc
 
 _BACKEND = "trt_qat"  # ModelOpt's name for a function that quantizes in place of its own
+_ZERO_POINT = "trt_qat_zero_point"  # no buffer: it never changes, and on a GPU reading it would stall the queue
 
 
 def _quantize(values: Tensor, quantizer: nn.Module) -> Tensor:
-    """ModelOpt's own function takes about four times as long on a CPU, but only it exports Q/DQ."""
+    """ModelOpt's own function takes about four times as long on a CPU, but only it exports symmetric Q/DQ."""
+    zero_point = _zero_point(quantizer)
     if not torch.onnx.is_in_onnx_export():
-        return fake_quantize(values, quantizer._amax)  # type: ignore[arg-type]
+        return fake_quantize(values, quantizer._amax, zero_point)  # type: ignore[arg-type]
+    if zero_point != SYMMETRIC:
+        pair: Tensor = _Pair.apply(values, quantizer._amax / HIGHEST, zero_point)  # type: ignore[operator]
+        return pair
     quantizer.backend = None  # type: ignore[assignment]
     try:
         return quantizer._fake_quantize(values)  # type: ignore[operator,no-any-return]
     finally:
         quantizer.backend = _BACKEND  # type: ignore[assignment]
+
+
+class _Pair(torch.autograd.Function):
+    """Q/DQ with a zero point, which ModelOpt does not write."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: int) -> Tensor:
+        """The values themselves: only the graph is wanted."""
+        return values.clone()
+
+    @staticmethod
+    def symbolic(graph: Any, values: Any, scale: Any, zero_point: int) -> Any:
+        """The nodes. int8, as all others are written; a target that takes unsigned ones changes all alike."""
+        code = graph.op("Constant", value_t=torch.tensor(zero_point + LOWEST, dtype=torch.int8))
+        quantized = graph.op("QuantizeLinear", values, scale, code)
+        return graph.op("DequantizeLinear", quantized, scale, code).setType(values.type())
+
+
+def _zero_point(quantizer: nn.Module) -> int:
+    return int(getattr(quantizer, _ZERO_POINT, SYMMETRIC))
 
 
 register_quant_backend(_BACKEND, _quantize)
@@ -88,6 +114,14 @@ class ModelOptToolkit:
         """See the protocol."""
         value: Tensor = quantizer.amax  # type: ignore[assignment]
         return value
+
+    def set_zero_point(self, quantizer: nn.Module, zero_point: int) -> None:
+        """See the protocol."""
+        setattr(quantizer, _ZERO_POINT, zero_point)
+
+    def zero_point(self, quantizer: nn.Module) -> int:
+        """See the protocol."""
+        return _zero_point(quantizer)
 
     def learn_range(self, quantizer: nn.Module) -> None:
         """See the protocol."""

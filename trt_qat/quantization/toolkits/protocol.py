@@ -11,7 +11,7 @@ from trt_qat.config import ToolkitName, WeightScales
 
 
 class Toolkit(Protocol):
-    """One adapter per package. Quantizers are symmetric INT8 fake-quantizers with a fixed range ``amax``."""
+    """One adapter per package. Quantizers are INT8 fake-quantizers with a fixed range ``amax``, which is 127 steps."""
 
     name: ToolkitName
 
@@ -39,6 +39,16 @@ class Toolkit(Protocol):
 
     def amax(self, quantizer: nn.Module) -> Tensor:
         """The range that :meth:`set_amax` set."""
+
+    def set_zero_point(self, quantizer: nn.Module, zero_point: int) -> None:
+        """Set the code of zero, 0 to 255, of an activation quantizer; 128, the symmetric grid, until then.
+
+        Raises:
+            QuantizationError: the package has no zero points.
+        """
+
+    def zero_point(self, quantizer: nn.Module) -> int:
+        """The zero point that :meth:`set_zero_point` set."""
 
     def learn_range(self, quantizer: nn.Module) -> None:
         """Make the range an ``nn.Parameter`` with a gradient.

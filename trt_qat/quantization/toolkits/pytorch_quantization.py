@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trt_qat.config import ToolkitName, WeightScales
 from trt_qat.errors import MissingDependency, QuantizationError
+from trt_qat.quantization.fake_quant import SYMMETRIC
 from trt_qat.quantization.weight_range import weight_range
 
 try:
@@ -99,6 +100,17 @@ class PytorchQuantizationToolkit:
         """See the protocol."""
         value: Tensor = quantizer.amax  # type: ignore[assignment]
         return value
+
+    def set_zero_point(self, quantizer: nn.Module, zero_point: int) -> None:
+        """See the protocol."""
+        if zero_point != SYMMETRIC:
+            raise QuantizationError(
+                "quantization.scheme=asymmetric needs quantization.toolkit=modelopt: this one has no zero points."
+            )
+
+    def zero_point(self, quantizer: nn.Module) -> int:
+        """See the protocol."""
+        return SYMMETRIC
 
     def learn_range(self, quantizer: nn.Module) -> None:
         """See the protocol."""

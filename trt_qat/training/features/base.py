@@ -28,11 +28,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from ultralytics.nn.tasks import DetectionModel
 
 from trt_qat.checkpoint import Model
 from trt_qat.config import QatSection
 from trt_qat.model.output_error import Predictions
 from trt_qat.quantization.insert import QuantizedModel
+from trt_qat.results import Measure
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Start:
         model: calibrated; not to be changed.
         out: the run's folder.
         order: scale groups in the order of progressive quantization; empty is the order of the network.
+        teacher: float network that distillation follows; None is the one that the model was calibrated from.
     """
 
     model: Model
     out: Path
     order: Sequence[str] = ()
+    teacher: DetectionModel | None = None
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,16 @@ class Epoch:
     Args:
         number: counted from 1; 0 is the calibrated network.
         model: the averaged network (EMA) that was validated.
-        fitness: its fake-quant mAP50-95.
+        fitness: its fake-quant mAP50-95, or agreement.
         best_fitness: the best so far, this one included.
+        measure: which of the two.
     """
 
     number: int
     model: QuantizedModel
     fitness: float
     best_fitness: float
+    measure: Measure = "mAP"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ultralytics.nn.tasks import DetectionModel
 from trt_qat.checkpoint import Model
 from trt_qat.config import QatSection
 from trt_qat.errors import ConfigError
+from trt_qat.model.graph import convolutions
 from trt_qat.quantization.insert import QuantizedModel, insert_quantizers_
 from trt_qat.training.features.base import Feature, Start
 
@@ -52,7 +53,12 @@ class FrozenBatchNorm(Feature):
             return
         if model.quantized is not None and model.quantized.placement.weights == "tensor":
             raise ConfigError(NEEDS_CHANNELS)
-        model.unfolded()
+        joined = sorted(convolutions(model.network).keys() - convolutions(model.unfolded()).keys())
+        if joined:
+            raise ConfigError(
+                f"qat.bn=freeze: folding makes '{joined[0]}' of several branches, each with a BatchNorm of its own, "
+                "which cannot stay apart below one quantizer. Leave qat.bn=fold."
+            )
 
     @override
     def as_trained(self, model: QuantizedModel, source: Model) -> QuantizedModel:
@@ -76,7 +82,7 @@ def unfolded(folded: QuantizedModel, network: DetectionModel) -> QuantizedModel:
     """
     insert_quantizers_(network, folded.placement, folded.toolkit)
     model = replace(folded, network=network)
-    model.load_amax_({name: amax for name, amax in folded.amax().items() if name.startswith("activation.")})
+    model.load_amax_(folded.activation_ranges())
     for quantizer in model.weight_quantizers().values():  # their ranges are those of the unfolded weights
         model.toolkit.set_enabled(quantizer, True)
     return model

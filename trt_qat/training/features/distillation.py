@@ -51,7 +51,7 @@ class Distillation(Feature):
             return None
         quantized = start.model.require_quantized()
         with quantized.quantizers_off():  # a copy keeps its quantizers as they are: this one stays float
-            teacher = copy.deepcopy(quantized.network)
+            teacher = copy.deepcopy(start.teacher or quantized.network)
         return cls(teacher, section.distill_score, section.distill_box, section.distill_feature)
 
     @override

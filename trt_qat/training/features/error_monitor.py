@@ -103,11 +103,12 @@ def _noise(
 class QuantizationErrorMonitor(Feature):
     """After each epoch, one batch through the averaged network; CSV, TensorBoard, warnings by layer name.
 
-    Stops the run when the fake-quant mAP falls below a share of its best; the best checkpoint is then the result.
+    Stops the run when the fake-quant mAP (or agreement) falls below a share of its best; the best checkpoint is then
+    the result.
 
     Args:
         folder: for ``quantization_error.csv`` and TensorBoard's event file.
-        collapse: share of the best mAP below which the run is stopped.
+        collapse: share of the best one below which the run is stopped.
     """
 
     name: ClassVar[str] = "monitor"
@@ -149,8 +150,9 @@ class QuantizationErrorMonitor(Feature):
         collapsed = epoch.fitness < self._collapse * epoch.best_fitness
         if collapsed:
             LOG.warning(
-                "QAT diverged: fake-quant mAP %.4f after epoch %d, best %.4f. Stopped; the best checkpoint is kept. "
-                "Lower qat.lr0.",
+                "QAT diverged: fake-quant %s50-95 %.4f after epoch %d, best %.4f. Stopped; the best checkpoint is "
+                "kept. Lower qat.lr0.",
+                epoch.measure,
                 epoch.fitness,
                 epoch.number,
                 epoch.best_fitness,
