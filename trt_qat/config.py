@@ -234,9 +234,6 @@ class QatSection(Section):
     distill_score: float = Field(default=1.0, ge=0)
     distill_box: float = Field(default=1.0, ge=0)
     distill_feature: float = Field(default=1.0, ge=0)
-    distill_blocks: float = Field(default=0.0, ge=0)
-    distill_objects: float = Field(default=0.0, ge=0, le=1)
-    drop: float = Field(default=0.0, ge=0, lt=1)
     dampening: float = Field(default=0.0, ge=0)
     scheduler: Literal["qat", "ultralytics"] = "qat"
     progressive: Progressive = "none"
