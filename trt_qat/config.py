@@ -58,6 +58,8 @@ RENAMED = {
     "qat.penalty": "qat.dampening",
     "qat.learned_scales": "qat.lsq",
     "qat.scale_lr": "qat.lsq_lr",
+    "parity.max_map_drop": "parity.max_drop",
+    "sensitivity.map_images": "sensitivity.val_images",
 }
 
 
