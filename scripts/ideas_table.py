@@ -51,7 +51,6 @@ from trt_qat.quantization.auto import CANDIDATES
 from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.quantization.range_by_output import choose_ranges_
 from trt_qat.quantization.refit import refitted
-from trt_qat.quantization.rounding import choose_rounding_
 from trt_qat.reading import FileModel, checked, read_json
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner
@@ -59,7 +58,6 @@ from trt_qat.vision.postprocess import detections_from_output
 
 SECTION = EvaluationSection()
 IMAGES = 24  # what an idea of PTQ sees of the calibration images; the seed chooses them
-CROPS, CROP = 48, 320  # what learning the rounding sees
 STEPS = 80  # of QAT, in batches of 8
 QAT = {"batch": 8, "amp": "bfloat16", "monitor": False}
 CONFIDENT = 0.25
@@ -152,16 +150,6 @@ def refit_in_ranges(half: Half, start: Model, seed: int, **keys: Any) -> Model:
     return model
 
 
-def learned_rounding(half: Half, start: Model, seed: int) -> Model:
-    """AdaRound on crops."""
-    generator, crops = Random(seed), []
-    for image in _tensor(half, half.some(seed, CROPS)):
-        top, left = (generator.randint(0, side - CROP) for side in image.shape[1:])
-        crops.append(image[:, top : top + CROP, left : left + CROP])
-    choose_rounding_(start.require_quantized(), torch.stack(crops), steps=80, seed=seed)
-    return start
-
-
 def qat(half: Half, start: Model, seed: int, **keys: Any) -> Model:
     """Fine-tuned on the calibration images; the last epoch."""
     images = half.some(seed, 8 * STEPS)
@@ -196,23 +184,15 @@ PTQ_IDEAS: dict[str, Idea] = {
     "ranges by output": ranges,
     "ranges by output, weights refitted": refit_in_ranges,
     "weights refitted": refit,
-    "rounding learned": learned_rounding,
     "calibrator chosen by detections": by_detections,
     "ranges by output, biases corrected": lambda half, start, seed: refit_in_ranges(half, start, seed, what="bias"),
     "ranges by output, weights refitted to pixels of anything": lambda half, start, seed: refit_in_ranges(
         half, start, seed, objects=0.0
     ),
-    "ranges by output, weights refitted, rounding by output": lambda half, start, seed: refit_in_ranges(
-        half, start, seed, rounding=True
-    ),
 }
 QAT_IDEAS: dict[str, Idea] = {
     "QAT": qat,
     "QAT of ranges by output and refitted weights": qat_of_refit,
-    "QAT with the outputs of all layers": lambda half, start, seed: qat(
-        half, start, seed, distill_blocks=1.0, distill_objects=0.5
-    ),
-    "QAT with quantization dropped at random": lambda half, start, seed: qat(half, start, seed, drop=0.5),
 }
 
 

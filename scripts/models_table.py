@@ -186,13 +186,12 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 def as_markdown(table: Table) -> str:
     """The two tables of docs/models.md."""
     lines = [
-        "| model | parameters | FP32 | PTQ | QAT | QAT - FP32, points (95 %) | lint errors | RTX engine |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | parameters | FP32 | PTQ | QAT | PTQ - FP32, points (95 %) | QAT - FP32 | lint errors | engine |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table.rows:
         maps = " | ".join(f"{of.map50_95:.4f}" for of in (row.fp32, row.ptq, row.qat))
-        found = map_difference(row.fp32, row.qat)
-        apart = f"{found.points:+.2f} ({found.low:+.2f} to {found.high:+.2f})" if found else ""
+        apart = " | ".join(_difference(row.fp32, int8) for int8 in (row.ptq, row.qat))
         engine = row.built.error or "built"
         lines.append(f"| {row.name} | {row.parameters / 1e6:.1f} M | {maps} | {apart} | {row.errors} | {engine} |")
     lines += [
@@ -213,6 +212,11 @@ def as_markdown(table: Table) -> str:
         of = f"{row.int8_convs} of {row.convs}"
         lines.append(f"| {row.name} | {of} | {row.built.kernels} | {kernels} | {products} | {shares} | {costly} |")
     return "\n".join(lines) + "\n"
+
+
+def _difference(fp32: ResultRow, int8: ResultRow) -> str:
+    found = map_difference(fp32, int8)
+    return f"{found.points:+.2f} ({found.low:+.2f} to {found.high:+.2f})" if found else ""
 
 
 @click.command()

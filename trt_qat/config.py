@@ -58,6 +58,8 @@ RENAMED = {
     "qat.penalty": "qat.dampening",
     "qat.learned_scales": "qat.lsq",
     "qat.scale_lr": "qat.lsq_lr",
+    "parity.max_map_drop": "parity.max_drop",
+    "sensitivity.map_images": "sensitivity.val_images",
 }
 
 
@@ -234,9 +236,6 @@ class QatSection(Section):
     distill_score: float = Field(default=1.0, ge=0)
     distill_box: float = Field(default=1.0, ge=0)
     distill_feature: float = Field(default=1.0, ge=0)
-    distill_blocks: float = Field(default=0.0, ge=0)
-    distill_objects: float = Field(default=0.0, ge=0, le=1)
-    drop: float = Field(default=0.0, ge=0, lt=1)
     dampening: float = Field(default=0.0, ge=0)
     scheduler: Literal["qat", "ultralytics"] = "qat"
     progressive: Progressive = "none"

@@ -26,7 +26,7 @@ _AGREEMENT_KEYS: Final = {
     key: key.replace("map", "agreement")
     for key in (
         *("map50_95", "map50", "map75", "map95", "map50_95_drop"),
-        *("fake_quant_map50_95", "start_fake_quant_map50_95"),
+        *("fake_quant_map50_95", "start_fake_quant_map50_95", "float_map50_95", "int8_map50_95"),
     )
 }
 _OTHER_KEYS: Final = _AGREEMENT_KEYS | {theirs: ours for ours, theirs in _AGREEMENT_KEYS.items()}

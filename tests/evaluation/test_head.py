@@ -30,7 +30,7 @@ def plan(demo_detector: Model) -> HeadPlan:
 
 @pytest.fixture(scope="module")
 def with_head(demo_detector: Model, demo_set: Path, plan: HeadPlan) -> Model:
-    return api.quantize(demo_detector, demo_set, calibrator="max", images=8, placement=plan.placement)
+    return api.quantize(demo_detector, demo_set, calibrator="max", images=4, placement=plan.placement)
 
 
 def test_plan_is_the_default_placement_and_the_last_convolutions(demo_int8: Model, plan: HeadPlan) -> None:

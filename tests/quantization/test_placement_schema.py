@@ -30,7 +30,8 @@ OTHER = {**GROUP, "name": "h", "convs": ["c"], "observed": [], "adds": [], "obse
 
 
 def _content(**change: Any) -> dict[str, Any]:
-    return {"groups": [GROUP | change, OTHER], "float_convs": {"d": "role dfl"}, "weights": "channel"}
+    content = {"groups": [GROUP | change, OTHER], "float_convs": {"d": "role dfl"}}
+    return {**content, "weights": "channel", "scheme": "symmetric"}
 
 
 def test_a_good_one() -> None:

@@ -63,7 +63,7 @@ def test_a_convolution_makes_up_for_clipped_inputs(calibrated: Calibrated) -> No
     targets = (given @ conv.weight.reshape(3, 6).T + conv.bias)[:, 0]
     reads = torch.cat([given[..., :3].clamp(max=0.5), given[..., 3:]], dim=3)
     before = conv.weight.clone()
-    layer = _Fit(reads, targets, conv).apply_(calibrated(), "conv", weights=True, rounding=False)
+    layer = _Fit(reads, targets, conv).apply_(calibrated(), "conv", weights=True)
     assert layer.ridge == 0.01  # there is plenty to learn from
     assert layer.after < 0.5 * layer.before
     said = (reads @ conv.weight.reshape(3, 6).T + conv.bias)[:, 0]
@@ -78,7 +78,7 @@ def test_nothing_moves_where_nothing_is_wrong(calibrated: Calibrated) -> None:
     weight = conv.weight.reshape(2, 2, 9)
     targets = (reads @ weight.transpose(1, 2)).permute(0, 2, 1, 3).flatten(2) + conv.bias
     before = conv.weight.clone()
-    layer = _Fit(reads, targets, conv).apply_(calibrated(), "conv", weights=True, rounding=False)
+    layer = _Fit(reads, targets, conv).apply_(calibrated(), "conv", weights=True)
     assert layer.before == pytest.approx(0, abs=1e-9)
     assert torch.allclose(conv.weight, before, atol=1e-5)
 

@@ -21,6 +21,7 @@ from trt_qat.engine.roofline import GPUS, Estimate
 from trt_qat.errors import ArtifactError, ConsistencyError
 from trt_qat.evaluation import sensitivity_chart
 from trt_qat.evaluation.group_sensitivity import GroupSensitivity
+from trt_qat.evaluation.head import HeadDecision
 from trt_qat.evaluation.parity_report import MapPair, broken_thresholds, read_parity, write_parity
 from trt_qat.evaluation.report import markdown_table
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, ranking_of
@@ -40,6 +41,7 @@ from trt_qat.results import NO_ACCURACY, NOT_ONE, read_rows, write_rows
 RECORD = example_record(measure="agreement")
 ROWS = tuple(entry.result for entry in RECORD.files)
 PAIR = RECORD.parity[0].model_copy(update={"map50_95": MapPair(first=0.98, second=0.92)})
+HEAD = HeadDecision(0.99, 0.989, 64, "agreement")
 ALL_SETTINGS = json.dumps(Config().model_dump(mode="json"))
 NAMED = re.compile(r"(?<![a-z])map(?![a-z])", re.IGNORECASE)  # mAP50-95, map50_95, max_map_drop; not "mapped"
 BINARY = re.compile(r'data:[\w/]+;base64,[^"]*|"jpeg": "[^"]*"')
@@ -113,6 +115,10 @@ RENDERINGS: dict[str, tuple[Callable[[], str], str]] = {
     "a budget": (lambda: budget_text(met=True), "All INT8 is within 0.5 points of agreement50-95."),
     "a budget that is missed": (lambda: budget_text(met=False), "No mix is within 0.5 points of agreement50-95;"),
     "advice": (lambda: json.dumps(advice(0.5).as_dict()), "no INT8 form within 0.5 points of agreement50-95 is"),
+    "the head's decision": (
+        lambda: f"{HEAD} {json.dumps(HEAD.as_dict())}",
+        '{"int8": true, "float_agreement50_95": 0.99, "int8_agreement50_95": 0.989',
+    ),
     "the settings": (lambda: ALL_SETTINGS, '"max_drop": 1.0'),
 }
 

@@ -563,7 +563,7 @@ def test_both_ends_of_an_asymmetric_range() -> None:
     assert span(QuantizerRecord(step="ptq", amax=4.73, sqnr_db=30.0).range) == "\u00b14.73"
     shifted = tuple(entry.model_copy(update={"ends": (-0.25, 7.5)}) for entry in group_of(WORST).activation)
     explained = explain(layer(with_group(WORST, activation=shifted)), RUN)
-    said = next(section for section in explained.sections if section.name == "range").lines[0]
+    said = next(section for section in explained.sections if section.key == "range").lines[0]
     assert said.startswith("PTQ: \u22120.25 to 7.5, by ")
 
 

@@ -17,7 +17,7 @@ from trt_qat.errors import DatasetError
 from trt_qat.evaluation.accuracy import measure_accuracy
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.progress import SILENT, Progress
-from trt_qat.results import Measure
+from trt_qat.results import Measure, other_names
 
 LIMIT = 0.002
 """Most that it may cost, a fraction: what chance moves on a hundred images."""
@@ -26,7 +26,7 @@ REASON = "role head_last"  # what a placement says of convolutions that are floa
 
 @dataclass(frozen=True)
 class HeadDecision:
-    """What was measured on how many images: mAP50-95 with these convolutions float, and in INT8."""
+    """What was measured on how many images: mAP50-95 (or agreement) with these convolutions float, and in INT8."""
 
     float_map: float
     int8_map: float
@@ -40,9 +40,10 @@ class HeadDecision:
         return self.float_map - self.int8_map <= self.limit
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON form for the checkpoint's provenance."""
+        """A JSON form for the checkpoint's provenance, under the names of :func:`~trt_qat.results.other_names`."""
         figures = {"float_map50_95": self.float_map, "int8_map50_95": self.int8_map}
-        return {"int8": self.int8, **figures, "images": self.images, "measure": self.measure}
+        content = {"int8": self.int8, **figures, "images": self.images, "measure": self.measure}
+        return dict(other_names(content))
 
     def __str__(self) -> str:
         return (

@@ -23,7 +23,6 @@ from trt_qat.model.layers_in_turn import LayersInTurn
 from trt_qat.progress import SILENT, Progress
 from trt_qat.quantization.insert import QuantizedModel
 from trt_qat.quantization.layer_rows import Pixels, outputs_of, reads_of
-from trt_qat.quantization.rounding_by_output import rounded_by_output
 from trt_qat.quantization.weight_range import weight_range
 
 _HELD_OUT = 4  # one image in so many decides how far the weights move
@@ -57,7 +56,6 @@ def refitted(
     images: Tensor,
     what: Refit = "weights",
     *,
-    rounding: bool = False,
     rows: int = 400,
     objects: float = 0.5,
     seed: int = 0,
@@ -68,7 +66,6 @@ def refitted(
     Args:
         images: (n, 3, h, w) in [0, 1], at least two; all are kept in memory with what the layers make of them.
         what: ``bias`` moves biases alone, ``weights`` both.
-        rounding: choose the weights' rounding by the output, too, :mod:`trt_qat.quantization.rounding_by_output`.
         rows: pixels of each image that a convolution is fitted on.
         objects: share of them that is drawn where the float network sees objects.
         seed: draws the pixels.
@@ -87,7 +84,7 @@ def refitted(
             outputs = outputs_of(taught, f"model.{index}", pixels)
             for name, targets in outputs.items():
                 fit = _Fit(reads_of(model, seen, name, pixels), targets, network.get_submodule(name))
-                found.append(fit.apply_(model, name, what == "weights", rounding))
+                found.append(fit.apply_(model, name, what == "weights"))
             seen.advance()
             taught.advance()
     after = network.state_dict()
@@ -117,8 +114,8 @@ class _Fit:
         spread = targets[judges].flatten(0, 1)
         self._variance = float(((spread - spread.mean(0)) ** 2).sum().clamp(min=1e-12))
 
-    def apply_(self, model: QuantizedModel, name: str, weights: bool, rounding: bool) -> RefittedLayer:
-        """Move weight and bias, in place; the weight's range and rounding follow."""
+    def apply_(self, model: QuantizedModel, name: str, weights: bool) -> RefittedLayer:
+        """Move weight and bias, in place; the weight's range follows."""
         before, chosen = self._judging.square, None
         least = before
         # of fewer rows than inputs the weights learn nothing that holds
@@ -137,10 +134,6 @@ class _Fit:
             quantizer = model.toolkit.weight_quantizer(conv)
             if weights:
                 model.toolkit.set_amax(quantizer, weight_range(conv.weight, model.placement.weights))
-            if rounding:
-                conv.weight.copy_(
-                    rounded_by_output(conv.weight, model.toolkit.amax(quantizer), everything.gram[:, :-1, :-1])
-                )
         return RefittedLayer(name, before / self._variance, least / self._variance, chosen)
 
 

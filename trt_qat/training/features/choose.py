@@ -16,7 +16,6 @@ from trt_qat.training.features.error_monitor import QuantizationErrorMonitor
 from trt_qat.training.features.learning_rate import QATLearningRateScheduler
 from trt_qat.training.features.lsq import Lsq
 from trt_qat.training.features.progressive import ProgressiveQuantization
-from trt_qat.training.features.quantization_drop import QuantizationDrop
 
 # In this order their hooks are called and their loss terms summed. Floating-point sums depend on the order: a row moved
 # is another result in the last bit. The monitor is last, so that it sees what the others made.
@@ -26,7 +25,6 @@ FEATURES: tuple[type[Feature], ...] = (
     Dampening,
     Lsq,
     ProgressiveQuantization,
-    QuantizationDrop,
     FrozenBatchNorm,
     QuantizationErrorMonitor,
 )
