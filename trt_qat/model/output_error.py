@@ -14,7 +14,8 @@ from ultralytics.nn.tasks import DetectionModel
 
 Predictions = Mapping[str, Any]
 
-MEASURE = "score+dist, or distance"  # names what output_error computes; a cached comparison made with another is not used
+MEASURE = "score+dist, or distance"  # names what output_error computes; a cached comparison of another is not used
+
 
 
 def raw_predictions(network: DetectionModel, images: Tensor) -> Predictions:
