@@ -17,7 +17,6 @@ Predictions = Mapping[str, Any]
 MEASURE = "score+dist, or distance"  # names what output_error computes; a cached comparison of another is not used
 
 
-
 def raw_predictions(network: DetectionModel, images: Tensor) -> Predictions:
     """What the head says before decoding: ``scores`` (batch, classes, anchors) as logits, ``boxes`` (batch, 4 * bins,
     anchors) as logits (distances where there is one bin), ``feats`` a list of (batch, channels, h, w).
