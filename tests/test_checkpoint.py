@@ -239,7 +239,7 @@ def save_pt(path: Path, network: nn.Module) -> Path:
 
 
 @pytest.mark.parametrize(
-    "architecture", ["yolov8n.yaml", pytest.param("yolov9t.yaml", marks=pytest.mark.slow), "yolo26n.yaml"]
+    "architecture", ["yolov8n.yaml", pytest.param("yolov9t.yaml", marks=pytest.mark.slow), "yolo11n.yaml"]
 )
 def test_a_checkpoint_saved_after_fusing_is_the_same_model(
     make_unfolded: Callable[..., DetectionModel], tmp_path: Path, architecture: str

@@ -31,6 +31,7 @@ GUIDES = (
 # Pages whose commands are not run here, and why.
 PAGES_NOT_RUN = {
     "CONTRIBUTING.md": "the suite itself, and what takes hours",
+    "docs/activation.md": "measurements of hours on the traffic signs",
     "docs/compiler.md": "measurements of hours on the traffic signs",
     "docs/howto/custom-calibrator.md": "test_howto_examples.py runs its code",
     "docs/howto/custom-callback.md": "test_howto_examples.py runs its code",
@@ -40,6 +41,7 @@ PAGES_NOT_RUN = {
     "docs/models.md": "an hour of training per table",
     "docs/qat.md": "measurements of hours on the traffic signs and COCO",
     "docs/reliability.md": "fuzzing, which takes as long as one lets it",
+    "docs/scheme.md": "the tutorial's commands with one setting more",
 }
 PROGRAMS = {"make", "polygraphy", "python", "torchrun", "trt-qat"}
 # How a line begins, and why it is not run here.

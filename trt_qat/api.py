@@ -757,8 +757,10 @@ def given_dataset(
         DatasetError: it cannot be read, has another number of classes, or the model cannot label it.
     """
     with ExitStack() as stack:
-        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory())) / FOOTAGE
-        making = footage_for(model, data, folder or temporary, progress=progress, **how)
+        place = folder
+        if place is None and footage_in(data) is not None:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / FOOTAGE
+        making = None if place is None else footage_for(model, data, place, progress=progress, **how)
         yield dataset_for(model, data) if making is None else replace(making, kept=folder is not None).dataset()
 
 

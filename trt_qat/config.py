@@ -477,11 +477,10 @@ def _unknown(key: str, known: list[str], where: str = "") -> str:
     if key in RENAMED:
         return f"Key '{key}'{where} has a new name: {RENAMED[key]}."
     section, _, leaf = key.rpartition(".")
+    for name in Config.model_fields if section else ():  # the key may stand in the wrong section
+        if leaf in _section_class(name).model_fields:
+            return f"Unknown key '{shown_name(key)}'{where}. It belongs to another section: '{name}.{leaf}'."
     close = difflib.get_close_matches(leaf, [name.rpartition(".")[2] for name in known], n=1, cutoff=0.5)
-    if not close and section:  # the key may stand in the wrong section
-        for name in Config.model_fields:
-            if leaf in _section_class(name).model_fields:
-                return f"Unknown key '{shown_name(key)}'{where}. It belongs to another section: '{name}.{leaf}'."
     hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."
     return f"Unknown key '{shown_name(key)}'{where}. {hint}"
 

@@ -101,8 +101,9 @@ def test_distances_of_one_bin_have_an_error_too() -> None:
     assert output_error(off, {"scores": scores, "boxes": boxes}).item() == pytest.approx(4 * 0.5 * 0.5**2)
 
 
-def test_a_fused_end_to_end_head_is_refused(network: DetectionModel, tmp_path: Path) -> None:
-    network.end2end = True
+@pytest.mark.parametrize("kept", ["one-to-one", "one-to-many"])
+def test_a_fused_end_to_end_head_is_refused(network: DetectionModel, tmp_path: Path, kept: str) -> None:
+    network.end2end = kept == "one-to-one"
     network.fuse(verbose=False)
     with pytest.raises(ArtifactError, match=r"end-to-end head after Ultralytics' fuse.*Give the .pt as it was trained"):
         load(save_pt(network, tmp_path / "fused.pt"))

@@ -107,12 +107,17 @@ def _architecture_file(path: Path) -> Path:
 
 
 def _check_detector(architecture: Mapping[str, Any], source: Path) -> None:
-    try:
-        last = architecture["head"][-1][2]
-    except (KeyError, IndexError, TypeError):
-        return  # the schema says what is wrong
+    last = _last_kind(architecture)
     if isinstance(last, str) and last not in HEADS:
         raise _not_taken(f"'{source}' is a model that ends in", last)
+
+
+def _last_kind(architecture: Mapping[str, Any]) -> Any:
+    """What the last layer is; None where there is none, of which the schema says what is wrong."""
+    try:
+        return architecture["head"][-1][2]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def is_end_to_end(network: DetectionModel) -> bool:
@@ -120,8 +125,11 @@ def is_end_to_end(network: DetectionModel) -> bool:
 
     The architecture says so: a network that :func:`deployed_` has changed has an ordinary head.
     """
-    architecture = network.yaml
-    return bool(architecture.get("end2end")) or architecture["head"][-1][2] == "v10Detect"
+    return _says_end_to_end(network.yaml)
+
+
+def _says_end_to_end(architecture: Mapping[str, Any]) -> bool:
+    return bool(architecture.get("end2end")) or _last_kind(architecture) == "v10Detect"
 
 
 def deployed_(network: DetectionModel) -> DetectionModel:
@@ -181,7 +189,7 @@ def _read_as_data(weights: Path) -> UltralyticsFile:
         state = file.tensors(stored)
         size = _trained_size(file.content)
     folded = not any(layer.class_name == "BatchNorm2d" for layer in layers.values())
-    if folded and any(".one2one_" in name for name in stored):
+    if folded and _says_end_to_end(architecture):  # whichever is left: one of them needs NMS, and nothing says which
         raise ArtifactError(
             f"'{weights}' holds an end-to-end head after Ultralytics' fuse(), which drops one of its branches. Give "
             "the .pt as it was trained."
