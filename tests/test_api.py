@@ -111,8 +111,8 @@ def test_the_readme_shows_the_same_example() -> None:
 DOCUMENTED = [name for name in trt_qat._HOMES if trt_qat._HOMES[name] in ("trt_qat.api", "trt_qat.checkpoint")]
 
 
-# what these take many seconds for, tests/mixed_precision does too
-SLOW = {"advise": pytest.mark.slow, "keep_budget": pytest.mark.slow}
+# what these take many seconds for, tests/mixed_precision and tests/training/test_activation_training.py do too
+SLOW = dict.fromkeys(("advise", "keep_budget", "replace_activation"), pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in DOCUMENTED])
