@@ -536,6 +536,7 @@ def test_run_makes_again_what_is_damaged_or_would_come_out_otherwise(ran: str) -
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx", "ran")
 def test_run_says_in_one_line_that_parity_is_broken() -> None:
     """Everything is written, one line says what is broken, and that is the exit code: again when nothing is redone."""

@@ -285,6 +285,7 @@ def test_it_runs_without_torch(place: Path, program: str) -> None:
     assert Path("runs/infer/one.png").is_file()
 
 
+@pytest.mark.slow
 def test_without_any_model_the_demo_detector_is_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     generate_demo_set(tmp_path / "set", train=1, val=1)

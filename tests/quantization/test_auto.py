@@ -120,6 +120,7 @@ def calibration_of(model: Model) -> Calibration:
     return Calibration.from_dict(model.provenance["calibration"])
 
 
+@pytest.mark.slow
 def test_pipeline_compares_once(detector: Model, demo_yaml: Path, tmp_path: Path) -> None:
     """The second time neither pass is made; a damaged answer is made anew; the ranges are the chosen ones."""
     first, seen = run_calibration(detector, demo_yaml, tmp_path)

@@ -63,11 +63,14 @@ def _stopped_at_moments(place: Path, verb: str, number: signal.Signals, count: i
     out, temporary = place / "out", place / "tmp"
     temporary.mkdir(exist_ok=True)
     starved.empty(out)
-    began = time.monotonic()
-    with _start(place, VERBS[verb]) as process:
-        process.communicate(timeout=600)
-    assert process.returncode == 0
-    duration = time.monotonic() - began
+    durations = []
+    for _ in range(2):  # the first may compile what it imports
+        began = time.monotonic()
+        with _start(place, VERBS[verb]) as process:
+            process.communicate(timeout=600)
+        assert process.returncode == 0
+        durations.append(time.monotonic() - began)
+    duration = min(durations)
     stopped = 0
     for moment in range(count):
         starved.empty(out)
