@@ -16,8 +16,6 @@ Rows that OUT has already are kept, so a killed run goes on.
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,26 +30,13 @@ from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset, load_dataset
 from trt_qat.data.images import evenly_spaced
 from trt_qat.footage.frames import held_out_count
-from trt_qat.reading import FileModel, checked, read_json
-from trt_qat.report.compare import map_difference
-from trt_qat.results import ResultRow, read_rows
+from trt_qat.results import read_rows
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.accuracy_table import Row, Table, cells, read_table, run, sets
 
 FAST = ("evaluation.latency_iterations=3", "evaluation.latency_warmup=0")  # these tables are about accuracy
 ARMS = ("label-free", "labelled")
-
-
-class Row(FileModel):
-    """One measured file, and the commands that made it."""
-
-    name: str
-    result: ResultRow
-    commands: tuple[str, ...]
-
-
-class Table(FileModel):
-    """The content of ``OUT/images.json`` and ``OUT/seeds.json``."""
-
-    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -67,11 +52,7 @@ class Setting:
 
     def run(self, *arguments: object, keys: Sequence[str] = ()) -> str:
         """Run a trt-qat command in a process of its own; returns the command as text."""
-        sets = [part for key in (*self.keys, *keys) for part in ("--set", key)]
-        command = ["trt-qat", *map(str, arguments), *sets]
-        click.echo(f"$ {shlex.join(command)}")
-        subprocess.run([sys.executable, "-W", "ignore", "-m", "trt_qat", *command[1:]], check=True)
-        return shlex.join(command)
+        return run(*arguments, *sets([*self.keys, *keys]))
 
     def measured(self, name: str, checkpoint: Path, commands: Sequence[str] = ()) -> Row:
         """Export for OpenVINO and evaluate against people's labels."""
@@ -136,25 +117,19 @@ def as_markdown(table: dict[str, Row], seeds: Sequence[int]) -> str:
     """The rows against FP32, each seed's label-free file against its labelled one, and the commands."""
     base = table["FP32"].result
     lines = ["| | mAP50-95 | mAP50 | points against FP32 | 95 % of resamples |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(_cells(row.result, base))} |" for name, row in table.items()]
+    lines += [f"| {name} | {' | '.join(cells(row.result, base))} |" for name, row in table.items()]
     pairs = {}
     for seed in seeds:
         free, labelled = (table.get(f"QAT seed {seed} {arm}") for arm in ARMS)
         if free and labelled:
-            pairs[seed] = (free.result, _cells(free.result, labelled.result)[2:])
+            pairs[seed] = cells(free.result, labelled.result)[2:]
     if pairs:
         lines += ["", "| label-free against labelled | points | 95 % of resamples |", "|---|---|---|"]
-        lines += [f"| seed {seed} | {' | '.join(cells)} |" for seed, (_, cells) in pairs.items()]
-        lines += [f"\nMean: {mean(float(cells[0]) for _, cells in pairs.values()):+.2f} points."]
+        lines += [f"| seed {seed} | {' | '.join(pair)} |" for seed, pair in pairs.items()]
+        lines += [f"\nMean: {mean(float(pair[0]) for pair in pairs.values()):+.2f} points."]
     for name, row in table.items():
         lines += [f"\n{name}:", *(f"    {command}" for command in row.commands)]
     return "\n".join(lines) + "\n"
-
-
-def _cells(row: ResultRow, base: ResultRow) -> tuple[str, ...]:
-    found = None if row is base else map_difference(base, row)
-    interval = (f"{found.points:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}") if found else ("", "")
-    return f"{row.map50_95:.4f}", f"{row.map50:.4f}", *interval
 
 
 def _plain(name: str) -> str:
@@ -194,8 +169,7 @@ def main(
     file = out / f"{part}.json"
     table: dict[str, Row] = {}
     if file.is_file():
-        found = checked(Table, read_json(file, "Table"), file, "Delete it, and its rows are made again.")
-        table = {row.name: row for row in found.rows}
+        table = {row.name: row for row in read_table(file).rows}
     for name, make in (("FP32", lambda: setting.measured("FP32", weights)), *wanted[part]()):
         if name in table:
             continue

@@ -265,13 +265,9 @@ def replace_activation(
     """
     tune_cpu()
     section = (section or QatSection()).replace(**settings)
-    with given_dataset(
-        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
-    ) as dataset:
-        check_trainable_dataset(model, dataset)
+    dataset = _training_data(model, data, Path(out), device, progress)
     if provenance is None:
-        settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
-        provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
+        provenance = _training_provenance(model, dataset, section)
     best = train_activation(
         model, dataset, Path(out), section, provenance, progress, device=torch_device(device), resume=resume
     )
@@ -329,10 +325,7 @@ def finetune(
             f"qat.activation={section.activation}: '{model.source}' has SiLU. Put the other activation in its float "
             "network first (replace_activation), calibrate that, and fine-tune it."
         )
-    with given_dataset(
-        model, data, folder=Path(out) / FOOTAGE, to_train=True, device=device, progress=progress
-    ) as dataset:
-        check_trainable_dataset(model, dataset)
+    dataset = _training_data(model, data, Path(out), device, progress)
     order: list[str] = []
     if section.progressive == "sensitivity":
         by_error = (ranking or SensitivitySection()).replace(metric="error")
@@ -340,8 +333,7 @@ def finetune(
             ranked = rank_groups(model, dataset, by_error, EvaluationSection(), progress=progress)
         order = [row.group for row in reversed(ranked.rows)]
     if provenance is None:
-        settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
-        provenance = {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
+        provenance = _training_provenance(model, dataset, section)
     best = train_qat(
         model,
         dataset,
@@ -355,6 +347,18 @@ def finetune(
         resume=resume,
     )
     return load(best.path, model.imgsz)
+
+
+def _training_data(model: Model, data: Data, out: Path, device: str, progress: Progress) -> Dataset:
+    """What is trained on; footage is kept in the run's folder."""
+    with given_dataset(model, data, folder=out / FOOTAGE, to_train=True, device=device, progress=progress) as dataset:
+        check_trainable_dataset(model, dataset)
+        return dataset
+
+
+def _training_provenance(model: Model, dataset: Dataset, section: QatSection) -> dict[str, Any]:
+    settings_read = {"model": {"imgsz": list(model.imgsz)}, "qat": section.model_dump(mode="json")}
+    return {**model.provenance, **provenance_of(model.source, dataset, settings_read)}
 
 
 def keep_budget(

@@ -30,6 +30,7 @@ from trt_qat.errors import ConsistencyError
 from trt_qat.model.cpu import tune_cpu
 from trt_qat.model.device import CPU
 from trt_qat.progress import SILENT, Progress
+from trt_qat.training.precision import Precision
 from trt_qat.vision.image import read_image_bgr
 from trt_qat.vision.letterbox import network_input
 from trt_qat.vision.size import ImageSize
@@ -46,6 +47,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         dataset: trained on, and validated on its val split.
         imgsz: height and width of the network's input, pixels.
         overrides: Ultralytics training arguments; of ``imgsz`` it knows the longer side only.
+        precision: whose scaler the gradients get; None is float32 throughout.
     """
 
     stage = "training"
@@ -57,7 +59,9 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         imgsz: ImageSize,
         overrides: Mapping[str, Any],
         progress: Progress = SILENT,
+        precision: Precision | None = None,
     ) -> None:
+        self._precision = precision or Precision("none", CPU)
         self._dataset = dataset
         self._imgsz = imgsz
         self._progress = progress
@@ -129,6 +133,7 @@ class DatasetTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has
         if processes > 1 and self.world_size != processes:  # it is called again after a batch that was too large
             self.world_size = processes
             self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
+        self.scaler = self._precision.scaler()  # instead of Ultralytics'; restored later where a run is resumed
         super()._build_train_pipeline()
 
     @override

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from typing_extensions import override
@@ -20,29 +19,11 @@ from trt_qat.progress import SILENT, Progress
 from trt_qat.training.criterion import QATCriterion
 from trt_qat.training.detection_trainer import DatasetTrainer, common_overrides, quiet_ultralytics
 from trt_qat.training.precision import Precision
-from trt_qat.vision.size import ImageSize, shown_size
+from trt_qat.vision.size import shown_size
 
 
 class FP32Trainer(DatasetTrainer):
-    """Ultralytics' training of a float network.
-
-    Args:
-        network: trained in place; an end-to-end head has both of its branches.
-        precision: of the forward pass.
-    """
-
-    def __init__(
-        self,
-        network: DetectionModel,
-        dataset: Dataset,
-        imgsz: ImageSize,
-        overrides: Mapping[str, Any],
-        progress: Progress,
-        precision: Precision,
-    ) -> None:
-        self._precision = precision
-        # "nms": False lets Ultralytics validate the branch of an end-to-end head that is deployed
-        super().__init__(network, dataset, imgsz, {**overrides, "nms": False}, progress)
+    """Ultralytics' training of a float network; of an end-to-end head it trains both branches."""
 
     @override
     def _setup_train(self) -> None:
@@ -50,11 +31,6 @@ class FP32Trainer(DatasetTrainer):
         super()._setup_train()
         self._precision.forward_in_16_bit_(network)
         network.criterion = QATCriterion(network.init_criterion(), with_labels=True)  # in float32
-
-    @override
-    def _build_train_pipeline(self) -> None:
-        self.scaler = self._precision.scaler()  # instead of Ultralytics', which is off
-        super()._build_train_pipeline()
 
 
 def train_fp32(
@@ -83,6 +59,7 @@ def train_fp32(
         "lr0": section.lr0,
         "nbs": section.nominal_batch,
         "close_mosaic": min(10, section.epochs // 4),
+        "nms": False,  # Ultralytics then validates the branch of an end-to-end head that is deployed
     }
     precision = Precision(section.amp, device, "train.amp")
 

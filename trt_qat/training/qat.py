@@ -82,7 +82,6 @@ class QATTrainer(DatasetTrainer):
         self._state = state
         self._out = out
         self.start_fitness = 0.0
-        self._precision = Precision(section.amp, device)
         if not model.placement.groups:  # see activation.py
             self.stage = "activation"
         overrides = _overrides(section, out, batch or section.batch, device)
@@ -90,7 +89,8 @@ class QATTrainer(DatasetTrainer):
             overrides |= feature.ultralytics_arguments()
         if is_end_to_end(model.network):
             overrides["iou"] = 1.0  # validation suppresses no box, as deployment
-        super().__init__(model.network, dataset, detector.imgsz, overrides, progress)
+        precision = Precision(section.amp, device)
+        super().__init__(model.network, dataset, detector.imgsz, overrides, progress, precision)
         self.best, self.last = out / "best.safetensors", out / "last.safetensors"
         self.add_callback("on_train_epoch_start", QATTrainer._seed_epoch)
         self.add_callback("on_train_batch_start", QATTrainer._before_step)
@@ -112,11 +112,6 @@ class QATTrainer(DatasetTrainer):
         self._precision.forward_in_16_bit_(network)
         network.criterion = QATCriterion(deployed_criterion(network), self._with_labels, self._features)
         self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
-
-    @override
-    def _build_train_pipeline(self) -> None:
-        self.scaler = self._precision.scaler()  # instead of Ultralytics'; made by now, and not yet restored
-        super()._build_train_pipeline()
 
     @override
     def build_optimizer(self, model: nn.Module, *args: Any, **keys: Any) -> Optimizer:
