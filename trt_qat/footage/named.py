@@ -21,6 +21,7 @@ images and videos, an image, a video, a pattern, a list (``*.txt``), or several 
 
 _YAML_SUFFIXES = (".yaml", ".yml")
 _LIVE = re.compile(r"[a-z][a-z0-9+.-]+:/|\d{1,9}$|/dev/video\d+$", re.ASCII | re.IGNORECASE)
+_PATTERN = {"*", "?", "["}
 _MEDIA = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {LIST_SUFFIX}
 
 
@@ -83,6 +84,11 @@ def footage_in(data: Data, out: Path | None = None) -> Footage | None:
 
 
 def _sources(given: str) -> list[Named]:
+    if not (_PATTERN & set(given) or os.path.exists(given)):  # noqa: PTH110  -- knows names that are too long
+        raise DatasetError(
+            f"'{redacted(given)}' does not exist. Give a dataset, or images, videos, folders of them, patterns and "
+            "lists (*.txt)."
+        )
     try:
         return sources_of(given, recursive=True)
     except DatasetError as exc:
@@ -110,7 +116,7 @@ def is_dataset(text: str) -> bool:
         return _is_dataset_folder(Path(text))
     if os.path.exists(text):  # noqa: PTH110
         return suffix not in _MEDIA
-    return suffix in _YAML_SUFFIXES or not ({"*", "?", "["} & set(text) or suffix in _MEDIA)
+    return suffix in _YAML_SUFFIXES or not (_PATTERN & set(text) or suffix in _MEDIA)
 
 
 def _is_dataset_folder(folder: Path) -> bool:
