@@ -251,9 +251,9 @@ def _state() -> dict[str, Any]:
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     return {
-        "format": "trt_qat-resume-2", "fingerprint": FINGERPRINT, "finished": False, "epoch": 0, "model": layer.state_dict(),
+        "format": "trt_qat-resume-3", "fingerprint": FINGERPRINT, "finished": False, "epoch": 0, "model": layer.state_dict(),
         "ema": layer.state_dict(), "updates": 1, "optimizer": optimizer.state_dict(), "best_fitness": 0.5,
-        "start_fitness": 0.4, "stopper": (0.5, 1), "results_csv": "epoch,loss\n1,0.5\n",
+        "start_fitness": 0.4, "best_choice": -0.2, "stopper": (0.5, 1), "results_csv": "epoch,loss\n1,0.5\n",
         "features": {"monitor": {"amax": {"a": torch.ones(1)}, "sqnr_db": {}}},
     }  # fmt: skip
 

@@ -151,7 +151,7 @@ def test_another_runs_state_is_refused(int8: Model, demo: Dataset, tmp_path: Pat
     (tmp_path / "resume.pt").write_bytes(b"not a state")
     with pytest.raises(ArtifactError, match="is damaged"):
         train(int8, demo, tmp_path, resume=True)
-    torch.save({"format": "trt_qat-resume-2", "fingerprint": "another"}, tmp_path / "resume.pt")
+    torch.save({"format": "trt_qat-resume-3", "fingerprint": "another"}, tmp_path / "resume.pt")
     with pytest.raises(ArtifactError, match="other weights, data, versions or settings"):
         train(int8, demo, tmp_path, resume=True)
 

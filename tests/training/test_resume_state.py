@@ -23,6 +23,7 @@ STATE: dict[str, Any] = {
     "optimizer": {"state": {}, "param_groups": []},
     "best_fitness": 0.5,
     "start_fitness": 0.4,
+    "best_choice": -0.2,
     "stopper": (0.5, 1),
     "results_csv": "epoch,loss\n1,0.5\n",
     "features": {"monitor": {"amax": {}, "sqnr_db": {}}},
@@ -49,6 +50,7 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "holds NaN or infinity",
     ),
     "best fitness": ({"best_fitness": float("inf")}, "best_fitness = inf"),
+    "best choice": ({"best_choice": None}, "best_choice = None"),
     "stopper": ({"stopper": (0.5,)}, "stopper"),
     "row": ({"results_csv": "epoch,loss\n1\n"}, "a row has 1 values, the header 2"),
     "cell": ({"results_csv": "epoch,loss\n1,much\n"}, "could not convert string to float"),
@@ -58,7 +60,7 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def _store(folder: Path, **change: Any) -> None:
-    torch.save({"format": "trt_qat-resume-2", "fingerprint": "f", **STATE, **change}, folder / FILE)
+    torch.save({"format": "trt_qat-resume-3", "fingerprint": "f", **STATE, **change}, folder / FILE)
 
 
 @pytest.mark.parametrize("state", [STATE, {"finished": True}])

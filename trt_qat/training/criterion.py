@@ -11,6 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
 from trt_qat.model.loading import is_end_to_end
+from trt_qat.model.output_error import Predictions
 from trt_qat.training.features.base import Feature
 from trt_qat.training.precision import exact, in_float32
 
@@ -32,12 +33,16 @@ class QATCriterion:
         detection: Ultralytics' criterion of the network in training; validation reports it alone.
         with_labels: whether it is part of the training loss.
         features: their terms are added.
+        held_out: whether validation computes the terms of the features that teach, which costs their teacher's time.
     """
 
-    def __init__(self, detection: DetectionLoss, with_labels: bool, features: Sequence[Feature] = ()) -> None:
+    def __init__(
+        self, detection: DetectionLoss, with_labels: bool, features: Sequence[Feature] = (), held_out: bool = False
+    ) -> None:
         self._detection = detection
         self._with_labels = with_labels
         self._features = features
+        self._held_out = held_out
         self._reported: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QATCriterion:
@@ -59,7 +64,11 @@ class QATCriterion:
             # Ultralytics takes the columns of results.csv from this call, so the features' terms must have a name here
             loss, parts = self._detected(predictions, batch)
             terms = [name for feature in self._features for name in feature.terms]
-            return loss, {**parts, **dict.fromkeys(terms, torch.full((), torch.nan, device=loss.device))}
+            parts = {**parts, **dict.fromkeys(terms, torch.full((), torch.nan, device=loss.device))}
+            for feature in self._features if self._held_out else ():
+                if feature.teaches:
+                    parts |= feature.loss(_raw(predictions), batch["img"])
+            return loss, parts
         losses: list[Tensor] = []
         if self._with_labels:
             labelled, parts = self._detected(predictions, batch)
@@ -82,3 +91,9 @@ class QATCriterion:
             with torch.no_grad():
                 self._reported = tuple(self._detected(predictions, batch)[1])
         return dict.fromkeys(self._reported, torch.full((), torch.nan, device=batch["img"].device))
+
+
+def _raw(predictions: Any) -> Predictions:
+    """What training sees: in evaluation the network returns decoded boxes beside it."""
+    raw: Predictions = predictions[1] if isinstance(predictions, tuple) else predictions
+    return raw

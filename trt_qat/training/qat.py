@@ -1,5 +1,8 @@
-"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP
-(or agreement with the float network, where that made the labels).
+"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP.
+
+Where the float network made the labels there is no mAP. Agreement on some held-out footage counts few boxes, and its
+chance is as large as what an epoch brings; the error of distillation on the same images counts every anchor, and its
+least value says which epoch is the best.
 
 Each idea is a feature with a file of its own and a key in the ``qat`` section; the trainer calls all of them alike and
 knows none by name, see :mod:`trt_qat.training.features.base`.
@@ -82,6 +85,8 @@ class QATTrainer(DatasetTrainer):
         self._state = state
         self._out = out
         self.start_fitness = 0.0
+        self._best_choice: float | None = None  # of what the best epoch is chosen by; fitness, or less the error
+        self._is_best = False
         if not model.placement.groups:  # see activation.py
             self.stage = "activation"
         overrides = _overrides(section, out, batch or section.batch, device)
@@ -110,7 +115,9 @@ class QATTrainer(DatasetTrainer):
         super()._setup_train()
         network = self._quantized.network
         self._precision.forward_in_16_bit_(network)
-        network.criterion = QATCriterion(deployed_criterion(network), self._with_labels, self._features)
+        network.criterion = QATCriterion(
+            deployed_criterion(network), self._with_labels, self._features, self._dataset.measure == "agreement"
+        )
         self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
 
     @override
@@ -153,6 +160,21 @@ class QATTrainer(DatasetTrainer):
             feature.train_mode_(self._quantized, self.epoch)
 
     @override
+    def validate(self) -> tuple[Any, Any]:
+        """As Ultralytics validates, and whether this epoch is the best so far."""
+        metrics, fitness = super().validate()
+        if metrics is None or fitness is None:  # another process measures
+            return metrics, fitness
+        choice = float(fitness)
+        terms = [f"val/{name}" for feature in self._features if feature.teaches for name in feature.terms]
+        if terms and self._dataset.measure == "agreement":
+            choice = -sum(float(metrics[name]) for name in terms)
+        self._is_best = self._best_choice is None or choice >= self._best_choice
+        if self._is_best:
+            self._best_choice = choice
+        return metrics, fitness
+
+    @override
     def save_metrics(self, metrics: Mapping[str, float]) -> None:
         """Ultralytics' results.csv, without a column for every group that a feature has added to the optimizer."""
         super().save_metrics({k: v for k, v in metrics.items() if not k.startswith("lr/pg") or k in _LEARNING_RATES})
@@ -174,7 +196,7 @@ class QATTrainer(DatasetTrainer):
         if not model.placement.groups:  # a float network
             detector = replace(detector, quantized=None, stage="fp32")
         save(self.last, detector)
-        if self.best_fitness == self.fitness:
+        if self._is_best:
             save(self.best, detector)
         return True
 
@@ -199,6 +221,7 @@ class QATTrainer(DatasetTrainer):
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.best_fitness, self.start_fitness = state["best_fitness"], state["start_fitness"]
+        self._best_choice = state["best_choice"]
         self.stopper.best_fitness, self.stopper.best_epoch = state["stopper"]
         self.start_epoch = state["epoch"] + 1
         for feature in self._features:
@@ -278,6 +301,7 @@ class QATTrainer(DatasetTrainer):
             "scaler": self.scaler.state_dict(),
             "best_fitness": float(self.best_fitness),
             "start_fitness": self.start_fitness,
+            "best_choice": self._best_choice,
             "stopper": (float(self.stopper.best_fitness), int(self.stopper.best_epoch)),
             "results_csv": self.csv.read_text(encoding="utf-8"),
             "features": {feature.name: dict(feature.state()) for feature in self._features},

@@ -24,7 +24,7 @@ from trt_qat.memory import check_memory
 from trt_qat.reading import FileModel, explain, regular_file, shortened
 
 FILE = "resume.pt"
-_FORMAT = "trt_qat-resume-2"
+_FORMAT = "trt_qat-resume-3"
 _SECTIONS = ("model", "data", "quantization", "sensitivity")  # beside qat
 
 
@@ -116,6 +116,7 @@ class RunningState(FileModel):
 
     Args:
         epoch: from 0, or -1 before the first.
+        best_choice: of the best epoch, what it was chosen by; the highest is the best.
         stopper: best fitness and epoch of the early stopping.
         scaler: of float16's gradients; empty with any other type, and in files up to 0.1.
         features: what each feature's ``state()`` returned, by name.
@@ -134,6 +135,7 @@ class RunningState(FileModel):
     scaler: dict[str, float] = Field(default_factory=dict)
     best_fitness: float
     start_fitness: float
+    best_choice: float
     stopper: tuple[float, int]
     results_csv: str
     features: dict[str, dict[str, Any]]

@@ -111,10 +111,13 @@ class Feature:
     Attributes:
         name: what its state is called in ``resume.pt``; unique.
         terms: the names of its loss terms, columns of ``results.csv``; epoch 0 needs them before a loss is computed.
+        teaches: its terms say how far the network is from what it should compute, on images that it was not trained on
+            as well: where labels are the float network's own, the epoch with the least sum of them is the best.
     """
 
     name: ClassVar[str]
     terms: ClassVar[tuple[str, ...]] = ()
+    teaches: ClassVar[bool] = False
 
     @classmethod
     def configured(cls, section: QatSection, start: Start) -> Feature | None:
@@ -176,7 +179,7 @@ class Feature:
         """Before a batch is read. May change the optimizer's settings and what the network computes."""
 
     def loss(self, predictions: Predictions, images: Tensor) -> Mapping[str, Tensor]:
-        """Weighted terms of the training loss, one scalar with a gradient for each name in ``terms``.
+        """Weighted terms of the training loss, one scalar for each name in ``terms``, with a gradient in training.
 
         Args:
             predictions: the network's raw predictions for ``images``, in float32.

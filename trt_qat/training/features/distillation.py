@@ -35,6 +35,7 @@ class Distillation(Feature):
 
     name: ClassVar[str] = "distillation"
     terms: ClassVar[tuple[str, ...]] = ("score", "box_kl", "feature")
+    teaches: ClassVar[bool] = True
 
     def __init__(self, teacher: DetectionModel, score: float = 1.0, box: float = 1.0, feature: float = 1.0) -> None:
         # together a third of the teacher's time on a CPU; nothing reads a tensor from before its activation
