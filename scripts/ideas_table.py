@@ -12,6 +12,9 @@ Every row is measured twice on the same forward passes: mAP against the labels, 
 detections are then the labels. Networks are fake-quantized; rows named "exported" are ONNX files on OpenVINO. A
 difference is that of the mean over the seeds, its interval a paired bootstrap over the images. Rows that OUT has
 already are kept, so a killed run goes on; ``--only`` chooses rows.
+
+Ideas that were no better than chance are not kept; docs/qat.md has their rows. Their code, and a script that runs them,
+is at commit 0b1e7b3.
 """
 
 from __future__ import annotations
@@ -26,15 +29,13 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import trt_qat
 from trt_qat.artifacts import write_json
-from trt_qat.checkpoint import Model, load, save
+from trt_qat.checkpoint import Model, load
 from trt_qat.config import EvaluationSection
 from trt_qat.data.dataset import Dataset, load_dataset
-from trt_qat.data.images import network_batch
 from trt_qat.data.labelled import LabelledImage, labelled_split
 from trt_qat.data.labels import Labels
 from trt_qat.evaluation.accuracy import (
@@ -49,15 +50,13 @@ from trt_qat.evaluation.bootstrap import draws, weighted_map
 from trt_qat.evaluation.torch_runner import TorchRunner
 from trt_qat.quantization.auto import CANDIDATES
 from trt_qat.quantization.calibration_cache import CalibrationCache
-from trt_qat.quantization.range_by_output import choose_ranges_
-from trt_qat.quantization.refit import refitted
 from trt_qat.reading import FileModel, checked, read_json
 from trt_qat.runtime.openvino import OpenVinoRunner
 from trt_qat.runtime.runner import Runner
 from trt_qat.vision.postprocess import detections_from_output
 
 SECTION = EvaluationSection()
-IMAGES = 24  # what an idea of PTQ sees of the calibration images; the seed chooses them
+IMAGES = 24  # calibration images that the choice by detections sees; the seed chooses them
 STEPS = 80  # of QAT, in batches of 8
 QAT = {"batch": 8, "amp": "bfloat16", "monitor": False}
 CONFIDENT = 0.25
@@ -74,6 +73,7 @@ class Half:
     seen: tuple[Path, ...]
     unseen: tuple[LabelledImage, ...]
     out: Path
+    footage: tuple[Path, ...] = ()
 
     @cached_property
     def calibrated(self) -> Model:
@@ -123,46 +123,16 @@ def _copied(model: Model) -> Model:
     return model.with_quantized(replace(quantized, network=copy.deepcopy(quantized.network)), "ptq", model.provenance)
 
 
-def _tensor(half: Half, images: Sequence[Path]) -> torch.Tensor:
-    return torch.from_numpy(network_batch(images, half.model.imgsz))
-
-
-def refit(half: Half, start: Model, seed: int, **keys: Any) -> Model:
-    """Weights, or biases alone, refitted."""
-    quantized, _ = refitted(start.require_quantized(), _tensor(half, half.some(seed, IMAGES)), seed=seed, **keys)
-    return start.with_quantized(quantized, "ptq", start.provenance)
-
-
-def ranges(half: Half, start: Model, seed: int) -> Model:
-    """Ranges by output."""
-    choose_ranges_(start.require_quantized(), _tensor(half, half.some(seed, IMAGES)), seed=seed)
-    return start
-
-
-def refit_in_ranges(half: Half, start: Model, seed: int, **keys: Any) -> Model:
-    """Ranges by output, then weights, or biases alone, refitted; what QAT may start from is kept."""
-    file = half.out / f"start_{seed}.safetensors"
-    if not keys and file.is_file():
-        return load(file)
-    model = refit(half, ranges(half, start, seed), seed, **keys)
-    if not keys:
-        save(file, model)
-    return model
-
-
-def qat(half: Half, start: Model, seed: int, **keys: Any) -> Model:
-    """Fine-tuned on the calibration images; the last epoch."""
+def qat(half: Half, start: Model, seed: int, footage: bool = False, **keys: Any) -> Model:
+    """Fine-tuned on the calibration images, and on other footage as well if wanted; the last epoch."""
     images = half.some(seed, 8 * STEPS)
+    if footage:
+        images += Random(seed).sample(half.footage, 8 * STEPS - len(images))
     epochs = max(1, round(8 * STEPS / len(images)))
     dataset = replace(half.dataset, train=tuple(sorted(images)), val=tuple(sorted(images)[:8]))
     out = half.out / f"qat_{seed}"
     trt_qat.finetune(start, dataset, out, epochs=epochs, seed=seed, **(QAT | keys))
     return load(out / "last.safetensors", start.imgsz)
-
-
-def qat_of_refit(half: Half, start: Model, seed: int, **keys: Any) -> Model:
-    """Fine-tuned from ranges by output and refitted weights."""
-    return qat(half, refit_in_ranges(half, start, seed), seed, **keys)
 
 
 def by_detections(half: Half, start: Model, seed: int) -> Model:
@@ -180,19 +150,10 @@ def by_detections(half: Half, start: Model, seed: int) -> Model:
     return max((half.calibrated_by(index) for index in range(len(CANDIDATES))), key=agreement)
 
 
-PTQ_IDEAS: dict[str, Idea] = {
-    "ranges by output": ranges,
-    "ranges by output, weights refitted": refit_in_ranges,
-    "weights refitted": refit,
-    "calibrator chosen by detections": by_detections,
-    "ranges by output, biases corrected": lambda half, start, seed: refit_in_ranges(half, start, seed, what="bias"),
-    "ranges by output, weights refitted to pixels of anything": lambda half, start, seed: refit_in_ranges(
-        half, start, seed, objects=0.0
-    ),
-}
-QAT_IDEAS: dict[str, Idea] = {
+IDEAS: dict[str, Idea] = {
+    "PTQ, calibrator chosen by detections": by_detections,
     "QAT": qat,
-    "QAT of ranges by output and refitted weights": qat_of_refit,
+    "QAT on other footage, too": lambda half, start, seed: qat(half, start, seed, footage=True),
 }
 
 
@@ -248,17 +209,10 @@ def rows(seeds: Sequence[int]) -> Iterator[tuple[str, int, Callable[[Half], Runn
     yield "FP32", 0, lambda half: TorchRunner(half.model)
     yield "PTQ", 0, lambda half: TorchRunner(half.calibrated)
     yield "PTQ, exported", 0, lambda half: exported(half, half.calibrated, "ptq")
-    ideas = {f"PTQ, {name}": idea for name, idea in PTQ_IDEAS.items()} | QAT_IDEAS
-    for name, idea in ideas.items():
+    for name, idea in IDEAS.items():
         for seed in seeds:
             yield name, seed, lambda half, idea=idea, seed=seed: TorchRunner(idea(half, _copied(half.calibrated), seed))
-    both = "ranges by output, weights refitted"
-    for name, idea in ((f"PTQ, {both}", refit_in_ranges), ("QAT", qat), (f"QAT of {both}", qat_of_refit)):
-        yield (
-            f"{name}, exported",
-            0,
-            lambda half, idea=idea: exported(half, idea(half, _copied(half.calibrated), 0), "idea"),
-        )
+    yield "QAT, exported", 0, lambda half: exported(half, qat(half, _copied(half.calibrated), 0), "qat")
 
 
 def as_markdown(found: Sequence[Row]) -> str:
@@ -289,15 +243,18 @@ def _difference(mine: Sequence[Row], others: Sequence[Row] | None, measure: str)
     return f"{100 * points:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, wanted: str) -> list[Half]:
+def halves_of(
+    weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, wanted: str, footage: Path | None
+) -> list[Half]:
     """The splits."""
+    other = load_dataset(footage).train if footage else ()
     model, dataset = load(weights, imgsz), load_dataset(data)
     images = labelled_split(dataset, "val").images
     if wanted == "none":
-        return [Half(model, dataset, dataset.train, images, out)]
+        return [Half(model, dataset, dataset.train, images, out, other)]
     parts = images[::2], images[1::2]
     return [
-        Half(model, dataset, tuple(image.image for image in seen), unseen, out / f"half_{index}")
+        Half(model, dataset, tuple(image.image for image in seen), unseen, out / f"half_{index}", other)
         for index, (seen, unseen) in enumerate((parts, parts[::-1])[: 1 if wanted == "first" else 2])
     ]
 
@@ -308,11 +265,22 @@ def halves_of(weights: Path, data: Path, imgsz: tuple[int, ...], out: Path, want
 @click.option("--imgsz", default="640,640", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--halves", type=click.Choice(["none", "first", "both"]), default="none", help="Split val, see above.")
+@click.option("--footage", type=click.Path(exists=True, path_type=Path), help="Its images are other footage.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--only", multiple=True, help="FP32, PTQ and the rows of this name; repeatable.")
-def main(weights: Path, data: Path, imgsz: str, out: Path, halves: str, seeds: str, only: tuple[str, ...]) -> None:
+def main(
+    weights: Path,
+    data: Path,
+    imgsz: str,
+    out: Path,
+    halves: str,
+    footage: Path | None,
+    seeds: str,
+    only: tuple[str, ...],
+) -> None:
     """Make the table."""
-    parts = halves_of(weights, data, tuple(map(int, imgsz.split(","))), out, halves)
+    size = tuple(map(int, imgsz.split(",")))
+    parts = halves_of(weights, data, size, out, halves, footage)
     for half in parts:
         half.out.mkdir(parents=True, exist_ok=True)
     file = out / "ideas.json"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from trt_qat.artifacts import (
@@ -42,7 +41,7 @@ from trt_qat.config import (
     TrainSection,
 )
 from trt_qat.data.dataset import Dataset, calibration_images, check_classes, load_dataset
-from trt_qat.data.images import Image, evenly_spaced, network_batch
+from trt_qat.data.images import Image, evenly_spaced
 from trt_qat.data.labelled import labelled_split
 from trt_qat.data.leaks import note_leaks
 from trt_qat.engine.build import build_engine
@@ -72,8 +71,6 @@ from trt_qat.provenance import provenance_of
 from trt_qat.quantization.calibrate import Remember, batches, calibrate_, no_memory
 from trt_qat.quantization.insert import quantize_model
 from trt_qat.quantization.placement import Placement
-from trt_qat.quantization.range_by_output import choose_ranges_
-from trt_qat.quantization.refit import refitted
 from trt_qat.results import AccuracyDetails, Measure, ResultRow
 from trt_qat.runtime.runner import Runner, class_names
 from trt_qat.runtime.selection import open_runner, runtime_for
@@ -172,13 +169,6 @@ def quantize(
         with computing_on(quantized.network, computes_on):
             calibration = calibrate_(quantized, images, model.imgsz, section, remember, progress)
         provenance = {**model.provenance, "calibration": calibration.as_dict()}
-        if section.range_by_output or section.refit != "none":
-            some = torch.from_numpy(network_batch(evenly_spaced(images, section.refit_images), model.imgsz))
-            if section.range_by_output:
-                provenance["range_by_output"] = choose_ranges_(quantized, some, progress=progress)
-            if section.refit != "none":
-                quantized, layers = refitted(quantized, some, section.refit, progress=progress)
-                provenance["refit"] = [layer.as_dict() for layer in layers]
     return model.with_quantized(quantized, "ptq", provenance)
 
 

@@ -51,7 +51,6 @@ SUFFIX = ".safetensors"
 DEFAULT_IMAGE_SIZE = 640
 Stage = Literal["fp32", "ptq", "qat"]
 _AMAX = "amax."
-_FLOAT = "float."  # weights of before calibration moved them
 _ADVICE = "Make the checkpoint again."
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -275,7 +274,6 @@ def save(path: str | Path, model: Model, *, half: bool = False) -> CheckpointArt
         ranges = {name: amax.float() for name, amax in model.quantized.amax().items()}
         _check_ranges(ranges, _range_shapes(model.quantized.placement, model.network), path)
         tensors |= {f"{_AMAX}{name}": amax for name, amax in ranges.items()}
-        tensors |= {f"{_FLOAT}{name}": value for name, value in model.quantized.float_weights.items()}
         header |= {"toolkit": model.quantized.toolkit.name, "placement": model.quantized.placement.as_dict()}
     contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header["tensors_sha256"] = _sha256(contiguous)
@@ -320,7 +318,7 @@ def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName |
         classes = shortened(header.architecture["nc"])
         raise ArtifactError(f"'{path}': names has {len(names)} entries, architecture.nc is {classes}. {_ADVICE}")
     network = fold_batchnorm(network_from_architecture(header.architecture, names, path))
-    load_weights_(network, {k: v.float() for k, v in tensors.items() if not k.startswith((_AMAX, _FLOAT))}, path)
+    load_weights_(network, {k: v.float() for k, v in tensors.items() if not k.startswith(_AMAX)}, path)
     network.eval()
     check_runs(network, path)
     amax = {k.removeprefix(_AMAX): v.float() for k, v in tensors.items() if k.startswith(_AMAX)}
@@ -334,10 +332,8 @@ def _load_checkpoint(path: Path, imgsz: ImageSize | None, toolkit: ToolkitName |
     placement = _placement(header.placement, network, path)
     _check_ranges(amax, _range_shapes(placement, network), path)
     _check_saved(header, tensors, path)
-    moved = {k.removeprefix(_FLOAT): v.float() for k, v in tensors.items() if k.startswith(_FLOAT)}
-    _check_moved(moved, network, path)
     insert_quantizers_(network, placement, adapter)
-    quantized = QuantizedModel(network, names, placement, adapter, moved)
+    quantized = QuantizedModel(network, names, placement, adapter)
     quantized.load_amax_(amax)
     return replace(model, quantized=quantized)
 
@@ -406,21 +402,6 @@ def _check_ranges(amax: Mapping[str, Tensor], shapes: Mapping[str, list[int]], p
                 raise ArtifactError(f"{where} = {float(amax[name]):g}: a zero point is a code, 0 to 255. {_ADVICE}")
         elif not (torch.isfinite(amax[name]) & (amax[name] > 0)).all():
             raise ArtifactError(f"{where} = {float(amax[name].min()):g}: a range is finite and above 0. {_ADVICE}")
-
-
-def _check_moved(moved: Mapping[str, Tensor], network: DetectionModel, path: Path) -> None:
-    """Weights of before calibration moved them are weights of the network.
-
-    Raises:
-        ArtifactError: one is not.
-    """
-    there = network.state_dict()
-    for name, value in moved.items():
-        if name not in there or there[name].shape != value.shape:
-            found = list(value.shape)
-            raise ArtifactError(
-                f"'{path}': {_FLOAT}{shortened(name)} of shape {found} is none of the network. {_ADVICE}"
-            )
 
 
 def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -38,7 +38,6 @@ Residual = Literal["none", "skip", "both"]
 ToolkitName = Literal["modelopt", "pytorch-quantization"]
 WeightScales = Literal["channel", "tensor"]
 Scheme = Literal["symmetric", "asymmetric"]
-Refit = Literal["none", "bias", "weights"]
 QatLoss = Literal["detection", "distill", "both"]
 Activation = Literal["keep", "hardswish", "relu"]
 Progressive = Literal["none", "depth", "sensitivity"]
@@ -178,9 +177,6 @@ class QuantizationSection(Section):
     auto_images: int = Field(default=32, ge=1)
     auto_per_group: bool = False
     scheme: Scheme = "symmetric"
-    range_by_output: bool = False
-    refit: Refit = "none"
-    refit_images: int = Field(default=32, ge=2)
     weights: WeightScales = "channel"
     residual: Residual = "skip"
     float_roles: tuple[Role, ...] = ("head_last", "dfl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,12 @@ class QuantizedModel:
     """A folded detector whose convolutions are QuantConv2d, with the placement that put the quantizers there.
 
     ``network`` may be swapped for a copy (an EMA): quantizers are looked up by name each time.
-
-    Args:
-        float_weights: where calibration moved weights and biases (:mod:`trt_qat.quantization.refit`), those of before
-            by their names in the network; what computes in float computes with them.
     """
 
     network: DetectionModel
     names: Mapping[int, str]
     placement: Placement
     toolkit: Toolkit
-    float_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def activation_quantizers(self) -> dict[str, nn.Module]:
         """Group name to the one quantizer of that group."""
@@ -101,8 +96,6 @@ class QuantizedModel:
     def only(self, groups: Collection[str]) -> Iterator[None]:
         """Within: these groups quantize (activation and weights), all others are float. Afterwards all is as before.
 
-        A convolution that is float has its weights of before :attr:`float_weights` moved.
-
         Raises:
             QuantizationError: the placement has no such group.
         """
@@ -111,14 +104,11 @@ class QuantizedModel:
         wanted = {quantizer: name in groups for name, quantizer in self.activation_quantizers().items()}
         wanted |= {weights[conv]: group.name in groups for group in self.placement.groups for conv in group.convs}
         before = {quantizer: self.toolkit.enabled(quantizer) for quantizer in wanted}
-        in_int8 = {conv for group in self.placement.groups if group.name in groups for conv in group.convs}
-        moved = self._with_float_weights_(in_int8)
         try:
             for quantizer, enabled in wanted.items():
                 self.toolkit.set_enabled(quantizer, enabled)
             yield
         finally:
-            _set_(self.network, moved)
             for quantizer, enabled in before.items():
                 self.toolkit.set_enabled(quantizer, enabled)
 
@@ -142,30 +132,7 @@ class QuantizedModel:
             if group.name in groups:
                 for quantizer in (activations[group.name], *(weights[conv] for conv in group.convs)):
                     self.toolkit.set_enabled(quantizer, False)
-        placement = self.placement.without(groups, reason)
-        in_int8 = {conv for group in placement.groups for conv in group.convs}
-        # a layer that never was INT8 goes on making up for the others' rounding, as long as there is any
-        copied._with_float_weights_(in_int8 | set(self.placement.float_convs) if in_int8 else in_int8)
-        return replace(copied, placement=placement)
-
-    def _with_float_weights_(self, but: Collection[str]) -> dict[str, Tensor]:
-        """Give all convolutions but these their weights of before they were moved; returns what was there."""
-        wanted = {name: value for name, value in self.float_weights.items() if name.rpartition(".")[0] not in but}
-        if not wanted:
-            return {}
-        there = self.network.state_dict()
-        moved = {name: there[name].clone() for name in wanted}
-        _set_(self.network, wanted)
-        return moved
-
-
-@torch.no_grad()
-def _set_(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set some weights of a network, in place."""
-    if weights:
-        there = network.state_dict()
-        for name, value in weights.items():
-            there[name].copy_(value)
+        return replace(copied, placement=self.placement.without(groups, reason))
 
 
 def _check_range(value: Tensor, count: int, name: str) -> None:

@@ -402,7 +402,7 @@ def _train(
 ) -> CheckpointArtifact:
     features = features_from_section(section, start)
     model, quantized = start.model, start.model.require_quantized()
-    trained = replace(quantized, network=copy.deepcopy(quantized.network), float_weights={})  # no longer of before
+    trained = replace(quantized, network=copy.deepcopy(quantized.network))
     for feature in features:
         trained = feature.as_trained(trained, model)
     detector = replace(model, network=trained.network, quantized=trained)
