@@ -513,6 +513,9 @@ def test_run_on_a_video_measures_agreement_and_reuses_its_frames() -> None:
     assert said.startswith("Footage in 'driven/footage': 10 images, and 3 held out; 13 of 13 differing frames")
     rows = _json("driven/result.json")
     assert {(row["measure"], row["images"]) for row in rows} == {("agreement", 3)}
+    record = _json("driven/run.json")
+    assert record["inputs"]["data"] == "street.mp4"
+    assert "--data street.mp4" in record["command"]
     assert _reused(_succeed(*command)) == STAGES | {"the footage: data.yaml, footage.json"}
     best = Path("driven/qat/best.safetensors").read_bytes()
     next(Path("driven/footage/images/train").iterdir()).unlink()  # the frame comes back, and with it the same data

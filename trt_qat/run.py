@@ -96,7 +96,7 @@ def run(
         manifest = Manifest(out, noting, anew=anew)
         dataset = _dataset(model, data, out, config, manifest, noting)
         model = pipeline.sized(model, dataset, config, noting)
-        return _Run(model, weights, dataset, out, config, manifest, noting, anew).result()
+        return _Run(model, weights, _given(data), dataset, out, config, manifest, noting, anew).result()
 
 
 def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Manifest, progress: Noting) -> Dataset:
@@ -107,7 +107,14 @@ def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Mani
     if not making.is_made():  # its images are too many to be files of the stage
         making.files[-1].unlink(missing_ok=True)
     manifest.stage("the footage", {"key": making.key}, making.files, making.make)
-    return api.trainable_dataset(model, load_dataset(making.files[0]), progress)
+    made = replace(load_dataset(making.files[0]), source=Path(making.footage.shown))  # what the user knows it by
+    return api.trainable_dataset(model, made, progress)
+
+
+def _given(data: Data) -> tuple[Path, ...]:
+    if isinstance(data, Dataset):
+        return (data.source,)
+    return tuple(map(Path, [data] if isinstance(data, str | Path) else data))
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class _Run:
 
     model: Model
     weights: Path
+    given: tuple[Path, ...]
     dataset: Dataset
     out: Path
     config: Config
@@ -431,6 +439,7 @@ class _Run:
             finished = FinishedRun(
                 folder=self.out,
                 weights=self.weights,
+                given=self.given,
                 dataset=self.dataset,
                 config=self.config,
                 data_sha256=self.data,

@@ -25,12 +25,12 @@ from trt_qat.report.collect import calibration_record, repeated
 def test_the_command_repeats_the_settings(settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = Config.load((), settings)
-    words = shlex.split(
-        repeated(tmp_path / "my weights" / "best.pt", Path("/else/where/data.yaml"), Path("out"), config)
-    )
-    assert words[:8] == ["trt-qat", "run", "--weights", "my weights/best.pt", "--data", "data.yaml", "--out", "out"]
-    assert words[8::2] == ["--set"] * len(words[9::2])
-    assert Config.load((), words[9::2]) == config
+    data = [Path("/else/where/data.yaml"), Path("more/*.mp4")]
+    words = shlex.split(repeated(tmp_path / "my weights" / "best.pt", data, Path("out"), config))
+    named = ["--weights", "my weights/best.pt", "--data", "data.yaml", "--data", "more/*.mp4", "--out", "out"]
+    assert words[:10] == ["trt-qat", "run", *named]
+    assert words[10::2] == ["--set"] * len(words[11::2])
+    assert Config.load((), words[11::2]) == config
 
 
 def test_calibrators_in_words() -> None:

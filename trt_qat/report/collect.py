@@ -77,6 +77,7 @@ class FinishedRun:
     Args:
         folder: of the run.
         weights: the file it started from.
+        given: what was named as data.
         calibrated, tuned: the network before and after the fine-tuning; ``tuned`` is what is exported.
         ranking: what each scale group of ``calibrated`` costs alone.
         exported: every file with what was measured; one is named "fp32".
@@ -88,6 +89,7 @@ class FinishedRun:
 
     folder: Path
     weights: Path
+    given: Sequence[Path]
     dataset: Dataset
     config: Config
     data_sha256: str
@@ -114,7 +116,7 @@ def collect(run: FinishedRun, progress: Progress) -> RunRecord:
     found, train = machine(), labelled_split(run.dataset, "train")
     return RunRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=repeated(run.weights, run.dataset.source, run.folder, run.config),
+        command=repeated(run.weights, run.given, run.folder, run.config),
         inputs=_inputs(run, train),
         settings=run.config.model_dump(mode="json"),
         seeds={"qat": run.config.qat.seed},
@@ -148,12 +150,12 @@ def _engine(run: FinishedRun, engine: EngineArtifact) -> EngineRecord:
     return EngineRecord(file=file, flavor=engine.flavor, built_from=run.built_from, run=ran)
 
 
-def repeated(weights: Path, data: Path, folder: Path, config: Config) -> str:
+def repeated(weights: Path, data: Sequence[Path], folder: Path, config: Config) -> str:
     """The call of `trt-qat run` that makes the same again, with what differs from the defaults as ``--set``."""
     found = changed_settings(config.model_dump(mode="json"))
     changed = [f"--set {shlex.quote(f'{setting.key}={_as_yaml(setting.value)}')}" for setting in found]
-    paths = {"--weights": weights, "--data": data, "--out": folder}
-    given = [f"{option} {shlex.quote(_shown(path))}" for option, path in paths.items()]
+    paths = [("--weights", weights), *(("--data", path) for path in data), ("--out", folder)]
+    given = [f"{option} {shlex.quote(_shown(path))}" for option, path in paths]
     return " ".join(["trt-qat run", *given, *changed])
 
 
