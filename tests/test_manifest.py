@@ -54,6 +54,7 @@ def test_what_was_said_and_how_long_it_took_stay_with_a_stage(tmp_path: Path) ->
         assert stage.notes == ("during",)
         assert stage.seconds is not None
         assert 0 <= stage.seconds < 60
+    assert noting.lines == ["before"]
 
 
 @pytest.mark.parametrize("change", ["another input", "more inputs", "changed file", "file gone", "asked for anew"])

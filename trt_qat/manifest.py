@@ -72,6 +72,7 @@ class Manifest:
         start, told = time.monotonic(), len(self._progress.lines)
         make()
         seconds, notes = round(time.monotonic() - start, 1), tuple(self._progress.lines[told:])
+        del self._progress.lines[told:]  # they are the stage's now: a run that reuses it is told nothing else
         stages = {
             **self._file.stages,
             name: Stage(inputs=wanted, files=self._hashes(files), seconds=seconds, notes=notes),

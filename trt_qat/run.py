@@ -105,7 +105,7 @@ def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Mani
     if making is None:
         return api.trainable_dataset(model, data, progress)
     if not making.is_made():  # its images are too many to be files of the stage
-        making.files[-1].unlink(missing_ok=True)
+        making.files[0].unlink(missing_ok=True)
     manifest.stage("the footage", {"key": making.key}, making.files, making.make)
     made = replace(load_dataset(making.files[0]), source=Path(making.footage.shown))  # what the user knows it by
     return api.trainable_dataset(model, made, progress)
