@@ -564,6 +564,11 @@ def evaluate(
                 of = stack.enter_context(_open(labels_from, section, None, device))
                 sides = [Side(str(labels_from.source if isinstance(labels_from, Model) else labels_from), of)]
             data = stack.enter_context(_labelled_by(sides, data, footage, section, progress))
+        elif labels_from is not None:
+            raise DatasetError(
+                f"'{data.source if isinstance(data, Dataset) else data}' is a dataset with labels of its own: no model "
+                "labels it. Give its folder of images to measure agreement, or leave labels_from (--labels-from) away."
+            )
         for label, runner in zip(labels, runners, strict=True):
             dataset = labelled_dataset(data, class_names(runner.metadata) or None)
             if not accuracies:

@@ -180,6 +180,13 @@ def test_evaluate_wants_a_float_model(street: Path, small: Model, labelled: Data
     assert row.map50_95 == other.map50_95 == of_dataset.map50_95 < 0.9 < itself.map50_95
 
 
+def test_no_model_labels_a_labelled_dataset(small: Model, demo_yaml: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"demo.*data\.yaml' is a dataset with labels of its own: no model labels it"
+    ):
+        api.evaluate([small], demo_yaml, labels_from=small)
+
+
 def test_calibration_reads_what_would_be_trained_on(labelled: Dataset, street: Path, small: Model) -> None:
     with api.given_dataset(small, street, section=DataSection(difference=1.0), labels=False) as dataset:
         assert [file.read_bytes() for file in dataset.train] == [file.read_bytes() for file in labelled.train]

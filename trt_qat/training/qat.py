@@ -1,8 +1,8 @@
-"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network, best kept by fake-quant mAP.
+"""Quantization-aware fine-tuning: Ultralytics' training loop on a calibrated network.
 
-Where the float network made the labels there is no mAP. Agreement on some held-out footage counts few boxes, and its
-chance is as large as what an epoch brings; the error of distillation on the same images counts every anchor, and its
-least value says which epoch is the best.
+The best epoch is the one nearest to the float network on the val images, by the terms that it is trained with: they
+count every anchor. mAP, or agreement, counts few boxes there, and its chance is as large as what an epoch brings. It
+chooses where people's labels are what training follows.
 
 Each idea is a feature with a file of its own and a key in the ``qat`` section; the trainer calls all of them alike and
 knows none by name, see :mod:`trt_qat.training.features.base`.
@@ -85,7 +85,8 @@ class QATTrainer(DatasetTrainer):
         self._state = state
         self._out = out
         self.start_fitness = 0.0
-        self._best_choice: float | None = None  # of what the best epoch is chosen by; fitness, or less the error
+        self._by_error = section.loss == "distill" or (section.loss == "both" and dataset.measure == "agreement")
+        self._best_choice: float | None = None  # of what the best epoch is chosen by: fitness, or less the error
         self._is_best = False
         if not model.placement.groups:  # see activation.py
             self.stage = "activation"
@@ -115,9 +116,7 @@ class QATTrainer(DatasetTrainer):
         super()._setup_train()
         network = self._quantized.network
         self._precision.forward_in_16_bit_(network)
-        network.criterion = QATCriterion(
-            deployed_criterion(network), self._with_labels, self._features, self._dataset.measure == "agreement"
-        )
+        network.criterion = QATCriterion(deployed_criterion(network), self._with_labels, self._features, self._by_error)
         self.ema.ema.criterion = network.criterion  # the copy was made before; it is the one that validation asks
 
     @override
@@ -166,8 +165,8 @@ class QATTrainer(DatasetTrainer):
         if metrics is None or fitness is None:  # another process measures
             return metrics, fitness
         choice = float(fitness)
-        terms = [f"val/{name}" for feature in self._features if feature.teaches for name in feature.terms]
-        if terms and self._dataset.measure == "agreement":
+        if self._by_error:
+            terms = [f"val/{name}" for feature in self._features if feature.teaches for name in feature.terms]
             choice = -sum(float(metrics[name]) for name in terms)
         self._is_best = self._best_choice is None or choice >= self._best_choice
         if self._is_best:

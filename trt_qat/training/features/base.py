@@ -112,7 +112,7 @@ class Feature:
         name: what its state is called in ``resume.pt``; unique.
         terms: the names of its loss terms, columns of ``results.csv``; epoch 0 needs them before a loss is computed.
         teaches: its terms say how far the network is from what it should compute, on images that it was not trained on
-            as well: where labels are the float network's own, the epoch with the least sum of them is the best.
+            as well: unless people's labels are what training follows, the epoch with the least sum of them is the best.
     """
 
     name: ClassVar[str]
