@@ -72,7 +72,8 @@ def test_the_example_goes_from_a_checkpoint_to_an_engine(ran: dict[str, Any]) ->
     model, int8, tuned = ran["model"], ran["int8"], ran["tuned"]
     assert (model.stage, int8.stage, tuned.stage) == ("fp32", "ptq", "qat")
     assert (model.task, model.imgsz, model.names) == ("detect", (160, 160), int8.names)
-    assert not torch.equal(tuned.network.model[0].conv.weight, int8.network.model[0].conv.weight)
+    last = trt_qat.load("runs/x/last.safetensors")  # of so few images the start may be the best
+    assert not torch.equal(last.network.model[0].conv.weight, int8.network.model[0].conv.weight)
     (row,) = ran["rows"]
     assert (row.model, row.precision, row.runtime, row.images) == ("best_int8.onnx", "int8+fp16", "openvino", 16)
     (of_float,) = api.evaluate([model], "data.yaml", latency_iterations=3, latency_warmup=0)

@@ -49,12 +49,21 @@ def _run(script: str, folder: Path, **keys: object) -> subprocess.CompletedProce
 def test_a_signal_cleans_up_says_one_line_and_has_its_code(
     number: signal.Signals, code: int, said: str, tmp_path: Path
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", WAITS], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup and a shell's background ignore some
+    ) as process:
         while not (tmp_path / "started").exists():
             time.sleep(0.01)
         process.send_signal(number)
         process.send_signal(number)  # an impatient user: cleaning up goes on
-        assert process.communicate(timeout=30)[1] == said
+        try:
+            assert process.communicate(timeout=30)[1] == said
+        finally:
+            process.kill()  # else leaving the block waits for one that heard nothing
     assert process.returncode == code
     assert [file.name for file in tmp_path.iterdir()] == ["started"]
 
