@@ -909,6 +909,8 @@ def _labelled_by(
 def _calibration_images(
     model: Model, data: Data | Sequence[str | Path | NDArray[np.uint8]], count: int, progress: Progress
 ) -> Iterator[Sequence[Image]]:
+    if not isinstance(data, str | Path | Dataset):
+        data = list(data)  # an iterator is read once
     if isinstance(data, str | Path | Dataset) or any(_is_source(image) for image in data):
         with given_dataset(model, data, labels=False, progress=progress) as dataset:  # type: ignore[arg-type]
             yield calibration_images(dataset, count)
