@@ -14,7 +14,7 @@ from trt_qat import api, pipeline
 from trt_qat.artifacts import EngineArtifact, file_sha256, writable_folder
 from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config, Flavor
-from trt_qat.data.dataset import Dataset, calibration_images, load_dataset
+from trt_qat.data.dataset import Dataset, calibration_images
 from trt_qat.data.images import images_sha256
 from trt_qat.engine.build import choose_flavor
 from trt_qat.engine.engine_file import read_sidecar, sidecar_path
@@ -23,7 +23,7 @@ from trt_qat.errors import ArtifactError, ConfigError
 from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_parity
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.sensitivity import SensitivityFile, ranking_of, sensitivity_key
-from trt_qat.footage.named import Data
+from trt_qat.footage.named import Data, given_in
 from trt_qat.lock import locked
 from trt_qat.manifest import Manifest
 from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget, read_budget
@@ -96,7 +96,9 @@ def run(
         manifest = Manifest(out, noting, anew=anew)
         dataset = _dataset(model, data, out, config, manifest, noting)
         model = pipeline.sized(model, dataset, config, noting)
-        return _Run(model, weights, _given(data), dataset, out, config, manifest, noting, anew).result()
+        return _Run(
+            model, weights, tuple(map(Path, given_in(data))), dataset, out, config, manifest, noting, anew
+        ).result()
 
 
 def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Manifest, progress: Noting) -> Dataset:
@@ -107,14 +109,7 @@ def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Mani
     if not making.is_made():  # its images are too many to be files of the stage
         making.files[0].unlink(missing_ok=True)
     manifest.stage("the footage", {"key": making.key}, making.files, making.make)
-    made = replace(load_dataset(making.files[0]), source=Path(making.footage.shown))  # what the user knows it by
-    return api.trainable_dataset(model, made, progress)
-
-
-def _given(data: Data) -> tuple[Path, ...]:
-    if isinstance(data, Dataset):
-        return (data.source,)
-    return tuple(map(Path, [data] if isinstance(data, str | Path) else data))
+    return api.trainable_dataset(model, making.as_given(making.out), progress)
 
 
 @dataclass(frozen=True)

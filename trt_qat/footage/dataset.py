@@ -148,6 +148,10 @@ class Making:
         _check_replaceable(self.out)
         _make(self)
 
+    def as_given(self, folder: Path) -> Dataset:
+        """The dataset that was made in a folder, called as its footage was given."""
+        return replace(load_dataset(folder / DATA), source=Path(self.footage.shown))
+
     def dataset(self) -> Dataset:
         """The dataset, made if it is not there; one that is not kept is called as its footage was given."""
         if distributed.is_main() or not self.kept:
@@ -156,7 +160,7 @@ class Making:
             else:
                 self.make()
         if not self.kept:
-            return replace(load_dataset(self.out / DATA), source=Path(self.footage.shown))
+            return self.as_given(self.out)
         distributed.barrier()
         return load_dataset(self.out / DATA)
 
@@ -199,7 +203,7 @@ def _make(making: Making) -> None:
         )
         write_json(folder / FILE, content.model_dump(mode="json"))
         if making.check is not None:
-            making.check(replace(load_dataset(folder / DATA), source=Path(making.footage.shown)))
+            making.check(making.as_given(folder))
     _tell(making, content, {split: len(there[split]) for split in _SPLITS})
 
 

@@ -40,6 +40,13 @@ class Footage:
     videos: tuple[Path, ...]
 
 
+def given_in(data: Data) -> tuple[str, ...]:
+    """What was named as data, one or several."""
+    if isinstance(data, Dataset):
+        return (str(data.source),)
+    return (str(data),) if isinstance(data, str | Path) else tuple(map(str, data))
+
+
 def footage_in(data: Data, out: Path | None = None) -> Footage | None:
     """The images and videos that ``data`` names; None if it names a dataset.
 
@@ -52,7 +59,7 @@ def footage_in(data: Data, out: Path | None = None) -> Footage | None:
     """
     if isinstance(data, Dataset):
         return None
-    given = [str(data)] if isinstance(data, str | Path) else [str(one) for one in data]
+    given = given_in(data)
     if not given:
         raise DatasetError("No data is given. Give a data.yaml, or images and videos.")
     for one in given:
