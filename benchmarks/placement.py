@@ -138,7 +138,8 @@ def nncf_openvino(fp32: Path, images: Images) -> Any:
     # the box decoding by its names in the ONNX export, the convolutions of the head stay quantizable
     decoding = [r".*/model\.22/(Add|Sub|Mul|Div|Concat|dfl).*"]
     return nncf.quantize(
-        openvino.Core().read_model(fp32),
+        # read_model leaves Sigmoid and Multiply apart; NNCF then quantizes between them and no SiLU is fused
+        openvino.convert_model(fp32),
         nncf.Dataset(list(images)),
         preset=nncf.QuantizationPreset.MIXED,
         ignored_scope=nncf.IgnoredScope(patterns=decoding, types=["Sigmoid"], validate=False),
