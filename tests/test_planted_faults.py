@@ -25,6 +25,7 @@ from trt_qat.data.dataset import load_dataset
 from trt_qat.engine.engine_file import read_sidecar
 from trt_qat.errors import ArtifactError, ConsistencyError, DatasetError, TrtQatError
 from trt_qat.exporter import onnx_export
+from trt_qat.given_data import dataset_for, trainable_dataset
 from trt_qat.quantization.calibration_cache import CalibrationCache
 from trt_qat.runtime.detector import Detector
 from trt_qat.runtime.selection import choose_runner
@@ -156,7 +157,7 @@ def test_classes_in_another_order_are_refused(demo_detector: Model, demo_yaml: P
         with pytest.raises(TrtQatError, match=r"is number [01] in .* and number [01] in the model"):
             run()
     translated = replace(dataset, names={**dataset.names, 0: "cấm đi ngược chiều"})
-    api.dataset_for(demo_detector, translated)  # another language is no other order
+    dataset_for(demo_detector, translated)  # another language is no other order
 
 
 def test_weights_of_another_model_behind_a_side_car(demo_detector: Model, tmp_path: Path) -> None:
@@ -217,10 +218,10 @@ def test_a_val_image_that_is_in_train_is_said(demo_detector: Model, demo_yaml: P
     api.evaluate([small], data, progress=leaking, latency_iterations=3)
     (said,) = leaking.notes
     assert said.startswith("Warning: 1 of 6 val images are in train as well, e.g. '")
-    api.trainable_dataset(small, data, leaking)
+    trainable_dataset(small, data, leaking)
     assert leaking.notes == [said, said]
     same = Recording()
-    api.trainable_dataset(small, replace(dataset, val=dataset.train), same)
+    trainable_dataset(small, replace(dataset, val=dataset.train), same)
     assert same.notes[0].startswith("Warning: train and val are the same images: mAP is measured on what was trained")
 
 

@@ -25,7 +25,7 @@ from trt_qat.progress import SILENT, Noting, Progress, Silent
 VERBS = [
     verb
     for name, verb in inspect.getmembers(api, inspect.isfunction)
-    if verb.__module__ == api.__name__ and not name.startswith("_") and not name.endswith(("dataset", "dataset_for"))
+    if verb.__module__ == api.__name__ and not name.startswith("_")
 ]
 
 

@@ -14,12 +14,20 @@ from trt_qat.checkpoint import Model, load, save
 from trt_qat.config import Config
 from trt_qat.data.dataset import Dataset
 from trt_qat.data.usual_size import usual_size
-from trt_qat.errors import ConfigError, DatasetError
+from trt_qat.errors import ConfigError
 from trt_qat.evaluation.head import decide_head
 from trt_qat.evaluation.sensitivity import Ranking, SensitivityFile, sensitivity_key
 from trt_qat.evaluation.sensitivity_chart import draw_sensitivity
 from trt_qat.footage.dataset import Making
 from trt_qat.footage.named import Data
+from trt_qat.given_data import (
+    FOOTAGE,
+    check_unlabelled,
+    footage_for,
+    given_dataset,
+    labelled_dataset,
+    trainable_dataset,
+)
 from trt_qat.lock import locked
 from trt_qat.mixed_precision.advice import NEEDS_CHANNELS as ADVICE_NEEDS_CHANNELS
 from trt_qat.mixed_precision.advice import NEEDS_SYMMETRIC, Advice, gpu_for_advice, with_any_ranges
@@ -44,7 +52,7 @@ ACTIVATION = "activation"
 def train(weights: Path, data: Data, out: Path, config: Config, progress: Progress = SILENT) -> CheckpointArtifact:
     """FP32 training. Writes ``out/weights/best.pt`` (Ultralytics') and ``out/best.safetensors``; returns the latter."""
     with locked(out):
-        dataset, device = api.labelled_dataset(data, None), config.model.device
+        dataset, device = labelled_dataset(data, None), config.model.device
         model = sized(load(weights, config.model.fixed_imgsz), dataset, config, progress)
         best = api.train(model, dataset, out, config.train, device=device, progress=progress)
         return save(out / BEST, replace(best, provenance=_provenance(weights, dataset, config)), half=True)
@@ -66,9 +74,9 @@ def given(
 
     Args:
         folder: of images and videos without labels; None is a temporary one.
-        need: ``labels`` and ``to_train`` of :func:`trt_qat.api.footage_for`.
+        need: ``labels`` and ``to_train`` of :func:`trt_qat.given_data.footage_for`.
     """
-    with api.given_dataset(model, data, folder=folder, progress=progress, **_how(config), **need) as dataset:
+    with given_dataset(model, data, folder=folder, progress=progress, **_how(config), **need) as dataset:
         yield sized(model, dataset, config, progress), dataset
 
 
@@ -76,18 +84,16 @@ def label(weights: Path, data: Data, out: Path, config: Config, progress: Progre
     """Images and videos as a dataset in ``out`` whose labels are what the float weights detect."""
     with locked(out.absolute().parent, out.name):
         model = load(weights, config.model.fixed_imgsz)
-        making = footage_of(model, data, out, config, progress)
-        if making is None:
-            source = api.labelled_dataset(data, model.names).source  # which says what is wrong with it
-            raise DatasetError(f"'{source}' has labels. Images and videos without labels are labelled.")
-        return making.dataset()
+        check_unlabelled(data, model.names)
+        with given_dataset(model, data, folder=out, progress=progress, **_how(config)) as dataset:
+            return dataset
 
 
 def footage_of(
     model: Model, data: Data, folder: Path, config: Config, progress: Progress, *, to_train: bool = False
 ) -> Making | None:
-    """See :func:`trt_qat.api.footage_for`."""
-    return api.footage_for(model, data, folder, to_train=to_train, progress=progress, **_how(config))
+    """See :func:`trt_qat.given_data.footage_for`."""
+    return footage_for(model, data, folder, to_train=to_train, progress=progress, **_how(config))
 
 
 def _how(config: Config) -> dict[str, Any]:
@@ -146,8 +152,8 @@ def qat(
         model = load(weights, config.model.fixed_imgsz)
         check_features(config.qat, model)  # before the time that labelling and calibration take
         check_activation(config.qat, model)
-        with given(model, data, config, progress, folder=out / api.FOOTAGE, to_train=True) as (model, dataset):
-            api.trainable_dataset(model, dataset, progress)
+        with given(model, data, config, progress, folder=out / FOOTAGE, to_train=True) as (model, dataset):
+            trainable_dataset(model, dataset, progress)
             if resume:
                 check_resumable(out, _provenance(weights, dataset, config))
             start = replaced_activation(model, weights, dataset, out / ACTIVATION, config, progress, resume)
@@ -202,7 +208,7 @@ def advise(
     with locked(out), ExitStack() as stack:
         dataset: Dataset | None = None
         if data is not None:
-            folder = out / api.FOOTAGE
+            folder = out / FOOTAGE
             model, dataset = stack.enter_context(_calibrated(weights, data, config, progress, folder=folder))
         else:
             model = load_for_no_data(weights, config, progress)

@@ -24,6 +24,7 @@ from trt_qat.evaluation.parity_report import ParityReport, read_parity, write_pa
 from trt_qat.evaluation.picture import comparison_picture
 from trt_qat.evaluation.sensitivity import SensitivityFile, ranking_of, sensitivity_key
 from trt_qat.footage.named import Data, given_in
+from trt_qat.given_data import FOOTAGE, trainable_dataset
 from trt_qat.lock import locked
 from trt_qat.manifest import Manifest
 from trt_qat.mixed_precision.files import BEST, REPORT, kept_budget, read_budget
@@ -103,13 +104,13 @@ def run(
 
 def _dataset(model: Model, data: Data, out: Path, config: Config, manifest: Manifest, progress: Noting) -> Dataset:
     """What is trained and measured on."""
-    making = pipeline.footage_of(model, data, out / api.FOOTAGE, config, progress, to_train=True)
+    making = pipeline.footage_of(model, data, out / FOOTAGE, config, progress, to_train=True)
     if making is None:
-        return api.trainable_dataset(model, data, progress)
+        return trainable_dataset(model, data, progress)
     if not making.is_made():  # its images are too many to be files of the stage
         making.files[0].unlink(missing_ok=True)
     manifest.stage("the footage", {"key": making.key}, making.files, making.make)
-    return api.trainable_dataset(model, making.as_given(making.out), progress)
+    return trainable_dataset(model, making.as_given(making.out), progress)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from trt_qat.demo.clip import street_clip
 from trt_qat.errors import ArtifactError, DatasetError
 from trt_qat.footage.dataset import FILE, Making
 from trt_qat.footage.named import footage_in
+from trt_qat.given_data import check_trainable_dataset, given_dataset
 from trt_qat.progress import SILENT, Noting, Silent
 
 SIZE_WH = (320, 192)
@@ -158,14 +159,14 @@ def test_what_cannot_be_trained_on_is_said_before_the_time(images: Path, small: 
     three = sorted(images.iterdir())[:3]
     few = trt_qat.label(small, three, tmp_path / "few")
     with pytest.raises(DatasetError, match="3 images are too few to fine-tune on and to hold some out"):
-        api.check_trainable_dataset(small, few)
+        check_trainable_dataset(small, few)
     sure = trt_qat.label(small, images, tmp_path / "sure", label_conf=0.99)
     with pytest.raises(DatasetError, match=r"FP32 model detects nothing on its \d images with a score above data\.lab"):
-        api.check_trainable_dataset(small, sure)
+        check_trainable_dataset(small, sure)
     content = yaml.safe_load(sure.source.read_text())
     sure.source.write_text(yaml.safe_dump({**content, "weights_sha256": "0" * 64}))
     with pytest.raises(DatasetError, match=r"are of another model \(000000000000\)"):
-        api.check_trainable_dataset(small, load_dataset(sure.source))
+        check_trainable_dataset(small, load_dataset(sure.source))
 
 
 def test_evaluate_wants_a_float_model(street: Path, small: Model, labelled: Dataset) -> None:
@@ -188,7 +189,7 @@ def test_no_model_labels_a_labelled_dataset(small: Model, demo_yaml: Path) -> No
 
 
 def test_calibration_reads_what_would_be_trained_on(labelled: Dataset, street: Path, small: Model) -> None:
-    with api.given_dataset(small, street, section=DataSection(difference=1.0), labels=False) as dataset:
+    with given_dataset(small, street, section=DataSection(difference=1.0), labels=False) as dataset:
         assert [file.read_bytes() for file in dataset.train] == [file.read_bytes() for file in labelled.train]
         assert not label_path(dataset.train[0]).exists()
         assert dataset.source == street  # messages name what was given, not a temporary folder
