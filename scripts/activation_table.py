@@ -3,9 +3,9 @@
     python scripts/activation_table.py --weights yolov8n.pt --data data.yaml --out runs/activation --imgsz 384 640
 
 Rows: FP32 and INT8 with SiLU, NNCF's PTQ as Ultralytics' OpenVINO export calls it, and for hard-swish and ReLU the
-float network after each number of epochs, calibrated, and fine-tuned for one more epoch with its quantizers. Every
-number of epochs is a run of its own, with its learning rate down at the end of it. The LAST epoch is measured, so that
-the val images chose nothing. mAP is that of the exported file on OpenVINO; each row is compared with FP32 by a paired
+float network after each number of epochs, calibrated, and fine-tuned for one more epoch with its quantizers; the same
+with SiLU kept (``keep``), which is what that training brings by itself. Every number of epochs is a run of its own, with
+its learning rate down at the end of it. The LAST epoch is measured, so that the val images chose nothing. mAP is that of the exported file on OpenVINO; each row is compared with FP32 by a paired
 bootstrap over the images (docs/compare.md). Rows that OUT has already are kept, so a killed run goes on; ``--only``
 chooses rows. Latency: ``trt-qat evaluate`` of the files of OUT in one call, which interleaves them, on a quiet machine.
 """
@@ -30,12 +30,13 @@ from trt_qat.exporter.onnx_export import file_metadata
 from trt_qat.pipeline import calibrated_model
 from trt_qat.progress import SILENT
 from trt_qat.targets.openvino import IR_SUFFIX
+from trt_qat.training.activation import distil_float
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.placement import nncf_openvino
 from scripts.accuracy_table import Row, Table, cells, read_table
 
-ACTIVATIONS: tuple[Activation, ...] = ("hardswish", "relu")
+ACTIVATIONS: tuple[Activation, ...] = ("hardswish", "relu", "keep")
 EPOCHS = (2, 6, 12)
 FAST = EvaluationSection(latency_iterations=3, latency_warmup=1)  # this table is about accuracy
 
@@ -67,15 +68,14 @@ def calibrated(model: trt_qat.Model, setting: Setting) -> trt_qat.Model:
 
 
 def trained(activation: Activation, epochs: int, setting: Setting) -> trt_qat.Model:
-    """The float network of the last epoch; a finished run is not done again."""
+    """The float network of the last epoch; a finished run is not done again. ``keep`` trains SiLU's in the same way."""
     folder = setting.out / f"{activation}_{epochs}"
-    trt_qat.replace_activation(
-        setting.model,
-        setting.dataset,
-        folder,
-        setting.section.replace(activation=activation, activation_epochs=epochs),
-        resume=True,
-    )
+    section = setting.section.replace(activation=activation, activation_epochs=epochs)
+    if activation == "keep":
+        student = trt_qat.load(setting.model.source, setting.model.imgsz)
+        distil_float(student, setting.model, setting.dataset, folder, section, student.provenance, resume=True)
+    else:
+        trt_qat.replace_activation(setting.model, setting.dataset, folder, section, resume=True)
     return trt_qat.load(folder / "last.safetensors")
 
 
@@ -95,6 +95,8 @@ def qat(name: str, model: trt_qat.Model, setting: Setting) -> Row:
 def replaced(name: str, activation: Activation, epochs: int, setting: Setting) -> Row:
     """The float network with another activation."""
     call = f"trt_qat.replace_activation(..., activation={activation!r}, activation_epochs={epochs})"
+    if activation == "keep":
+        call = f"distil_float(..., activation_epochs={epochs})"
     return measured(name, trained(activation, epochs, setting), setting, call)
 
 

@@ -91,17 +91,40 @@ def train_activation(
     if section.activation == "keep":
         raise ConfigError(f"qat.activation=keep: '{model.source}' keeps its own. Name hardswish or relu.")
     student = with_untrained_activation(model, section.activation)
+    return distil_float(student, model, dataset, out, section, provenance, progress, device=device, resume=resume)
+
+
+def distil_float(
+    student: Model,
+    teacher: Model,
+    dataset: Dataset,
+    out: Path,
+    section: QatSection,
+    provenance: Mapping[str, Any],
+    progress: Progress = SILENT,
+    *,
+    device: torch.device = CPU,
+    resume: bool = False,
+) -> CheckpointArtifact:
+    """The training of this module, whatever the student's activation; returns ``out/best.safetensors``.
+
+    Args:
+        student: float; trained as it is, or a copy of it where its BatchNorm is apart.
+        teacher: float, left as it is.
+
+    Raises:
+        ArtifactError: ``resume`` with other settings than the interrupted run's.
+    """
     no_quantizers = QuantizedModel(student.network, student.names, Placement((), {}), toolkit_from_name("modelopt"))
-    start = replace(student, quantized=no_quantizers)
     return train_qat(
-        start,
+        replace(student, quantized=no_quantizers),
         dataset,
         out,
-        float_section(section, folded=model.with_batchnorm is None),
+        float_section(section, folded=teacher.with_batchnorm is None),
         provenance,
         progress,
         device=device,
-        teacher=model.network,
+        teacher=teacher.network,
         resume=resume,
     )
 
