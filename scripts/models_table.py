@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic import Field
@@ -95,16 +96,14 @@ class Table(FileModel):
     rows: tuple[Row, ...] = ()
 
 
-def make(
-    name: str, weights: Path, data: Path, out: Path, epochs: int, batch: int, imgsz: tuple[int, int] | None
-) -> Row:
+def make(name: str, weights: Path, data: Path, out: Path, imgsz: tuple[int, int] | None, qat: dict[str, Any]) -> Row:
     """Quantize, fine-tune, export, lint, build and measure one detector."""
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     model = trt_qat.load(weights, imgsz)
     int8 = trt_qat.quantize(model, data)
     save(out / "ptq.safetensors", int8)
-    tuned = trt_qat.finetune(int8, data, out / "qat", epochs=epochs, batch=batch, resume=True)
+    tuned = trt_qat.finetune(int8, data, out / "qat", resume=True, **qat)
     files = []
     for stage, detector in (("fp32", model), ("ptq", int8), ("qat", tuned)):
         files.append(out / f"{stage}.onnx")
@@ -112,7 +111,7 @@ def make(
     for_tensorrt = out / "tensorrt.onnx"
     trt_qat.export(tuned, for_tensorrt, target="tensorrt")
     lint = trt_qat.lint(for_tensorrt)
-    fp32, ptq, qat = trt_qat.evaluate(files, data, details=True, latency_iterations=3)
+    fp32, ptq, best = trt_qat.evaluate(files, data, details=True, latency_iterations=3)
     ranked = trt_qat.sensitivity(int8, data, metric="error", images=8)
     errors = {row.group: row.error or 0.0 for row in ranked.rows}
     total = sum(errors.values()) or 1.0
@@ -123,7 +122,7 @@ def make(
         layout="nms_free" if is_end_to_end(model.network) else "raw",
         fp32=fp32,
         ptq=ptq,
-        qat=qat,
+        qat=best,
         errors=lint.errors,
         warnings=lint.warnings,
         int8_convs=lint.counts.int8_convs,
@@ -225,10 +224,10 @@ def _difference(fp32: ResultRow, int8: ResultRow) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--epochs", default=2, show_default=True, help="Of QAT.")
 @click.option("--batch", default=8, show_default=True, help="Of QAT.")
+@click.option("--amp", default="none", show_default=True, help="qat.amp.")
+@click.option("--fraction", default=1.0, show_default=True, help="qat.fraction.")
 @click.option("--imgsz", nargs=2, type=int, help="Height and width; the weights' own size without it.")
-def main(
-    weights: tuple[Path, ...], data: Path, out: Path, epochs: int, batch: int, imgsz: tuple[int, int] | None
-) -> None:
+def main(weights: tuple[Path, ...], data: Path, out: Path, imgsz: tuple[int, int] | None, **qat: Any) -> None:
     """Make the table."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "models.json"
@@ -239,7 +238,7 @@ def main(
         if name in {row.name for row in table.rows}:
             continue
         try:
-            row = make(name, path, data, out / name, epochs, batch, imgsz)
+            row = make(name, path, data, out / name, imgsz, qat)
         except Exception as exc:  # noqa: BLE001  a row that fails is named, the others are still wanted
             click.echo(f"== left out: {name} ({type(exc).__name__}: {' '.join(str(exc).split())[:300]})")
             continue
