@@ -4,11 +4,11 @@
 
 Rows: FP32 and INT8 with SiLU, NNCF's PTQ as Ultralytics' OpenVINO export calls it, and for hard-swish and ReLU the
 float network after each number of epochs, calibrated, and fine-tuned for one more epoch with its quantizers; the same
-with SiLU kept (``keep``), which is what that training brings by itself. Every number of epochs is a run of its own, with
-its learning rate down at the end of it. The LAST epoch is measured, so that the val images chose nothing. mAP is that of
-the exported file on OpenVINO; each row is compared with FP32 by a paired bootstrap over the images (docs/compare.md).
-Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows. Latency: ``trt-qat evaluate`` of
-the files of OUT in one call, which interleaves them, on a quiet machine.
+with SiLU kept (``keep``), which is what that training brings by itself. Every number of epochs is a run of its own,
+with its learning rate down at the end of it. The LAST epoch is measured, so that the val images chose nothing. mAP is
+that of the exported file on OpenVINO; each row is compared with FP32 by a paired bootstrap over the images
+(docs/compare.md). Rows that OUT has already are kept, so a killed run goes on; ``--only`` chooses rows. Latency:
+``trt-qat evaluate`` of the files of OUT in one call, which interleaves them, on a quiet machine.
 """
 
 from __future__ import annotations
