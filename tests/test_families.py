@@ -15,7 +15,7 @@ from trt_qat.runtime.onnxruntime import OnnxRuntimeRunner
 from trt_qat.training.fp32 import trainable_network
 from trt_qat.vision.image import read_image_bgr
 
-NAMES = ("yolov5nu", "yolov8n-p2", "yolov8n-p6", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
+NAMES = ("yolov5n", "yolov8n-p2", "yolov8n-p6", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
 WITHOUT_NMS = ("yolov10n", "yolo26n")
 
 

@@ -278,6 +278,23 @@ def test_weights_fit_the_scale_that_fp16_can_hold(calibrated: Calibrated, tmp_pa
     assert (error <= 0.51 * scale.astype(np.float32)).all()
 
 
+@pytest.mark.parametrize(("precision", "scale"), [("int8+fp16", 2.0**-14), ("int8+fp32", 1e-3 / 127)])
+def test_a_layer_that_says_almost_nothing_is_exported(
+    calibrated: Calibrated, tmp_path: Path, precision: Precision, scale: float
+) -> None:
+    """Its scale is below FP16's smallest normal number, which it becomes there."""
+    before = calibrated(residual="skip")
+    quantized = replace(before, network=copy.deepcopy(before.network))
+    amax = quantized.amax()
+    name = next(name for name in amax if name.startswith("activation.silu"))
+    quantized.load_amax_({name: torch.tensor(1e-3)})
+    model = Model(quantized.network, quantized.names, (64, 64), Path("yolov8n.yaml"), "ptq", quantized)
+    file = onnx.load(export_onnx(model, tmp_path / "x.onnx", ExportSection(precision=precision)).path)
+    values = initializers(file)
+    scales = [float(values[n.input[1]].max()) for n in file.graph.node if n.op_type == "QuantizeLinear"]
+    assert min(scales) == pytest.approx(scale)
+
+
 # other precisions ------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from trt_qat.operators import is_dfl_weight
 
 # These inputs are FP32 by the ONNX specification whatever the data type.
+SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+"""FP16's smallest normal number: a scale must stay positive, and this is far below any useful one."""
+
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 
 
@@ -94,8 +97,7 @@ def _convert_constants(body: list[gs.Node]) -> None:
 def _half(values: NDArray[np.float32], is_scale: bool) -> NDArray[np.float16]:
     limit = np.finfo(np.float16)
     half = np.clip(values, limit.min, limit.max).astype(np.float16)
-    # a scale must stay positive; FP16's smallest normal number is far below any useful one
-    return np.asarray(np.maximum(half, limit.tiny) if is_scale else half, dtype=np.float16)
+    return np.asarray(np.maximum(half, SMALLEST_SCALE) if is_scale else half, dtype=np.float16)
 
 
 def _cast_inputs(graph: gs.Graph, body: list[gs.Node]) -> None:

@@ -20,7 +20,7 @@ from trt_qat.artifacts import OnnxArtifact, atomic_path
 from trt_qat.checkpoint import Model
 from trt_qat.config import ExportSection
 from trt_qat.errors import ConsistencyError, ExportError
-from trt_qat.exporter.fp16 import round_scales_, to_float16_
+from trt_qat.exporter.fp16 import SMALLEST_SCALE, round_scales_, to_float16_
 from trt_qat.exporter.qdq_passes import (
     clean_,
     drop_idle_casts_,
@@ -88,7 +88,7 @@ def export_onnx(
     onnx.helper.set_model_props(finished, {k: str(v) for k, v in file_metadata(model, section).items()})
     _check(finished)
     if quantized and int8:
-        _check_scales(finished, quantized)
+        _check_scales(finished, quantized, least=SMALLEST_SCALE if precision.endswith("fp16") else 0.0)
     with atomic_path(out) as temporary:
         onnx.save(finished, str(temporary))
     return OnnxArtifact(out, precision)
@@ -192,17 +192,20 @@ def _check(model: onnx.ModelProto) -> None:
         raise ExportError(f"The exported graph fails ONNX's check: {' '.join(str(exc).split())[:300]}") from exc
 
 
-def _check_scales(model: onnx.ModelProto, quantized: QuantizedModel) -> None:
+def _check_scales(model: onnx.ModelProto, quantized: QuantizedModel, least: float) -> None:
     """Each activation's scale in the file is a range of the checkpoint over 127, with its zero point.
 
     FP16 rounding apart.
+
+    Args:
+        least: what a smaller scale was raised to.
 
     Raises:
         ConsistencyError: one is not, so that the file computes something else.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     grids = quantized.grids().values()
-    steps, codes = np.array([grid.step for grid in grids]), np.array([grid.zero_point for grid in grids])
+    steps, codes = np.array([max(grid.step, least) for grid in grids]), np.array([grid.zero_point for grid in grids])
     for node in model.graph.node:
         if node.op_type != "QuantizeLinear" or node.input[1] not in constants:
             continue

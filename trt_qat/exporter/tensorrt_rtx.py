@@ -27,11 +27,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from trt_qat.exporter.fp16 import SMALLEST_SCALE
 from trt_qat.exporter.qdq_passes import copy_of, redirect, weight_dequantizer
 
 _LARGEST = float(np.finfo(np.float16).max)
 _ELEMENTWISE = frozenset({"Sigmoid", "Mul", "Relu", "LeakyRelu", "HardSwish", "HardSigmoid", "Tanh"})
-_SMALLEST = float(np.finfo(np.float16).tiny)
 
 
 def to_tensorrt_rtx_(graph: gs.Graph) -> None:
@@ -157,7 +157,7 @@ def _base(scales: NDArray[np.float32], largest_sum: float) -> float:
     """
     middle = float(np.exp2(np.log2(scales.astype(np.float64)).mean()))
     base = float(np.exp2(np.floor(np.log2(min(middle, _LARGEST / largest_sum)))))
-    return max(base, _SMALLEST)
+    return max(base, SMALLEST_SCALE)
 
 
 def _largest_sum(conv: gs.Node, dequantize: gs.Node) -> float:
