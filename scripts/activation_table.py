@@ -73,8 +73,8 @@ def trained(activation: Activation, epochs: int, setting: Setting) -> trt_qat.Mo
     folder = setting.out / f"{activation}_{epochs}"
     section = setting.section.replace(activation=activation, activation_epochs=epochs)
     if activation == "keep":
-        student = trt_qat.load(setting.model.source, setting.model.imgsz)
-        distil_float(student, setting.model, setting.dataset, folder, section, student.provenance, resume=True)
+        silu = setting.model
+        distil_float(silu, silu, setting.dataset, folder, section, silu.provenance, resume=True)
     else:
         trt_qat.replace_activation(setting.model, setting.dataset, folder, section, resume=True)
     return trt_qat.load(folder / "last.safetensors")

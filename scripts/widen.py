@@ -16,16 +16,26 @@ from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
 import trt_qat
-from trt_qat.model.loading import check_same_output
+from trt_qat.artifacts import atomic_path
+from trt_qat.errors import ArtifactError, TrtQatError
+from trt_qat.model.loading import build_network, check_same_output, class_names, network_from_architecture
+
+STEM = "model.0.conv.weight"
 
 
-def widened(narrow: DetectionModel) -> DetectionModel:
-    """The same function in twice the channels; seeded."""
-    wide = DetectionModel("yolov8s.yaml", nc=len(narrow.names), verbose=False).eval()
-    draws, old = torch.Generator().manual_seed(0), narrow.state_dict()
-    wide.load_state_dict({name: _fitted(old[name], like, draws) for name, like in wide.state_dict().items()})
-    wide.names = narrow.names
-    check_same_output(narrow.eval(), wide, "widening")
+def widened(narrow: DetectionModel, source: Path) -> DetectionModel:
+    """The same function in twice the channels; seeded.
+
+    Raises:
+        ArtifactError: it is no YOLOv8n, which ``source`` came from.
+    """
+    # not the stored architecture with another scale: it may hold its width itself, and then stays what it is
+    wide = network_from_architecture(build_network(Path("yolov8s.yaml")).yaml, class_names(narrow))
+    draws, old, new = torch.Generator().manual_seed(0), narrow.state_dict(), wide.state_dict()
+    if old.keys() != new.keys() or 2 * len(old[STEM]) != len(new[STEM]):
+        raise ArtifactError(f"'{source}' is no YOLOv8n, whose weights are needed.")
+    wide.load_state_dict({name: _fitted(old[name], like, draws) for name, like in new.items()})
+    check_same_output(narrow, wide, f"'{source}' made wider")
     return wide
 
 
@@ -51,7 +61,15 @@ def _twice(old: int, new: int) -> Tensor:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(weights: Path, out: Path) -> None:
     """Widen WEIGHTS, a trained YOLOv8n."""
-    torch.save({"model": widened(trt_qat.load(weights).as_trained()).half(), "train_args": {}}, out)
+    try:
+        model = trt_qat.load(weights)
+        wide = widened(model.as_trained(), weights)
+    except TrtQatError as exc:
+        raise click.ClickException(str(exc)) from exc
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        torch.save({"model": wide.half(), "train_args": {"imgsz": max(model.imgsz)}}, temporary)
+    click.echo(f"Written: {out}")
 
 
 if __name__ == "__main__":

@@ -54,11 +54,11 @@ from trt_qat.footage.named import Data, footage_in
 from trt_qat.given_data import (
     FOOTAGE,
     check_trainable_dataset,
-    check_unlabelled,
     given_dataset,
     images_to_calibrate,
     labelled_by_side,
     labelled_dataset,
+    labelled_footage,
 )
 from trt_qat.halving import halving
 from trt_qat.mixed_precision.advice import NEEDS_CHANNELS, NEEDS_SYMMETRIC, Advice, Adviser, gpu_for_advice
@@ -733,11 +733,9 @@ def label(
     """
     tune_cpu()
     section = (section or DataSection()).replace(**settings)
-    check_unlabelled(data, model.names)
-    with given_dataset(
-        model, data, folder=Path(out), section=section, evaluation=evaluation, device=device, progress=progress
-    ) as dataset:
-        return dataset
+    return labelled_footage(
+        model, data, Path(out), section=section, evaluation=evaluation, device=device, progress=progress
+    )
 
 
 def _runtime(model: str | Path | Model, runtime: str | None, section: EvaluationSection) -> str:

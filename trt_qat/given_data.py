@@ -100,15 +100,20 @@ def footage_for(
     return Making(footage, folder, model.names, labeller, section, evaluation, progress, check)
 
 
-def check_unlabelled(data: Data, names: Mapping[int, str] | None) -> None:
-    """Refuse a dataset with labels where images and videos are to be labelled.
+def labelled_footage(model: Model, data: Data, folder: Path, *, progress: Progress = SILENT, **how: Any) -> Dataset:
+    """Images and videos as a dataset in ``folder``, labelled by a model.
+
+    Args:
+        how: see :func:`footage_for`.
 
     Raises:
-        DatasetError: ``data`` has labels, or cannot be read.
+        DatasetError: ``data`` has labels, cannot be read, or the model cannot label it.
     """
-    if footage_in(data) is None:
-        source = labelled_dataset(data, names).source  # which says what is wrong with it
+    making = footage_for(model, data, folder, progress=progress, **how)
+    if making is None:
+        source = labelled_dataset(data, model.names).source  # which says what is wrong with it
         raise DatasetError(f"'{source}' has labels. Images and videos without labels are labelled.")
+    return making.dataset()
 
 
 def dataset_for(model: Model, data: Data) -> Dataset:

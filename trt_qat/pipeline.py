@@ -22,10 +22,10 @@ from trt_qat.footage.dataset import Making
 from trt_qat.footage.named import Data
 from trt_qat.given_data import (
     FOOTAGE,
-    check_unlabelled,
     footage_for,
     given_dataset,
     labelled_dataset,
+    labelled_footage,
     trainable_dataset,
 )
 from trt_qat.lock import locked
@@ -84,9 +84,7 @@ def label(weights: Path, data: Data, out: Path, config: Config, progress: Progre
     """Images and videos as a dataset in ``out`` whose labels are what the float weights detect."""
     with locked(out.absolute().parent, out.name):
         model = load(weights, config.model.fixed_imgsz)
-        check_unlabelled(data, model.names)
-        with given_dataset(model, data, folder=out, progress=progress, **_how(config)) as dataset:
-            return dataset
+        return labelled_footage(model, data, out, progress=progress, **_how(config))
 
 
 def footage_of(

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from trt_qat.operators import is_dfl_weight
 
-# These inputs are FP32 by the ONNX specification whatever the data type.
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """FP16's smallest normal number: a scale must stay positive, and this is far below any useful one."""
 
+# These inputs are FP32 by the ONNX specification whatever the data type.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 
 

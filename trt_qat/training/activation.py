@@ -109,7 +109,7 @@ def distil_float(
     """The training of this module, whatever the student's activation; returns ``out/best.safetensors``.
 
     Args:
-        student: float; trained as it is, or a copy of it where its BatchNorm is apart.
+        student: float, left as it is; may be the teacher.
         teacher: float, left as it is.
 
     Raises:
